@@ -1,0 +1,1 @@
+"""Pellucid: fluorescence microscopy made clear."""

@@ -1,0 +1,1 @@
+"""Command line and pictures: argument parsing, nothing else. Imports stages."""

@@ -1,0 +1,1 @@
+"""The mathematics: geometry, PSFs, operators, back projectors, restoration, quality. No files, no configuration."""

@@ -1,0 +1,1 @@
+"""Restoration networks: models, training, trust. Imports core only."""
