@@ -1,0 +1,104 @@
+"""Finding input files: one file, a folder of files or a pattern, in natural order."""
+
+import difflib
+import glob
+import re
+from pathlib import Path
+
+from pellucid.errors import InputError
+
+IMAGE_SUFFIXES = (".tif", ".tiff", ".btf", ".tf8", ".zarr", ".npy", ".npz")
+
+
+def find_inputs(spec: str | Path) -> list[Path]:
+    """The input files that `spec` names, in natural order ("t2" before "t10").
+
+    Parameters
+    ----------
+    spec : a file, an OME-Zarr folder (one input), a folder of images, or a glob pattern
+
+    Raises
+    ------
+    InputError : nothing found; lists what the folder holds instead
+    """
+    path = Path(spec).expanduser()
+    if path.is_dir() and not is_zarr(path):
+        found = [entry for entry in path.iterdir() if _looks_like_image(entry)]
+        if not found:
+            raise InputError(f"{path}: no images in this folder; {_holds(path)}")
+    elif path.exists() or not glob.has_magic(str(path)):
+        return [check_input_path(path)]
+    else:
+        # A pattern is the user's own choice of files, so their suffix is not judged here.
+        found = [
+            Path(name)
+            for name in glob.glob(str(path), recursive=True)
+            if not Path(name).name.startswith(".") and not Path(name).name.endswith(".partial")
+            and (Path(name).is_file() or is_zarr(Path(name)))
+        ]  # fmt: skip
+        if not found:
+            folder = next(p for p in path.parents if not glob.has_magic(str(p)))
+            raise InputError(f"{spec}: the pattern matches no file; {_holds(folder)}")
+    return sorted(found, key=natural_key)
+
+
+def natural_key(path: Path) -> list[tuple[int, int, str]]:
+    """Sorting key that counts digits as numbers."""
+    pieces = re.split(r"(\d+)", str(path))
+    return [(0, int(p), p) if p.isdigit() else (1, 0, p.lower()) for p in pieces if p]
+
+
+def is_zarr(path: Path) -> bool:
+    """Whether `path` is a Zarr group or array, of version 2 or 3."""
+    return path.suffix.lower() == ".zarr" or any(
+        (path / name).is_file() for name in ("zarr.json", ".zgroup", ".zattrs", ".zarray")
+    )
+
+
+def check_input_path(path: str | Path) -> Path:
+    """`path` as a Path if there is something finished to open, else InputError with what to do."""
+    path = Path(path).expanduser()
+    if path.name.endswith(".partial"):
+        raise InputError(
+            f"{path.name}: the unfinished output of a run that is going on or was interrupted. "
+            "Wait for it, or delete it and run again."
+        )
+    if not path.exists():
+        near = _close_matches(path)
+        hint = f"Did you mean {near}?" if near else _holds(path.parent)
+        raise InputError(f"{path}: no such file. {hint}")
+    if path.is_dir():
+        if not is_zarr(path):
+            raise InputError(
+                f"{path}: a folder, and not an OME-Zarr; {_holds(path)} "
+                "Give one file, or find_inputs for all of them."
+            )
+    elif path.stat().st_size == 0:
+        raise InputError(f"{path.name}: the file is empty (0 bytes). Copy or export it again.")
+    return path
+
+
+def _looks_like_image(entry: Path) -> bool:
+    return (
+        entry.suffix.lower() in IMAGE_SUFFIXES
+        and not entry.name.startswith(".")
+        and (entry.is_file() or is_zarr(entry))
+    )
+
+
+def _close_matches(path: Path) -> str:
+    if not path.parent.is_dir():
+        return ""
+    names = [entry.name for entry in path.parent.iterdir()]
+    return " or ".join(difflib.get_close_matches(path.name, names, n=3, cutoff=0.6))
+
+
+def _holds(folder: Path) -> str:
+    """One sentence on what lies in `folder`, for messages."""
+    if not folder.is_dir():
+        return f"The folder {folder} does not exist either."
+    names = sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith("."))
+    if not names:
+        return f"{folder} is empty."
+    more = f" and {len(names) - 6} more" if len(names) > 6 else ""
+    return f"{folder} holds {', '.join(names[:6])}{more}."

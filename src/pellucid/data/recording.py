@@ -1,0 +1,188 @@
+"""Recordings: one face, (t, c, z, y, x) and micrometres, for every file format that is read."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from pellucid.data.inputs import check_input_path
+from pellucid.data.source import RECORDING_AXES, Array, Source, Spacing
+from pellucid.errors import InputError
+
+TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+NUMPY_MAGIC = (b"\x93NUM", b"PK\x03\x04")
+
+# Suffixes of instrument formats, to tell "cannot read this yet" from "this is not an image".
+MICROSCOPE_SUFFIXES = frozenset(
+    {".czi", ".nd2", ".lif", ".ims", ".oib", ".oif", ".oir", ".vsi", ".h5", ".hdf5", ".n5", ".dv",
+     ".stk", ".klb", ".mrc"}
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Recording:
+    """An image file: what it holds, and `read` for any block of one time point and channel.
+
+    Parameters
+    ----------
+    path : the file or OME-Zarr folder
+    shape : (t, c, z, y, x), with 1 for an axis that the file does not have
+    dtype : as acquired, in this machine's byte order
+    stated_um : (z, y, x) micrometres, None for each that nobody stated
+    channels : one name for each channel; "channel 0", ... where the file names none
+    time_step_s : seconds between time points, None when the file does not say
+    """
+
+    path: Path
+    shape: tuple[int, int, int, int, int]
+    dtype: np.dtype
+    stated_um: Spacing
+    channels: tuple[str, ...]
+    time_step_s: float | None
+    _source: Source = field(repr=False, compare=False)
+
+    @property
+    def voxel_um(self) -> tuple[float, float, float] | None:
+        """(z, y, x) micrometres, or None unless all that matter are stated; never guessed.
+
+        The spacing of a single plane has no meaning: its z is then 1.0.
+        """
+        z, y, x = self.stated_um
+        if z is None and self.shape[2] == 1:
+            z = 1.0
+        if z is None or y is None or x is None:
+            return None
+        return (z, y, x)
+
+    def require_voxel_um(self) -> tuple[float, float, float]:
+        """(z, y, x) micrometres; raises InputError that says which are not stated."""
+        if self.voxel_um is not None:
+            return self.voxel_um
+        known = [f"{a} = {s:g} um" for a, s in zip("zyx", self.stated_um, strict=True) if s]
+        raise InputError(
+            f"{self.path.name}: the voxel size is not in the file"
+            + (f" (only {', '.join(known)})" if known else "")
+            + ". State it as z,y,x in micrometres: voxel_um=(0.3, 0.1, 0.1) or --voxel-um."
+        )
+
+    def read(
+        self,
+        t: int = 0,
+        c: int = 0,
+        z: slice = slice(None),
+        y: slice = slice(None),
+        x: slice = slice(None),
+    ) -> Array:
+        """(z, y, x) pixels of time point `t` and channel `c`, as acquired.
+
+        Only the chunks, pages or strips that the block touches are read, where the format allows.
+
+        Raises
+        ------
+        InputError : an index outside the recording, or a file damaged where it is read
+        """
+        for axis, index, size in (("t", t, self.shape[0]), ("c", c, self.shape[1])):
+            if not 0 <= index < size:
+                raise InputError(
+                    f"{self.path.name}: {axis} = {index} is outside 0..{size - 1} of this file."
+                )
+        wanted = {"t": slice(t, t + 1), "c": slice(c, c + 1)}
+        steps = []
+        for axis, part, size in zip("zyx", (z, y, x), self.shape[2:], strict=True):
+            start, stop, step = part.indices(size)
+            if step < 1:
+                raise InputError(f"{self.path.name}: {axis} is read forwards, got step {step}.")
+            wanted[axis] = slice(start, max(start, stop))
+            steps.append(slice(None, None, step))
+        axes = self._source.axes
+        block = self._source.read(tuple(wanted[axis] for axis in axes))
+        present = [axis for axis in RECORDING_AXES if axis in axes]
+        block = block.transpose([axes.index(axis) for axis in present])
+        volume: Array = block.reshape([_length(wanted[axis]) for axis in "zyx"])
+        return volume[tuple(steps)]
+
+
+def open_recording(
+    path: str | Path,
+    *,
+    voxel_um: tuple[float, float, float] | None = None,
+    axes: str | None = None,
+    image: int | None = None,
+) -> Recording:
+    """The recording in a TIFF, OME-Zarr or NumPy file, described but not yet read.
+
+    Parameters
+    ----------
+    path : OME-TIFF, ImageJ TIFF, TIFF, OME-Zarr 0.4 or 0.5 (a folder), .npy or .npz
+    voxel_um : (z, y, x) micrometres; overrides what the file says
+    axes : the dimensions of the stored array, such as "tzyx", where the file does not say
+    image : which image of a TIFF that holds several (positions, scenes)
+
+    Raises
+    ------
+    InputError : a missing, empty, truncated, unfinished or unreadable file, and what to do
+
+    Examples
+    --------
+    >>> recording = open_recording("embryo.ome.zarr")             # doctest: +SKIP
+    >>> block = recording.read(t=0, c=1, z=slice(10, 20))         # doctest: +SKIP
+    """
+    path = check_input_path(path)
+    if voxel_um is not None:
+        voxel_um = check_voxel_um(voxel_um)
+    source = _open_source(path, axes, image)
+    sizes = dict(zip(source.axes, source.shape, strict=True))
+    t, c, z, y, x = (sizes.get(axis, 1) for axis in RECORDING_AXES)
+    stated = source.calibration
+    names = stated.channels
+    return Recording(
+        path=path,
+        shape=(t, c, z, y, x),
+        dtype=source.dtype,
+        stated_um=stated.spacing_um if voxel_um is None else voxel_um,
+        channels=names if len(names) == c else tuple(f"channel {i}" for i in range(c)),
+        time_step_s=stated.time_step_s,
+        _source=source,
+    )
+
+
+def check_voxel_um(voxel_um: Sequence[float]) -> tuple[float, float, float]:
+    """`voxel_um` as three floats; raises InputError unless they are positive and finite."""
+    if len(voxel_um) != 3 or not all(np.isfinite(s) and s > 0 for s in voxel_um):
+        raise InputError(
+            f"voxel_um: expected three positive micrometres (z, y, x), got {tuple(voxel_um)}."
+        )
+    z, y, x = voxel_um
+    return (float(z), float(y), float(x))
+
+
+def _open_source(path: Path, axes: str | None, image: int | None) -> Source:
+    # Each format is imported when a file of it comes: tensorstore alone costs half a second.
+    if path.is_dir():
+        from pellucid.data.ome_zarr import OmeZarrSource
+
+        return OmeZarrSource(path, axes)
+    with path.open("rb") as file:
+        magic = file.read(4)
+    if magic in TIFF_MAGIC:
+        from pellucid.data.tiff import TiffSource
+
+        return TiffSource(path, axes, image)
+    if magic in NUMPY_MAGIC:
+        from pellucid.data.numpy_file import NumpySource
+
+        return NumpySource(path, axes)
+    if path.suffix.lower() in MICROSCOPE_SUFFIXES:
+        raise InputError(
+            f"{path.name}: {path.suffix} files are not read yet. "
+            "Export the stack as OME-TIFF or OME-Zarr from the microscope's software or Fiji."
+        )
+    raise InputError(
+        f"{path.name}: not an image that Pellucid knows (its first bytes are {magic!r}). "
+        "Give a TIFF, an OME-Zarr folder or a .npy file."
+    )
+
+
+def _length(part: slice) -> int:
+    return int(part.stop - part.start)
