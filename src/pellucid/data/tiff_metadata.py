@@ -92,8 +92,10 @@ def _pixels_per_unit_inverse(file: tifffile.TiffFile, name: str) -> float | None
 def _label_names(said: dict[str, Any]) -> tuple[str, ...]:
     """Channel names where every slice label of a channel is the same, as we write them."""
     channels = int(said.get("channels", 1))
-    labels = said.get("Labels") or []
-    if not isinstance(labels, list) or len(labels) < channels or len(labels) % channels:
+    labels: list[str] | str = said.get("Labels") or []
+    if isinstance(labels, str):  # tifffile returns the label of a single slice bare
+        labels = [labels]
+    if len(labels) < channels or len(labels) % channels:
         return ()
     names = labels[:channels]
     if any(label != names[i % channels] for i, label in enumerate(labels)):
