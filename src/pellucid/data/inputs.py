@@ -5,6 +5,7 @@ import glob
 import re
 from pathlib import Path
 
+from pellucid.data.zarr_json import is_zarr
 from pellucid.errors import InputError
 
 IMAGE_SUFFIXES = (".tif", ".tiff", ".btf", ".tf8", ".zarr", ".npy", ".npz")
@@ -46,13 +47,6 @@ def natural_key(path: Path) -> list[tuple[int, int, str]]:
     """Sorting key that counts digits as numbers."""
     pieces = re.split(r"(\d+)", str(path))
     return [(0, int(p), p) if p.isdigit() else (1, 0, p.lower()) for p in pieces if p]
-
-
-def is_zarr(path: Path) -> bool:
-    """Whether `path` is a Zarr group or array, of version 2 or 3."""
-    return path.suffix.lower() == ".zarr" or any(
-        (path / name).is_file() for name in ("zarr.json", ".zgroup", ".zattrs", ".zarray")
-    )
 
 
 def check_input_path(path: str | Path) -> Path:

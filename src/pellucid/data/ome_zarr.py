@@ -1,6 +1,5 @@
 """OME-Zarr 0.4 and 0.5 (and plain Zarr arrays): blocks of the finest level, chunk by chunk."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from pellucid.data.source import (
     to_micrometres,
     to_seconds,
 )
+from pellucid.data.zarr_json import is_array, zarr_attributes
 from pellucid.errors import InputError
 
 
@@ -61,34 +61,6 @@ class OmeZarrSource:
                 "The store is damaged there: copy or export it again."
             ) from error
         return block
-
-
-def zarr_attributes(path: Path) -> dict[str, Any]:
-    """Attributes of the Zarr group or array at `path`, of version 2 or 3; {} if it has none."""
-    if (path / "zarr.json").is_file():
-        found: dict[str, Any] = _json(path / "zarr.json").get("attributes", {})
-        return found
-    return _json(path / ".zattrs") if (path / ".zattrs").is_file() else {}
-
-
-def is_array(path: Path) -> bool:
-    """Whether `path` is a Zarr array itself."""
-    if (path / "zarr.json").is_file():
-        return bool(_json(path / "zarr.json").get("node_type") == "array")
-    return (path / ".zarray").is_file()
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text())
-    except ValueError as error:
-        raise InputError(
-            f"{path.parent.name}: {path.name} is not complete JSON ({error}). "
-            "The store is damaged: copy or export it again."
-        ) from error
-    if not isinstance(content, dict):
-        raise InputError(f"{path.parent.name}: {path.name} holds no metadata. Export it again.")
-    return content
 
 
 def _check_finished(attributes: dict[str, Any], name: str) -> None:

@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from pellucid.data.ome_zarr import zarr_attributes
 from pellucid.data.writer import plain_errors, write_atomically
+from pellucid.data.zarr_json import zarr_attributes
 from pellucid.errors import InputError, OutputError
 
 RECORD_VERSION = 1
@@ -37,7 +37,8 @@ class Fingerprint:
     ----------
     modified : time of last change, ISO 8601, UTC
     checksum : "blake2b:" and 32 hexadecimal digits
-    coverage : "whole file", "64 samples of 1 MiB", or "metadata, names and sizes" for a folder
+    coverage : "everything"; or, above 256 MiB, "64 samples of 1 MiB" of a file and
+        "names, sizes and metadata" of a folder
     """
 
     path: str
@@ -93,7 +94,7 @@ class RunRecord:
 
 
 def fingerprint(path: str | Path) -> Fingerprint:
-    """Fingerprint of a file (its bytes, all or sampled) or a folder (its metadata, names, sizes).
+    """Fingerprint of a file or an OME-Zarr folder: of all its bytes up to 256 MiB, sampled beyond.
 
     A sampled checksum is fast and finds a wrong, truncated or re-exported file, and not a change
     of single voxels; its `coverage` says so.
@@ -107,7 +108,7 @@ def fingerprint(path: str | Path) -> Fingerprint:
         digest.update(str(status.st_size).encode())
         with path.open("rb") as file:
             if status.st_size <= WHOLE_FILE_BYTES:
-                coverage = "whole file"
+                coverage = "everything"
                 while piece := file.read(SAMPLE_BYTES):
                     digest.update(piece)
             else:
@@ -185,19 +186,19 @@ def plain_json(value: Any) -> Any:
 
 
 def _folder_fingerprint(path: Path) -> Fingerprint:
+    files = sorted(entry for entry in path.rglob("*") if entry.is_file())
+    states = [entry.stat() for entry in files]
+    size = sum(state.st_size for state in states)
+    everything = size <= WHOLE_FILE_BYTES
     digest = hashlib.blake2b(digest_size=16)
-    size, newest = 0, path.stat().st_mtime
-    for entry in sorted(path.rglob("*")):
-        if not entry.is_file():
-            continue
-        status = entry.stat()
-        size += status.st_size
-        newest = max(newest, status.st_mtime)
-        digest.update(f"{entry.relative_to(path).as_posix()}:{status.st_size};".encode())
-        if entry.name in ("zarr.json", ".zattrs", ".zarray"):
+    for entry, state in zip(files, states, strict=True):
+        digest.update(f"{entry.relative_to(path).as_posix()}:{state.st_size};".encode())
+        if everything or entry.name in ("zarr.json", ".zattrs", ".zarray"):
             digest.update(entry.read_bytes())
+    newest = max([path.stat().st_mtime, *(state.st_mtime for state in states)])
+    coverage = "everything" if everything else "names, sizes and metadata"
     checksum = f"blake2b:{digest.hexdigest()}"
-    return Fingerprint(str(path), size, _iso(newest), checksum, "metadata, names and sizes")
+    return Fingerprint(str(path), size, _iso(newest), checksum, coverage)
 
 
 def _write_into_zarr(path: Path, content: dict[str, Any]) -> None:

@@ -83,7 +83,7 @@ def _promised_planes(file: tifffile.TiffFile, number: int) -> int:
     if said is not None:
         counted = [int(said.get(axis, 1)) for axis in ("channels", "slices", "frames")]
         return max(int(np.prod(counted)), int(said.get("images", 1)))
-    if file.shaped_metadata:
+    if file.shaped_metadata and number < len(file.shaped_metadata):
         return int(np.prod(file.shaped_metadata[number]["shape"][:-2], dtype=np.int64))
     return 0
 

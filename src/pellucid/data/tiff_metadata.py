@@ -20,7 +20,7 @@ def tiff_calibration(file: tifffile.TiffFile, image: int) -> Calibration:
     if file.imagej_metadata is not None:
         return _imagej_calibration(file)
     if file.is_micromanager and file.micromanager_metadata:
-        return _micromanager_calibration(file.micromanager_metadata)
+        return micromanager_calibration(file.micromanager_metadata)
     unit = RESOLUTION_UNITS.get(int(_tag(file, "ResolutionUnit") or 0))
     return Calibration(spacing_um=(None, *_pixel_um(file, unit)))
 
@@ -57,7 +57,9 @@ def promised_ome_planes(xml: str, image: int) -> int:
 def _imagej_calibration(file: tifffile.TiffFile) -> Calibration:
     said: dict[str, Any] = file.imagej_metadata or {}
     unit = str(said.get("unit", ""))
-    z = to_micrometres(_number(said.get("spacing")), said.get("zunit", unit))
+    spacing = _number(said.get("spacing"))
+    # Fiji marks a stack that runs downwards by a negative spacing.
+    z = to_micrometres(None if spacing is None else abs(spacing), said.get("zunit", unit))
     y, x = _pixel_um(file, unit)
     # A y unit of its own is how Fiji marks pixels that are not isotropic in kind.
     if "yunit" in said:
@@ -66,7 +68,8 @@ def _imagej_calibration(file: tifffile.TiffFile) -> Calibration:
     return Calibration((z, y, x), _label_names(said), interval)
 
 
-def _micromanager_calibration(said: dict[str, Any]) -> Calibration:
+def micromanager_calibration(said: dict[str, Any]) -> Calibration:
+    """Calibration from the Summary of Micro-Manager's own metadata (1.4 and 2)."""
     summary = said.get("Summary") or {}
     pixel = to_micrometres(_number(summary.get("PixelSize_um")), "um")
     step = to_micrometres(_number(summary.get("z-step_um")), "um")
@@ -92,7 +95,7 @@ def _pixels_per_unit_inverse(file: tifffile.TiffFile, name: str) -> float | None
 def _label_names(said: dict[str, Any]) -> tuple[str, ...]:
     """Channel names where every slice label of a channel is the same, as we write them."""
     channels = int(said.get("channels", 1))
-    labels: list[str] | str = said.get("Labels") or []
+    labels: list[str | None] | str = said.get("Labels") or []
     if isinstance(labels, str):  # tifffile returns the label of a single slice bare
         labels = [labels]
     if len(labels) < channels or len(labels) % channels:

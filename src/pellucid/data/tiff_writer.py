@@ -1,5 +1,6 @@
 """OME-TIFF and ImageJ TIFF, uncompressed and plane by plane, with the scale that Fiji reads."""
 
+import errno
 import json
 import os
 from collections.abc import Iterable, Mapping
@@ -193,5 +194,11 @@ def _check_imagej(path: Path, image: ImageDescription) -> None:
 def _reserve(file: BinaryIO, size: int) -> None:
     """Claim the disk space now, so that a full disk is known before the work and not after it."""
     reserve = getattr(os, "posix_fallocate", None)
-    if reserve is not None:
+    if reserve is None:
+        return
+    try:
         reserve(file.fileno(), 0, size)
+    except OSError as error:
+        # A file system that cannot reserve is no reason to stop; a full one is.
+        if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
+            raise

@@ -18,7 +18,7 @@ import numpy as np
 
 from pellucid.data.pixels import IntegerScale, check_output_dtype, to_dtype
 from pellucid.data.source import Array
-from pellucid.errors import OutputError, ParameterError, PlanError
+from pellucid.errors import OutputError, ParameterError, PellucidError, PlanError
 
 
 @dataclass(frozen=True)
@@ -174,7 +174,7 @@ def plain_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, RuntimeError, NotImplementedError) as error:
-        if isinstance(error, (OutputError, PlanError, ParameterError)):
+        if isinstance(error, PellucidError):
             raise
         full = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
         raise OutputError(
