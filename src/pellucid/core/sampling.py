@@ -1,0 +1,122 @@
+"""Reading a few million voxels of a volume, in memory or lazily sliced, for statistics."""
+
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pellucid.errors import InputError, ParameterError
+
+# Statistics are read from at most this many voxels, in blocks spread over the volume: 4 million
+# give the gain to better than 1 %, so more would only cost memory.
+MAX_VOXELS = 4_000_000
+BLOCK = (16, 256, 256)
+
+
+class Array(Protocol):
+    """What can be measured: a numpy array, a torch tensor, or anything sliced lazily like one."""
+
+    @property
+    def shape(self) -> Any: ...
+    def __getitem__(self, key: Any, /) -> Any: ...
+
+
+def to_numpy(values: Any) -> NDArray[Any]:
+    """`values` as a numpy array on the CPU, whatever they were."""
+    if isinstance(values, torch.Tensor):
+        return values.detach().cpu().numpy()
+    return np.asarray(values)
+
+
+def checked_shape(volume: Array, name: str) -> tuple[int, int, int]:
+    """(z, y, x) of a volume or plane; InputError for anything else."""
+    shape = tuple(int(n) for n in volume.shape)
+    if len(shape) not in (2, 3) or 0 in shape:
+        raise InputError(
+            f"{name}: expected a non-empty (z, y, x) volume or (y, x) plane, got shape {shape}. "
+            "Pick one channel and one time point."
+        )
+    z, y, x = (1, *shape) if len(shape) == 2 else shape
+    return z, y, x
+
+
+def checked_spacing(spacing_um: tuple[float, ...]) -> tuple[float, float, float]:
+    """The (z, y, x) voxel size as floats; ParameterError unless three finite positive numbers."""
+    values = tuple(float(s) for s in spacing_um)
+    if len(values) != 3 or not all(np.isfinite(s) and s > 0 for s in values):
+        raise ParameterError(
+            f"spacing_um: expected three positive micrometres (z, y, x), got {spacing_um}. "
+            "Give 1.0 for the z of a single plane."
+        )
+    return values[0], values[1], values[2]
+
+
+def finite(values: NDArray[Any], name: str) -> NDArray[Any]:
+    """`values` themselves; InputError where they hold NaN or infinity."""
+    if values.dtype.kind in "fc" and not np.isfinite(values).all():
+        raise InputError(
+            f"{name}: expected finite values, got NaN or infinity. Replace them before measuring."
+        )
+    return values
+
+
+def blocks_of(volume: Array, name: str, max_voxels: int = MAX_VOXELS) -> list[NDArray[Any]]:
+    """Blocks of at most BLOCK voxels spread evenly over the volume, about `max_voxels` in all.
+
+    InputError where they hold NaN or infinity. A lazy array is read block by block.
+    """
+    shape = checked_shape(volume, name)
+    plane = len(volume.shape) == 2
+    # Shares of nearly equal size, so that no block is a sliver of the last few planes.
+    counts = [-(-n // b) for n, b in zip(shape, BLOCK, strict=True)]
+    edges = [np.linspace(0, n, k + 1).astype(int) for n, k in zip(shape, counts, strict=True)]
+    total = int(np.prod(counts))
+    keep = min(total, max(1, int(total * max_voxels / float(np.prod(shape)))))
+    blocks = []
+    for index in np.unique(((np.arange(keep) + 0.5) * total / keep).astype(int)):
+        i, j, k = np.unravel_index(index, counts)
+        rows = slice(edges[1][j], edges[1][j + 1]), slice(edges[2][k], edges[2][k + 1])
+        picked = volume[rows] if plane else volume[(slice(edges[0][i], edges[0][i + 1]), *rows)]
+        block = finite(to_numpy(picked), name)
+        blocks.append(block[None] if plane else block)
+    return blocks
+
+
+def fill_value(blocks: list[NDArray[Any]]) -> float | None:
+    """The padding of a deskewed or stitched volume: a constant that stands apart from all data.
+
+    At least one constant tile at the lowest value, and almost no voxel between it and half-way to
+    the darkest of the other tiles. None for a black that the data reach continuously.
+    """
+    lowest = min(float(b.min()) for b in blocks)
+    tiles = [t.reshape(-1) for b in blocks for t in (_tiles(b).min(axis=(1, 3, 5)),)]
+    tops = [t.reshape(-1) for b in blocks for t in (_tiles(b).max(axis=(1, 3, 5)),)]
+    bottom, top = np.concatenate(tiles), np.concatenate(tops)
+    if not (top == lowest).any():
+        return None
+    free = bottom > lowest
+    if not free.any():
+        return None
+    half = lowest + 0.5 * (float(np.quantile(bottom[free], 0.02)) - lowest)
+    between = sum(int(((b > lowest) & (b < half)).sum()) for b in blocks)
+    stands_apart = between < 1e-4 * sum(b.size for b in blocks)
+    return lowest if stands_apart else None
+
+
+def block_means(blocks: list[NDArray[Any]], fill: float | None) -> NDArray[np.float64]:
+    """Means of the 4 x 8 x 8-voxel tiles of all blocks, of those without a voxel of `fill`."""
+    means = []
+    for block in blocks:
+        tiles = _tiles(block)
+        mean = tiles.mean(axis=(1, 3, 5), dtype=np.float64)
+        means.append(mean[tiles.min(axis=(1, 3, 5)) != fill] if fill is not None else mean.ravel())
+    return np.concatenate(means)
+
+
+def _tiles(block: NDArray[Any]) -> NDArray[Any]:
+    """The block as (z, 4, y, 8, x, 8), thinner where it is; a rest at the end is left out."""
+    size = [min(s, n) for s, n in zip((4, 8, 8), block.shape, strict=True)]
+    z, y, x = (n // s for n, s in zip(block.shape, size, strict=True))
+    tiles = block[: z * size[0], : y * size[1], : x * size[2]]
+    return tiles.reshape(z, size[0], y, size[1], x, size[2])
