@@ -10,29 +10,39 @@ import tifffile
 from pellucid.data.tiff_metadata import promised_ome_planes
 from pellucid.errors import InputError
 
+# Bytes of one value of each field type (TIFF 6.0, section 2; 13 and 16 to 18 of BigTIFF).
+VALUE_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4,
+               16: 8, 17: 8, 18: 8}  # fmt: skip
+
 
 def check_page_chain(path: Path) -> int:
-    """Number of pages in the file's chain; raises InputError where the chain runs off its end.
+    """Number of pages in the file's chain; raises InputError where it, or a tag, leaves the file.
 
     A file cut short while being copied keeps a valid beginning. tifffile then returns the pages
-    that are left without an error, so the chain (TIFF 6.0, section 2) is walked here.
+    that are left, and drops tags that are not (the OME-XML, often at the end), without an error;
+    so the chain (TIFF 6.0, section 2) is walked here.
     """
     size = path.stat().st_size
     with path.open("rb") as file:
         order = "<" if file.read(2) == b"II" else ">"
         big = _unpack(file, order + "H", 2, size, path) == 43
-        offset = _unpack(file, order + ("Q" if big else "I"), 8 if big else 4, size, path)
-        counter, entry_bytes, pointer = ("Q", 20, "Q") if big else ("H", 12, "I")
+        pointer = order + ("Q" if big else "I")
+        counter, entry = (order + "Q", order + "HHQ") if big else (order + "H", order + "HHI")
+        offset = _unpack(file, pointer, 8 if big else 4, size, path)
         seen: set[int] = set()
         while offset:
             if offset in seen:
                 raise _truncated(path, f"page {len(seen)} points back to an earlier page")
             seen.add(offset)
-            entries = _unpack(file, order + counter, offset, size, path)
-            offset = _unpack(
-                file, order + pointer,
-                offset + struct.calcsize(order + counter) + entries * entry_bytes, size, path,
-            )  # fmt: skip
+            entries = _unpack(file, counter, offset, size, path)
+            table = offset + struct.calcsize(counter)
+            stride = struct.calcsize(entry) + struct.calcsize(pointer)
+            tags = _bytes(file, f"{entries * stride}s", table, size, path)
+            for start in range(0, len(tags), stride):
+                tag, end = _end_of_value(tags, start, entry, pointer)
+                if end > size:
+                    raise _truncated(path, f"tag {tag} ends at byte {end} and the file at {size}")
+            offset = _unpack(file, pointer, table + len(tags), size, path)
     if not seen:
         raise _truncated(path, "it has a header and no page")
     return len(seen)
@@ -96,12 +106,26 @@ def _check_end(end: int, file: Any, name: str) -> None:
         )
 
 
+def _end_of_value(tags: bytes, start: int, entry: str, pointer: str) -> tuple[int, int]:
+    """Tag number, and where in the file its value ends; 0 for a value inside the entry."""
+    tag, kind, count = struct.unpack_from(entry, tags, start)
+    value_bytes = VALUE_BYTES.get(kind, 0) * count
+    if value_bytes <= struct.calcsize(pointer):
+        return tag, 0
+    (where,) = struct.unpack_from(pointer, tags, start + struct.calcsize(entry))
+    return tag, where + value_bytes
+
+
 def _unpack(file: BinaryIO, layout: str, offset: int, size: int, path: Path) -> int:
+    return int(struct.unpack(layout, _bytes(file, layout, offset, size, path))[0])
+
+
+def _bytes(file: BinaryIO, layout: str, offset: int, size: int, path: Path) -> bytes:
     count = struct.calcsize(layout)
     if offset + count > size:
         raise _truncated(path, f"its page table points to byte {offset}, past the end at {size}")
     file.seek(offset)
-    return int(struct.unpack(layout, file.read(count))[0])
+    return file.read(count)
 
 
 def _truncated(path: Path, what: str) -> InputError:
