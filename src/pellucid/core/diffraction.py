@@ -11,7 +11,7 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 from scipy.interpolate import BSpline, make_interp_spline
-from scipy.sparse import csr_array, kron
+from scipy.sparse import csr_array, eye_array, kron
 from scipy.special import jv
 
 from pellucid.core.optics import DESIGN_COVERSLIP_INDEX, DESIGN_COVERSLIP_UM, Optics
@@ -48,7 +48,7 @@ def vectorial_intensity(optics: Optics, radius_um: Array, depth_um: Array) -> Ar
 
     |I0|^2 + 2 |I1|^2 + |I2|^2 of Richards and Wolf (Proc. R. Soc. A 253:358, 1959): unpolarised
     focusing, and equally the image of freely turning dipoles (Aguet et al., Opt. Express 17:6829,
-    2009), with the Fresnel transmission from sample to cover glass to immersion for `layers`.
+    2009), with the Fresnel transmission between immersion, cover glass and sample for `layers`.
     """
     theta, weights = _aperture(optics, radius_um, depth_um)
     sine, cosine = np.sin(theta), np.cos(theta)
@@ -124,14 +124,15 @@ def _phase(optics: Optics, theta: Array, depth_um: Array) -> Array:
 
 
 def _transmission(optics: Optics, sine: Array) -> tuple[Array, Array, Array, Array]:
-    """Sine and cosine in the sample, and the s and p amplitude transmitted up to the immersion."""
+    """Sine and cosine in the sample; s and p amplitudes transmitted from immersion to sample.
+
+    That direction also holds for emission: the dipole's plane waves carry 1 / k_z of the sample,
+    which turns the transmission outwards into the one inwards (reciprocity).
+    """
     if optics.layers is None:
         return sine, np.sqrt(1.0 - sine**2), np.ones_like(sine), np.ones_like(sine)
-    indices = (
-        optics.layers.sample_index,
-        optics.layers.coverslip_index,
-        optics.refractive_index,
-    )
+    glass, sample = optics.layers.coverslip_index, optics.layers.sample_index
+    indices = (optics.refractive_index, glass, sample)
     sines = [np.minimum(optics.refractive_index * sine / n, 1.0) for n in indices]
     cosines = [np.sqrt(1.0 - s**2) for s in sines]
     t_s, t_p = np.ones_like(sine), np.ones_like(sine)
@@ -139,7 +140,7 @@ def _transmission(optics: Optics, sine: Array) -> tuple[Array, Array, Array, Arr
         n1, n2, c1, c2 = indices[k], indices[k + 1], cosines[k], cosines[k + 1]
         t_s = t_s * 2.0 * n1 * c1 / (n1 * c1 + n2 * c2)
         t_p = t_p * 2.0 * n1 * c1 / (n2 * c1 + n1 * c2)
-    return sines[0], cosines[0], t_s, t_p
+    return sines[-1], cosines[-1], t_s, t_p
 
 
 def _power(
@@ -225,11 +226,7 @@ def _radial_spline(radius_um: Array, values: Array) -> BSpline:
 
 def _weighted_rows(spline: BSpline, at: Array, weights: Array) -> Array:
     """sum_j weights[j] * spline(at[i, j]) as one sparse product."""
-    rows, columns = at.shape
+    rows = at.shape[0]
     sample = BSpline.design_matrix(at.ravel(), spline.t, spline.k)
-    collect = kron(csr_array(np.eye(rows)) if rows < 2 else _identity(rows), weights[None, :])
+    collect = kron(eye_array(rows), weights[None, :])
     return np.asarray((csr_array(collect) @ csr_array(sample)) @ spline.c)
-
-
-def _identity(size: int) -> csr_array:
-    return csr_array((np.ones(size), (np.arange(size), np.arange(size))), shape=(size, size))

@@ -20,7 +20,7 @@ from pellucid.errors import InputError, ParameterError
 Volume = npt.NDArray[np.float64]
 Triple = tuple[float, float, float]
 
-FWHM_PER_SIGMA = 2.0 * np.sqrt(2.0 * np.log(2.0))
+FWHM_PER_SIGMA = float(2.0 * np.sqrt(2.0 * np.log(2.0)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,7 +121,9 @@ def _check_volume(values: Volume) -> None:
         )
     if not np.isfinite(values).all():
         bad = int(values.size - np.isfinite(values).sum())
-        raise InputError(f"Psf: expected finite values, got {bad} NaN or infinite. Repair the file.")
+        raise InputError(
+            f"Psf: expected finite values, got {bad} NaN or infinite. Repair the file."
+        )
 
 
 # --------------------------------------------------------------------------- measuring
@@ -135,11 +137,10 @@ def fwhm_px(psf: Psf | Volume) -> Triple:
     line never falls to half, and for an axis of one voxel: the width is then not in the data.
     """
     values = psf.values if isinstance(psf, Psf) else np.asarray(psf, dtype=np.float64)
-    peak = np.unravel_index(int(np.argmax(values)), values.shape)
+    peak = _brightest(values)
     widths = []
     for axis in range(3):
-        line = np.moveaxis(values, axis, 0)[(slice(None), *np.delete(peak, axis))]
-        widths.append(_line_fwhm(line, int(peak[axis])))
+        widths.append(line_fwhm(line_through(values, axis, peak), peak[axis]))
     return widths[0], widths[1], widths[2]
 
 
@@ -151,7 +152,8 @@ def fwhm_um(psf: Psf) -> Triple:
     return z, y, x
 
 
-def _line_fwhm(line: Volume, peak: int) -> float:
+def line_fwhm(line: Volume, peak: int) -> float:
+    """Full width at half maximum, in samples, of the peak at or beside index `peak`; or NaN."""
     if line.size < 3:
         return float("nan")
     per_voxel = 64  # crossings are then linear between samples to better than 1e-3 voxels
@@ -193,9 +195,8 @@ def core_centre(values: Volume, start: tuple[int, int, int] | None = None) -> Tr
     """
     soft = gaussian_filter(values, [1.0 if size > 2 else 0.0 for size in values.shape])
     if start is None:
-        z, y, x = np.unravel_index(int(np.argmax(soft)), values.shape)
-        start = int(z), int(y), int(x)
-    widths = [_line_fwhm(_line(soft, axis, start), start[axis]) for axis in range(3)]
+        start = _brightest(soft)
+    widths = [line_fwhm(line_through(soft, axis, start), start[axis]) for axis in range(3)]
     sigmas = [
         max(w / FWHM_PER_SIGMA, 0.8) if np.isfinite(w) else max(size / 6.0, 0.8)
         for w, size in zip(widths, values.shape, strict=True)
@@ -217,11 +218,16 @@ def core_centre(values: Volume, start: tuple[int, int, int] | None = None) -> Tr
     return float(centre[0]), float(centre[1]), float(centre[2])
 
 
-def _line(values: Volume, axis: int, through: tuple[int, int, int]) -> Volume:
-    index: list[int | slice] = list(through)
+def _brightest(values: Volume) -> tuple[int, int, int]:
+    z, y, x = np.unravel_index(int(np.argmax(values)), values.shape)
+    return int(z), int(y), int(x)
+
+
+def line_through(values: Volume, axis: int, voxel: tuple[int, int, int]) -> Volume:
+    """The values along `axis` through `voxel`."""
+    index: list[int | slice] = list(voxel)
     index[axis] = slice(None)
-    line: Volume = values[tuple(index)]
-    return line
+    return values[tuple(index)]
 
 
 def _weighted_centroid(
@@ -260,7 +266,9 @@ def crop_to_support(psf: Psf, energy: float = 0.999) -> Psf:
     box = psf.values[tuple(spans)]
     if box.shape == psf.shape:
         return psf
-    note = f"cropped from {psf.shape} to {box.shape} voxels, which hold {box.sum():.2%} of the light"
+    note = (
+        f"cropped from {psf.shape} to {box.shape} voxels, which hold {box.sum():.2%} of the light"
+    )
     return Psf.normalised(box, psf.spacing_um, (*psf.notes, note))
 
 
@@ -292,14 +300,15 @@ def rebin(values: Volume, centre: npt.ArrayLike, ratios: npt.ArrayLike) -> Volum
     """Light in new voxels, `ratios` times as large, the middle one centred at index `centre`.
 
     All light is kept but for the half voxel that may not fill one more at the border. Sizes are odd;
-    an axis of one voxel stays as it is. Shifting and resampling are this one interpolation.
+    an axis of one voxel stays as it is. Shifting and resampling are this one interpolation; beside
+    an edge it may dip below zero, which `Psf.normalised` clips.
     """
     for axis, (at, ratio) in enumerate(
         zip(np.asarray(centre, dtype=float), np.asarray(ratios, dtype=float), strict=True)
     ):
         if values.shape[axis] > 1:
             values = _rebin_axis(values, axis, float(at), float(ratio))
-    return np.maximum(values, 0.0)
+    return values
 
 
 def _rebin_axis(values: Volume, axis: int, centre: float, ratio: float) -> Volume:

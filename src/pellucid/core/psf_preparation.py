@@ -13,8 +13,8 @@ from pellucid.core.psf import Psf, Triple, Volume, check_spacing_um, core_centre
 from pellucid.errors import InputError, ParameterError
 
 # Noise decisions: a smoothed voxel must stand this many standard deviations above the floor to
-# count as light (1 voxel in 700 of pure noise does).
-NOISE_SIGMAS = 3.0
+# count as light (1 voxel in 30000 of pure noise does).
+NOISE_SIGMAS = 4.0
 # Dark voxels between the core and a ring or side lobe that still belongs to it, halved.
 DARK_RING_PX = 2
 # Spacings that agree to 1 % are the same: a PSF of 50 voxels is then off by half a voxel at its rim.
@@ -72,7 +72,7 @@ def prepare(
     values, notes = _validated(array), []
     spacing, image_spacing = check_spacing_um(spacing_um), check_spacing_um(image_spacing_um)
     floor = _given_floor(values, offset)
-    if floor.offset:
+    if abs(floor.offset) > FAINTEST_FLOOR * values.max():
         notes.append(f"removed an offset of {floor.offset:.4g} counts")
     values = values - floor.offset
     if floor.noise > 0.0:
@@ -94,7 +94,9 @@ def prepare(
 def _validated(array: npt.ArrayLike) -> Volume:
     given = np.asarray(array)
     if given.dtype.kind not in "iuf":
-        raise InputError(f"PSF: expected real numbers, got {given.dtype}. Give counts or intensity.")
+        raise InputError(
+            f"PSF: expected real numbers, got {given.dtype}. Give counts or intensity."
+        )
     if given.ndim not in (2, 3) or given.size == 0:
         raise InputError(
             f"PSF: expected (z, y, x) or (y, x), got shape {given.shape}. "
@@ -104,7 +106,9 @@ def _validated(array: npt.ArrayLike) -> Volume:
     values = values[None] if values.ndim == 2 else values
     if not np.isfinite(values).all():
         bad = int(values.size - np.isfinite(values).sum())
-        raise InputError(f"PSF: expected finite values, got {bad} NaN or infinite. Repair the file.")
+        raise InputError(
+            f"PSF: expected finite values, got {bad} NaN or infinite. Repair the file."
+        )
     if min(values.shape[1:]) < 3:
         raise InputError(f"PSF: expected at least 3 x 3 voxels in y and x, got {given.shape}.")
     if values.max() <= 0.0:
@@ -128,34 +132,38 @@ def _given_floor(values: Volume, offset: float | None) -> Floor:
 def camera_floor(values: Volume) -> Floor:
     """The camera's offset and noise, from the corners of a (z, y, x) volume, where a PSF is faintest.
 
-    The lower quartile of the corners' medians, so that one corner with light does not count. A floor
-    is taken for the camera's only if it looks like one: negative values, or a fifth percentile above
-    half the median of a level that is not negligible. The tail of a computed PSF is left alone.
+    The mean of the medians of those corners that are as dark as the darker ones. It is taken for
+    the camera's only if it looks like one: negative values, or a fifth percentile above half the
+    median of a level that is not negligible. The tail of a computed PSF is left alone.
     """
     edges = [max(1, min(size, max(2, size // 8))) for size in values.shape]
     sides = [
         (slice(0, edge), slice(size - edge, size)) if size > 1 else (slice(0, 1),)
         for edge, size in zip(edges, values.shape, strict=True)
     ]
-    smoothed = gaussian_filter(values, _smoothing(values))
     corners = list(itertools.product(*sides))
-    medians = [float(np.median(values[corner])) for corner in corners]
-    offset = float(np.percentile(medians, 25))
-    low = np.percentile(np.concatenate([values[corner].ravel() for corner in corners]), 5)
+    voxels = [values[corner].ravel() for corner in corners]
+    medians = np.array([np.median(corner) for corner in voxels])
+    noise = _spread(voxels)
+    # Corners as dark as the darker ones, within the error of a median (1.25 sigma / sqrt(n)).
+    error = 1.25 * noise / np.sqrt(voxels[0].size)
+    dark = np.flatnonzero(medians <= np.percentile(medians, 25) + 4.0 * error)
+    level = np.concatenate([voxels[corner] for corner in dark])
+    offset = float(np.mean(medians[dark]))
+    low = float(np.percentile(level, 5))
     if low >= 0.0 and (low <= 0.5 * offset or offset < FAINTEST_FLOOR * values.max()):
         return Floor(0.0, 0.0, 0.0)
-    return Floor(offset, _spread(values, corners), _spread(smoothed, corners))
+    smoothed = gaussian_filter(values, _smoothing(values))
+    return Floor(offset, noise, _spread([smoothed[corner].ravel() for corner in corners]))
 
 
 def _smoothing(values: Volume) -> list[float]:
     return [1.0 if size > 2 else 0.0 for size in values.shape]
 
 
-def _spread(values: Volume, corners: list[tuple[slice, ...]]) -> float:
-    """Standard deviation of the noise: the median over corners of each one's scaled MAD."""
-    deviations = [
-        np.median(np.abs(values[corner] - np.median(values[corner]))) for corner in corners
-    ]
+def _spread(samples: list[Volume]) -> float:
+    """Standard deviation of the noise: the median over samples of each one's scaled MAD."""
+    deviations = [np.median(np.abs(sample - np.median(sample))) for sample in samples]
     return 1.4826 * float(np.median(deviations))  # the MAD of a normal distribution
 
 
