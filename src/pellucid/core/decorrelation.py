@@ -230,7 +230,8 @@ def _axial(
     rows = slice(max(0, (y - side) // 2), max(0, (y - side) // 2) + side)
     columns = slice(max(0, (x - side) // 2), max(0, (x - side) // 2) + side)
     block = finite(_odd(to_numpy(volume[:, rows, columns])), "volume_decorrelation")
-    widths = (max(2, block.shape[0] // 8), *(min(TAPER, n // 8) for n in block.shape[1:]))
+    # All of z is tapered (Hann): what leaks from a shorter edge reaches across few frequencies.
+    widths = (block.shape[0] // 2, *(min(TAPER, n // 8) for n in block.shape[1:]))
     spectrum = np.abs(scipy.fft.rfftn(_tapered(block.astype(np.float32), widths)))
     nyquist = 0.5 / spacing[0]
     kz = np.abs(scipy.fft.fftfreq(block.shape[0], spacing[0])) / nyquist

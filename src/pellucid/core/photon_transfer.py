@@ -17,7 +17,7 @@ Float32 = NDArray[np.float32]
 # oversampled (band-limited) image has no signal (Immerkaer 1996, Comput. Vis. Image Underst.
 # 64:300).
 SECOND_DIFFERENCE = np.array([1.0, -2.0, 1.0]) / np.sqrt(6.0)
-# Its counterpart at the edge of the spectrum, for the same noise gain: band of low frequencies.
+# Its counterpart of low frequencies, of the same noise gain.
 SMOOTHING = np.array([1.0, 2.0, 1.0]) / np.sqrt(6.0)
 # Neighbouring residuals are correlated: n of them count as n / 1.944 per axis, the sum over lags of
 # the squared autocorrelation, 1 + 2 (4/6)^2 + 2 (1/6)^2.
@@ -112,17 +112,20 @@ def _sample_block(block: Float32, ceiling: float, fill: float | None) -> Float32
         usable &= ndimage.minimum_filter(block, reach) > np.float32(fill)
     inner = tuple(slice(1, -1) if a in axes else slice(None) for a in range(3))
     floor = (block == lowest).astype(np.float32)
-    edge = _edge_power(centred)
+    edge = _edge_power(centred, axes)
     rows = np.stack([v[inner] for v in (smooth, weighted, corner**2, edge, rough, floor)])
     return rows[:, usable[inner]].astype(np.float32)
 
 
-def _edge_power(block: Float32) -> Float32:
-    """Mean square of the residual at the Nyquist edges of the lateral spectrum."""
+def _edge_power(block: Float32, axes: list[int]) -> Float32:
+    """Mean square of the residuals low along one axis and high along the others."""
     power = np.zeros_like(block)
-    for high, low in ((1, 2), (2, 1)):
-        band = ndimage.correlate1d(block, SECOND_DIFFERENCE, high)
-        power += 0.5 * ndimage.correlate1d(band, SMOOTHING, low) ** 2
+    for low in axes:
+        band = block
+        for axis in axes:
+            kernel = SMOOTHING if axis == low else SECOND_DIFFERENCE
+            band = ndimage.correlate1d(band, kernel, axis)
+        power += band**2 / len(axes)
     return power
 
 

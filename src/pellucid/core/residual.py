@@ -135,21 +135,26 @@ def _summary(table: Float64, level: float) -> Residual:
     lags = [float((weight * np.nan_to_num(table[..., 4 + a])).sum() / spare) for a in range(3)]
     # More rejections than chance gives in one of a thousand consistent recordings.
     consistent = regions > 0 and rejected <= int(stats.binom.isf(1e-3, regions, level))
-    verdict = _verdict(regions, rejected, overall, max(lags, key=abs), consistent)
+    bias = float(np.nanmedian(np.abs(table[..., 3]))) if regions else 0.0
+    verdict = _verdict(regions, rejected, overall, max(lags, key=abs), bias, consistent)
     return Residual(
         table[..., 0], table[..., 2], table[..., 3], table[..., 4:7], table[..., 7:], p, overall,
         (lags[0], lags[1], lags[2]), share, consistent, verdict,
     )  # fmt: skip
 
 
-def _verdict(regions: int, rejected: int, chi2: float, lag: float, consistent: bool) -> str:
+def _verdict(
+    regions: int, rejected: int, chi2: float, lag: float, bias: float, consistent: bool
+) -> str:
     figures = f"{rejected} of {regions} regions off, chi2 {chi2:.3f}, strongest lag-1 {lag:+.3f}"
     if regions == 0:
         return "not judged: no region with enough light"
     if consistent:
         return f"consistent with the recording ({figures})"
-    if chi2 < 1 and lag < 0:
+    if chi2 < 0.95 and lag < 0.01:
         return f"follows the noise: residual smaller than the noise ({figures})"
-    if lag > 0.02:
+    if lag > 0.01:
         return f"not consistent: structure is left in the residual ({figures})"
-    return f"not consistent: residual does not match the noise ({figures})"
+    if bias > 2.0:
+        return f"not consistent: brightness or background is off ({figures})"
+    return f"not consistent: the noise is not as stated ({figures})"

@@ -86,7 +86,7 @@ def fourier_shell_correlation(
         kz axis would lie within the missing cone of a widefield microscope.
     lateral_limit_um : period of the finest lateral detail; by default the lateral crossing of 1/7
 
-    Edges are brought to zero over an eighth of each axis (cosine), so that they do not correlate.
+    Edges are brought to zero (cosine over an eighth of y and x, Hann along z), or they correlate.
     After van Heel & Keegstra 1987, Saxton & Baumeister 1982.
     """
     shape = checked_shape(a, "fourier_shell_correlation")
@@ -167,7 +167,10 @@ def _spectrum(volume: Array, shape: tuple[int, int, int]) -> tuple[NDArray[np.co
     for axis, n in enumerate(block.shape):
         if n > 1:
             distance = np.minimum(np.arange(n), np.arange(n)[::-1]) + 0.5
-            window = 0.5 - 0.5 * np.cos(np.pi * np.clip(distance / max(1, n // 8), 0, 1))
+            # All of z is tapered (Hann): with few planes, what leaks from a shorter edge reaches
+            # across the spectrum and correlates.
+            width = n / 2 if axis == 0 else n / 8
+            window = 0.5 - 0.5 * np.cos(np.pi * np.clip(distance / width, 0, 1))
             block *= window.astype(np.float32).reshape([-1 if a == axis else 1 for a in range(3)])
     return scipy.fft.rfftn(block), block.shape[2]
 
