@@ -147,6 +147,34 @@ def test_bad_zarrs(tmp_path):
     refused(tmp_path / "complex.zarr", "got complex pixels")
 
 
+@pytest.mark.parametrize(
+    "ome",
+    [
+        [],
+        {"multiscales": "x"},
+        {"multiscales": []},
+        {"multiscales": [{"datasets": [{}]}]},
+        {"multiscales": [{"datasets": [{"path": "0"}], "axes": [{}, {}]}]},
+        {"multiscales": [{"datasets": [{"path": "0"}], "axes": ["y", "y"]}]},
+        {
+            "multiscales": [
+                {
+                    "datasets": [{"path": "0"}],
+                    "axes": ["y", "x"],
+                    "coordinateTransformations": [{"type": "scale", "scale": [1.0]}],
+                }
+            ]
+        },
+    ],
+    ids=str,
+)
+def test_metadata_that_make_no_sense(tmp_path, ome):
+    group = zarr.open_group(tmp_path / "a.zarr", mode="w")
+    group.create_array("0", shape=(4, 4), dtype="uint8")
+    group.attrs["ome"] = ome
+    refused(tmp_path / "a.zarr", "metadata|multiscales|does not name")
+
+
 @pytest.mark.parametrize("format_of_zarr", [2, 3])
 def test_an_unfinished_output_is_no_input(tmp_path, format_of_zarr):
     group = zarr.open_group(tmp_path / "a.zarr", mode="w", zarr_format=format_of_zarr)

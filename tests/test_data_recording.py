@@ -9,7 +9,7 @@ import tifffile
 import zarr
 
 from pellucid.data.inputs import find_inputs
-from pellucid.data.recording import open_recording
+from pellucid.data.recording import open_recording, open_recordings
 from pellucid.data.tiff import _OpenFiles
 from pellucid.data.tiff_metadata import micromanager_calibration
 from pellucid.errors import InputError
@@ -113,6 +113,8 @@ def test_ome_tiff_of_several_files(tmp_path):
         )
         save_tiff(tmp_path / name, image[t], description=xml, metadata=None, compression="zlib")
     assert_reads(open_recording(tmp_path / names[0]), image[:, None])
+    (series,) = open_recordings(tmp_path)  # and not the same series twice
+    assert [file.name for file in series.files] == names
     (tmp_path / names[1]).unlink()
     with pytest.raises(InputError, match=r"3 of 6 planes are missing.*Companion files"):
         open_recording(tmp_path / names[0])

@@ -25,6 +25,7 @@ SHAPES = {
     "t c z": (2, 3, 5, 20, 33),
     "one plane": (1, 1, 1, 70, 41),
     "one row": (1, 2, 3, 1, 9),
+    "could be taken for colours": (1, 3, 1, 5, 4),
     "pyramid, odd": (1, 2, 3, 259, 301),
 }
 VOXEL_UM = (0.3, 0.13, 0.11)

@@ -20,6 +20,7 @@ class NumpySource:
         self.axes = plain_axes(self.shape, path.name, axes)
         self.dtype = check_pixels(self._array.dtype, self.shape, path.name)
         self.calibration = Calibration()
+        self.files = (path,)
 
     def read(self, selection: tuple[slice, ...]) -> Array:
         """A copy of one block in native byte order."""

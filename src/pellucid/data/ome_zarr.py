@@ -28,6 +28,18 @@ class OmeZarrSource:
 
     def __init__(self, path: Path, axes: str | None = None) -> None:
         self._name = path.name
+        self.files = (path,)
+        try:
+            self._describe(path, axes)
+        except InputError:
+            raise
+        except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+            raise InputError(
+                f"{path.name}: its metadata are not those of an OME-Zarr image ({error!r:.100}). "
+                "Export it again as OME-Zarr 0.4 or 0.5."
+            ) from error
+
+    def _describe(self, path: Path, axes: str | None) -> None:
         attributes = zarr_attributes(path)
         _check_finished(attributes, path.name)
         ome = attributes.get("ome", attributes)
@@ -109,7 +121,8 @@ def _calibration(
     for owner in (level, image):
         for transform in owner.get("coordinateTransformations", ()):
             if transform.get("type") == "scale" and "scale" in transform:
-                scale = scale * np.asarray(transform["scale"], dtype=float)
+                # reshape, since one number for all axes would pass as well
+                scale = scale * np.asarray(transform["scale"], dtype=float).reshape(len(axes))
                 stated = True
     spacing: dict[str, float | None] = {"z": None, "y": None, "x": None}
     time_step_s = None

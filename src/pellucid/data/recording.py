@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pellucid.data.inputs import check_input_path
+from pellucid.data.inputs import check_input_path, find_inputs
 from pellucid.data.source import RECORDING_AXES, Array, Source, Spacing
 from pellucid.errors import InputError
 
@@ -32,6 +32,7 @@ class Recording:
     stated_um : (z, y, x) micrometres, None for each that nobody stated
     channels : one name for each channel; "channel 0", ... where the file names none
     time_step_s : seconds between time points, None when the file does not say
+    files : the files that the pixels come from; `path`, and its companions in a series
     """
 
     path: Path
@@ -40,6 +41,7 @@ class Recording:
     stated_um: Spacing
     channels: tuple[str, ...]
     time_step_s: float | None
+    files: tuple[Path, ...]
     _source: Source = field(repr=False, compare=False)
 
     @property
@@ -143,8 +145,30 @@ def open_recording(
         stated_um=stated.spacing_um if voxel_um is None else voxel_um,
         channels=names if len(names) == c else tuple(f"channel {i}" for i in range(c)),
         time_step_s=stated.time_step_s,
+        files=source.files,
         _source=source,
     )
+
+
+def open_recordings(
+    spec: str | Path,
+    *,
+    voxel_um: tuple[float, float, float] | None = None,
+    axes: str | None = None,
+    image: int | None = None,
+) -> list[Recording]:
+    """The recordings that a file, folder or pattern names, a multi-file series being one of them.
+
+    Parameters and errors are those of `find_inputs` and `open_recording`.
+    """
+    recordings: list[Recording] = []
+    seen: set[Path] = set()
+    for path in find_inputs(spec):
+        if path.resolve() in seen:
+            continue
+        recordings.append(open_recording(path, voxel_um=voxel_um, axes=axes, image=image))
+        seen.update(file.resolve() for file in recordings[-1].files)
+    return recordings
 
 
 def check_voxel_um(voxel_um: Sequence[float]) -> tuple[float, float, float]:

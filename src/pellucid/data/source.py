@@ -1,6 +1,7 @@
 """What every file format offers to a `Recording`, and the few rules that formats share."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -70,6 +71,11 @@ class Source(Protocol):
     @property
     def calibration(self) -> Calibration:
         """Voxel size, channels and time step as far as the file states them."""
+        ...
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The files that the pixels come from: several for a multi-file series."""
         ...
 
     def read(self, selection: tuple[slice, ...]) -> Array:

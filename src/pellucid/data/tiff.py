@@ -62,6 +62,8 @@ class TiffSource:
         self.axes = _axes(series.axes, self.shape, path.name, axes)
         self.calibration = tiff_calibration(file, number)
         self._path = path
+        sources = {_path_of(page).resolve(): None for page in series.pages}
+        self.files = (path, *(file for file in sources if file != path.resolve()))
         self._pages: Any = series.pages  # all there: check_complete has seen to it
         self._offset: int | None = series.dataoffset
         self._stored = self.dtype.newbyteorder(file.byteorder)

@@ -4,8 +4,9 @@ import errno
 import json
 import os
 from collections.abc import Iterable, Mapping
+from io import FileIO
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, Literal
 
 import numpy as np
 import tifffile
@@ -49,7 +50,7 @@ class TiffWriter(ImageWriter):
             _check_imagej(path, image)
         super().__init__(path, image, scale, overwrite)
         self._attributes = dict(attributes or {})
-        self._file: BinaryIO | None = None
+        self._file: FileIO | None = None
         self._offset = 0
         self._stored = self._dtype
 
@@ -76,7 +77,7 @@ class TiffWriter(ImageWriter):
         if offset is None:
             raise OutputError(f"{self.path.name}: the TIFF could not be laid out in one run.")
         self._offset = offset
-        self._file = self.partial_path.open("r+b")
+        self._file = self.partial_path.open("r+b", buffering=0)
         _reserve(self._file, offset + self.image.size_bytes)
 
     def _put(self, t: int, c: int, pixels: Array, origin: tuple[int, int, int]) -> None:
@@ -93,7 +94,6 @@ class TiffWriter(ImageWriter):
 
     def _finish(self) -> None:
         if self._file is not None:
-            self._file.flush()
             os.fsync(self._file.fileno())
             self._file.close()
 
@@ -116,9 +116,12 @@ class TiffWriter(ImageWriter):
 
     def _write_at(self, start: int, pixels: Array) -> None:
         assert self._file is not None
+        left = memoryview(pixels.reshape(-1).view(np.uint8))  # type: ignore[arg-type]
         with self._lock:
             self._file.seek(start)
-            self._file.write(pixels.data)
+            # Without a buffer a nearly full disk takes a part first, and raises on the rest.
+            while left:
+                left = left[self._file.write(left) :]
 
     def _ome_metadata(self) -> dict[str, Any]:
         said: dict[str, Any] = {"axes": "TCZYX", "Channel": {"Name": list(self.image.names)}}
@@ -191,7 +194,7 @@ def _check_imagej(path: Path, image: ImageDescription) -> None:
         )
 
 
-def _reserve(file: BinaryIO, size: int) -> None:
+def _reserve(file: FileIO, size: int) -> None:
     """Claim the disk space now, so that a full disk is known before the work and not after it."""
     reserve = getattr(os, "posix_fallocate", None)
     if reserve is None:
