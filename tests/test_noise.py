@@ -1,5 +1,7 @@
 """Noise from one image: gain, offset, background; thinning gives two independent recordings."""
 
+from functools import lru_cache
+
 import numpy as np
 import pytest
 import tifffile
@@ -12,6 +14,7 @@ from pellucid.errors import InputError, ParameterError
 SHAPE = (24, 128, 128)
 
 
+@lru_cache
 def structure(kind: str) -> np.ndarray:
     """A blurred object between 0 and 1."""
     rng = np.random.default_rng(3)
@@ -71,6 +74,7 @@ def test_saturated_padded_clipped_and_eight_bit_recordings():
     assert estimate_noise(eight).gain == pytest.approx(0.5, rel=0.15)
 
 
+@lru_cache
 def unreliable_images():
     rng = np.random.default_rng(0)
     clean = structure("nuclei") * 200
@@ -145,7 +149,9 @@ def test_real_recordings_are_plausible(data_folder, name):
         assert offset[0] < noise.offset < offset[1]
 
 
-@pytest.mark.parametrize(("gain", "offset", "read"), [(1, 0, 0), (1, 0, 1), (2, 100, 3), (0.5, 90, 5)])
+@pytest.mark.parametrize(
+    ("gain", "offset", "read"), [(1, 0, 0), (1, 0, 1), (2, 100, 3), (0.5, 90, 5)]
+)
 @pytest.mark.parametrize("photons", [0.3, 6.0, 28.0, 200.0])
 @pytest.mark.parametrize("fraction", [0.5, 0.85])
 def test_thinning_keeps_mean_and_variance_and_decorrelates(gain, offset, read, photons, fraction):

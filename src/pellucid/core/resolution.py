@@ -45,11 +45,14 @@ class ShellCorrelation:
         """
         if self.reason:
             return None
-        above = self._smooth() - self.threshold(kind)
-        # The first shells of a small volume have a handful of voxels: start at the best of them.
-        start = int(np.argmax(above[: max(2, above.size // 4)]))
-        if above[start] <= 0:
+        smooth, counts = self._smooth()
+        above = smooth - self.threshold(kind)
+        # Chance correlates a shell of n voxels to 1 / sqrt(n), and more where the taper ties
+        # neighbours: the signal begins at the first shell that stands 5 of these above nothing.
+        signal = (above > 0) & (smooth > 5.0 / np.sqrt(np.maximum(counts, 1.0)))
+        if not signal.any():
             return None
+        start = int(np.argmax(signal))
         below = np.flatnonzero(above[start:] <= 0)
         if below.size == 0:
             return float(1.0 / self.frequency[-1])
@@ -58,12 +61,12 @@ class ShellCorrelation:
         crossing = self.frequency[i - 1] + share * (self.frequency[i] - self.frequency[i - 1])
         return float(1.0 / crossing) if crossing > 0 else None
 
-    def _smooth(self) -> Float64:
-        """The correlation averaged over three shells by their counts, to cross once."""
+    def _smooth(self) -> tuple[Float64, Float64]:
+        """The correlation averaged over three shells, to cross once, and the voxels behind it."""
         kernel = np.ones(3)
         weighted = np.convolve(self.correlation * self.count, kernel, mode="same")
         counts = np.convolve(self.count, kernel, mode="same")
-        return np.asarray(weighted / np.maximum(counts, 1e-12))
+        return np.asarray(weighted / np.maximum(counts, 1e-12)), np.asarray(counts)
 
 
 def fourier_shell_correlation(
