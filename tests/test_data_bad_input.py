@@ -52,6 +52,8 @@ def test_folders_and_files_that_are_no_image(tmp_path):
     refused(tmp_path / "header.tif", "truncated or damaged TIFF")
     (tmp_path / "loop.tif").write_bytes(b"II*\0" + struct.pack("<IHI", 8, 0, 8))
     refused(tmp_path / "loop.tif", "points back to an earlier page")
+    (tmp_path / "huge.tif").write_bytes(b"II+\0" + struct.pack("<HHQQ", 8, 0, 16, 2**60))
+    refused(tmp_path / "huge.tif", "past the end")
 
 
 @pytest.mark.parametrize(

@@ -252,6 +252,9 @@ def test_impossible_descriptions(tmp_path):
         ImageDescription((1, 1, 0, 4, 4))
     with pytest.raises(ParameterError, match="2 channels and 1 names"):
         ImageDescription((1, 2, 1, 4, 4), channels=("a",))
+    for wrong in ((0.1, 0.1), (0.0, 0.1, 0.1), (np.nan, 0.1, 0.1)):
+        with pytest.raises(ParameterError, match="three positive micrometres"):
+            ImageDescription((1, 1, 1, 4, 4), voxel_um=wrong)
     with pytest.raises(ParameterError, match=r"expected one of .* got complex64"):
         ImageDescription((1, 1, 1, 4, 4), "complex64")
     with pytest.raises(OutputError, match=r"ImageJ TIFF holds .* write OME-TIFF: a\.ome\.tif"):

@@ -29,10 +29,12 @@ class NumpySource:
 
 def _open_array(path: Path) -> Array:
     try:
-        loaded = np.load(path, mmap_mode="r", allow_pickle=False)
-        if isinstance(loaded, np.ndarray):
-            return loaded
-        with loaded:
+        with path.open("rb") as file:
+            if file.read(2) != b"PK":
+                mapped: Array = np.load(path, mmap_mode="r", allow_pickle=False)
+                return mapped
+            file.seek(0)
+            loaded = np.load(file, allow_pickle=False)
             if len(loaded.files) != 1:
                 raise InputError(
                     f"{path.name}: expected one array, got {', '.join(loaded.files) or 'none'}. "

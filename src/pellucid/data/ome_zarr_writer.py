@@ -131,7 +131,7 @@ class OmeZarrWriter(ImageWriter):
     def _array_spec(self, number: int, level: Level) -> dict[str, Any]:
         chunk, shard = chunk_and_shard(level.shape)
         store = {"driver": "file", "path": str((self.partial_path / str(number)).resolve())}
-        shape = [*self.image.shape[:2], *level.shape]
+        shape = [int(n) for n in (*self.image.shape[:2], *level.shape)]
         if self.version == "0.4":
             metadata: dict[str, Any] = {
                 "shape": shape,

@@ -37,7 +37,7 @@ def check_page_chain(path: Path) -> int:
             entries = _unpack(file, counter, offset, size, path)
             table = offset + struct.calcsize(counter)
             stride = struct.calcsize(entry) + struct.calcsize(pointer)
-            tags = _bytes(file, f"{entries * stride}s", table, size, path)
+            tags = _bytes(file, entries * stride, table, size, path)
             for start in range(0, len(tags), stride):
                 tag, end = _end_of_value(tags, start, entry, pointer)
                 if end > size:
@@ -117,11 +117,10 @@ def _end_of_value(tags: bytes, start: int, entry: str, pointer: str) -> tuple[in
 
 
 def _unpack(file: BinaryIO, layout: str, offset: int, size: int, path: Path) -> int:
-    return int(struct.unpack(layout, _bytes(file, layout, offset, size, path))[0])
+    return int(struct.unpack(layout, _bytes(file, struct.calcsize(layout), offset, size, path))[0])
 
 
-def _bytes(file: BinaryIO, layout: str, offset: int, size: int, path: Path) -> bytes:
-    count = struct.calcsize(layout)
+def _bytes(file: BinaryIO, count: int, offset: int, size: int, path: Path) -> bytes:
     if offset + count > size:
         raise _truncated(path, f"its page table points to byte {offset}, past the end at {size}")
     file.seek(offset)

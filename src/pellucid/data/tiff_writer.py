@@ -129,7 +129,7 @@ class TiffWriter(ImageWriter):
             # One plane has no z spacing.
             axes = "ZYX" if self.image.shape[2] > 1 else "YX"
             for axis, um in zip(axes, self.image.voxel_um[-len(axes) :], strict=True):
-                said[f"PhysicalSize{axis}"] = um
+                said[f"PhysicalSize{axis}"] = float(um)
                 said[f"PhysicalSize{axis}Unit"] = "µm"
         if self.image.time_step_s is not None:
             said["TimeIncrement"] = self.image.time_step_s
@@ -148,7 +148,7 @@ class TiffWriter(ImageWriter):
         if self.image.voxel_um is not None:
             said["unit"] = "micron"
             if z > 1:
-                said["spacing"] = self.image.voxel_um[0]
+                said["spacing"] = float(self.image.voxel_um[0])
         if self.image.time_step_s is not None:
             said["finterval"] = self.image.time_step_s
         return said

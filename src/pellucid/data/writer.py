@@ -45,6 +45,12 @@ class ImageDescription:
             raise ParameterError(
                 f"output: expected a shape (t, c, z, y, x) of at least 1 each, got {self.shape}."
             )
+        if self.voxel_um is not None and not (
+            len(self.voxel_um) == 3 and all(math.isfinite(s) and s > 0 for s in self.voxel_um)
+        ):
+            raise ParameterError(
+                f"output: expected three positive micrometres (z, y, x), got {self.voxel_um}."
+            )
         if self.channels and len(self.channels) != self.shape[1]:
             raise ParameterError(
                 f"output: {self.shape[1]} channels and {len(self.channels)} names "
