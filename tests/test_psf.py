@@ -159,6 +159,18 @@ def test_preparing_removes_offset_and_noise_and_centres():
     assert "moved the centre by (-0.40, 0.80, -2.0" in said
 
 
+def test_noise_that_was_clipped_at_zero_is_taken_off_too():
+    clipped = np.maximum(recording(offset=0.0), 0.0)
+    expected = blob(clipped.shape, (4, 4, 5))
+    assert np.abs(clipped / clipped.sum() - expected).max() > 0.1 * expected.max()
+    assert np.abs(prepare(clipped).values - expected).max() < 0.025 * expected.max()
+
+
+def test_the_faint_tail_of_a_computed_psf_is_light():
+    rounded = np.round(60000 * blob((21, 33, 35), (4, 4, 5)) / 0.01).astype(np.uint16)
+    assert prepare(rounded).notes == ()
+
+
 def test_preparing_a_clean_psf_changes_nothing():
     for shape in SHAPES:
         clean = blob(shape, (4, 4, 4))

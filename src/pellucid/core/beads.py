@@ -134,8 +134,8 @@ def _expected_fwhm_px(values: Volume, spacing: Triple, expected_um: Triple | Non
     z, y, x = typical_fwhm_px(values)
     if not (np.isfinite(y) and np.isfinite(x)):
         raise InputError(
-            "beads: found no spot that stands out of the noise. Check the channel, record the beads "
-            "brighter, or give expected_fwhm_um."
+            "beads: found no spot that stands out of the noise. Check the channel, record the "
+            "beads brighter, or give expected_fwhm_um."
         )
     return (z if np.isfinite(z) else 1.0), y, x
 
@@ -270,8 +270,8 @@ def _cropped(values: npt.NDArray[T], half: tuple[int, int, int]) -> npt.NDArray[
 def _average(beads: list[Bead], aligned: list[Volume]) -> Volume:
     """Weighted mean of the beads over the voxels that each one shows, one peak high.
 
-    Least squares gives a bead the weight peak / noise^2; the peak counts up to the median only, lest
-    a single aggregate be the PSF.
+    Least squares gives a bead the weight peak / noise^2; the peak counts up to the median only,
+    lest a single aggregate be the PSF.
     """
     peaks = np.array([bead.peak for bead in beads])
     noise = np.maximum([bead.noise for bead in beads], 1e-6 * peaks)
@@ -296,7 +296,7 @@ def _without_odd_shapes(
         own = _cropped(volume, _core_half(fwhm)) / bead.peak
         own = np.where(core & np.isfinite(own), own, inner)
         noise = bead.noise / bead.peak
-        residual = float(np.sqrt(max(np.mean((own - inner) ** 2) - noise**2, 0.0)))
+        residual = float(np.sqrt(max(float(np.mean((own - inner) ** 2)) - noise**2, 0.0)))
         if residual > ODD_RESIDUAL and len(beads) > 2:
             odd.append(RejectedBead(bead.centre_px, "odd one out"))
         else:

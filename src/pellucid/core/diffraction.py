@@ -27,7 +27,7 @@ RADII_PER_AIRY = 40
 def radii_um(reach_um: float, optics: Optics) -> Array:
     """Radii from 0 to `reach_um` on which a cubic spline carries the intensity."""
     step = optics.wavelength_um / optics.na / RADII_PER_AIRY
-    return np.arange(max(8, int(np.ceil(reach_um / step)) + 3)) * step
+    return np.arange(max(8, int(np.ceil(reach_um / step)) + 3)) * np.float64(step)
 
 
 def scalar_intensity(optics: Optics, radius_um: Array, depth_um: Array) -> Array:
@@ -39,7 +39,7 @@ def scalar_intensity(optics: Optics, radius_um: Array, depth_um: Array) -> Array
     """
     theta, weights = _aperture(optics, radius_um, depth_um)
     amplitude = np.sin(theta) * np.cos(theta)
-    plane = 2.0 * np.pi / _wavenumber(optics) ** 2 * (weights @ amplitude)
+    plane = float(2.0 * np.pi / _wavenumber(optics) ** 2 * (weights @ amplitude))
     return _power(optics, 0, theta, weights * amplitude, radius_um, depth_um) / plane
 
 
@@ -60,7 +60,7 @@ def vectorial_intensity(optics: Optics, radius_um: Array, depth_um: Array) -> Ar
         2: common * (t_s - t_p * inner_cosine),
     }
     pupil = sum(amplitude**2 for amplitude in orders.values()) / (sine * cosine)
-    plane = 2.0 * np.pi / _wavenumber(optics) ** 2 * (weights @ pupil)
+    plane = float(2.0 * np.pi / _wavenumber(optics) ** 2 * (weights @ pupil))
     powers = [
         _power(optics, order, theta, weights * amplitude, radius_um, depth_um)
         for order, amplitude in orders.items()

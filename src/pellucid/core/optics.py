@@ -80,9 +80,9 @@ class Optics:
             raise ParameterError(f"na: expected a positive numerical aperture, got {self.na!r}.")
         if self.na >= self.refractive_index:
             raise ParameterError(
-                f"na: expected an aperture below the refractive index {self.refractive_index:g}, got "
-                f"{self.na:g}. NA = n sin(angle), so this objective needs another immersion: give "
-                "its index (air 1.0, water 1.333, glycerol 1.45, oil 1.515)."
+                f"na: expected an aperture below the refractive index {self.refractive_index:g}, "
+                f"got {self.na:g}. NA = n sin(angle), so this objective needs another immersion: "
+                "give its index (air 1.0, water 1.333, glycerol 1.45, oil 1.515)."
             )
 
     @property
@@ -92,7 +92,7 @@ class Optics:
 
     @property
     def aperture_na(self) -> float:
-        """The aperture that light from the sample can fill: none steeper than its critical angle."""
+        """The aperture that light from the sample can fill, up to its critical angle."""
         if self.layers is None:
             return self.na
         # Grazing light carries no energy into the objective; 0.1 % keeps the phase finite.
@@ -105,7 +105,7 @@ class Optics:
 
     @property
     def axial_width_um(self) -> float:
-        """Axial width of the focus, 0.88 wavelength / (n - sqrt(n^2 - NA^2)) (FWHM, uniform pupil)."""
+        """Axial FWHM of the focus, 0.88 wavelength / (n - sqrt(n^2 - NA^2)) (uniform pupil)."""
         return 0.88 * self.wavelength_um / _axial_span(self.refractive_index, self.aperture_na)
 
     def at(self, wavelength_nm: float) -> Optics:

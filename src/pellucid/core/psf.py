@@ -35,8 +35,8 @@ class Psf:
 
     Raises
     ------
-    InputError : not (z, y, x), not finite, negative, or a sum other than 1. `prepare` makes a Psf of
-        a recording, `Psf.normalised` of clean values.
+    InputError : not (z, y, x), not finite, negative, or a sum other than 1. `prepare` makes a Psf
+        of a recording, `Psf.normalised` of clean values.
 
     Examples
     --------
@@ -132,8 +132,8 @@ def _check_volume(values: Volume) -> None:
 def fwhm_px(psf: Psf | Volume) -> Triple:
     """Full width at half maximum (z, y, x) in voxels, along the lines through the brightest voxel.
 
-    Each line is read through its interpolating cubic spline, whose top and half crossings are taken,
-    so that a peak between two voxels is measured as wide as one on a voxel. NaN for an axis whose
+    Each line is read through its interpolating cubic spline, whose top and half crossings count, so
+    that a peak between two voxels is measured as wide as one on a voxel. NaN for an axis whose
     line never falls to half, and for an axis of one voxel: the width is then not in the data.
     """
     values = psf.values if isinstance(psf, Psf) else np.asarray(psf, dtype=np.float64)
@@ -190,8 +190,8 @@ def core_centre(values: Volume, start: tuple[int, int, int] | None = None) -> Tr
     """Centre (z, y, x) of the bright core, as a fractional voxel index.
 
     The point about which the Gaussian-weighted centroid is zero, the weight being as wide as the
-    core: sub-voxel for any symmetric core, blind to tails and to light further away. Without `start`
-    it looks around the peak of the lightly smoothed volume, which a hot pixel seldom is.
+    core: sub-voxel for any symmetric core, blind to tails and to light further away. Without
+    `start` it looks around the peak of the lightly smoothed volume, which a hot pixel seldom is.
     """
     soft = gaussian_filter(values, [1.0 if size > 2 else 0.0 for size in values.shape])
     if start is None:
@@ -240,8 +240,9 @@ def _weighted_centroid(
     total = weighted.sum()
     if not total > 0.0:
         return centre
-    offset = np.array(centroid(weighted))
-    return offset + np.array([at[0] for at in axes])
+    at: Volume = np.array([first[0] for first in axes], dtype=np.float64)
+    at += centroid(weighted)
+    return at
 
 
 # --------------------------------------------------------------------------- changing
@@ -299,9 +300,9 @@ def resample(psf: Psf, spacing_um: Triple) -> Psf:
 def rebin(values: Volume, centre: npt.ArrayLike, ratios: npt.ArrayLike) -> Volume:
     """Light in new voxels, `ratios` times as large, the middle one centred at index `centre`.
 
-    All light is kept but for the half voxel that may not fill one more at the border. Sizes are odd;
-    an axis of one voxel stays as it is. Shifting and resampling are this one interpolation; beside
-    an edge it may dip below zero, which `Psf.normalised` clips.
+    All light is kept but for the half voxel that may not fill one more at the border. Sizes are
+    odd; an axis of one voxel stays as it is. Shifting and resampling are this one interpolation;
+    beside an edge it may dip below zero, which `Psf.normalised` clips.
     """
     for axis, (at, ratio) in enumerate(
         zip(np.asarray(centre, dtype=float), np.asarray(ratios, dtype=float), strict=True)

@@ -17,7 +17,7 @@ from pellucid.errors import InputError, ParameterError
 NOISE_SIGMAS = 4.0
 # Dark voxels between the core and a ring or side lobe that still belongs to it, halved.
 DARK_RING_PX = 2
-# Spacings that agree to 1 % are the same: a PSF of 50 voxels is then off by half a voxel at its rim.
+# Spacings that agree to 1 % are the same: a PSF of 50 voxels is off by a quarter voxel at its rim.
 SPACING_TOLERANCE = 0.01
 # Moving by less than this would only smooth.
 SHIFT_TOLERANCE_PX = 0.02
@@ -45,10 +45,11 @@ def prepare(
 ) -> Psf:
     """The Psf of a recorded or computed array: cleaned, centred, on the image's voxels, sum 1.
 
-    In order: the camera offset is removed, voxels that do not stand out of the camera's noise are
-    emptied, the bright core is moved onto the central voxel and, when both voxel sizes are known and
-    differ by more than 1 %, the light is collected by the image's voxels (one interpolation for
-    both). Every step that changed something is a sentence in `notes`.
+    In order: the camera offset is removed, voxels that do not stand out of the camera's noise or
+    are not connected to the peak are emptied, the bright core is moved onto the central voxel and,
+    when both voxel sizes are known and differ by more than 1 %, the light is collected by the
+    image's voxels (one interpolation for both). Every step that changed something is a sentence in
+    `notes`.
 
     Parameters
     ----------
@@ -78,7 +79,8 @@ def prepare(
     if floor.noise > 0.0:
         values = _without_noise(values, floor)
         notes.append(
-            f"kept the light around the peak that stands out of the noise ({floor.noise:.3g} counts)"
+            "kept the light around the peak that stands out of the noise "
+            f"({floor.noise:.3g} counts)"
         )
     elif values.min() < 0.0:
         share = -values[values < 0.0].sum() / np.abs(values).sum()
@@ -130,7 +132,7 @@ def _given_floor(values: Volume, offset: float | None) -> Floor:
 
 
 def camera_floor(values: Volume) -> Floor:
-    """The camera's offset and noise, from the corners of a (z, y, x) volume, where a PSF is faintest.
+    """The camera's offset and noise, from the corners of a (z, y, x) volume, where a PSF fades.
 
     The mean of the medians of those corners that are as dark as the darker ones. It is taken for
     the camera's only if it looks like one: negative values, or a fifth percentile above half the
@@ -150,11 +152,25 @@ def camera_floor(values: Volume) -> Floor:
     dark = np.flatnonzero(medians <= np.percentile(medians, 25) + 4.0 * error)
     level = np.concatenate([voxels[corner] for corner in dark])
     offset = float(np.mean(medians[dark]))
-    low = float(np.percentile(level, 5))
-    if low >= 0.0 and (low <= 0.5 * offset or offset < FAINTEST_FLOOR * values.max()):
-        return Floor(0.0, 0.0, 0.0)
     smoothed = gaussian_filter(values, _smoothing(values))
-    return Floor(offset, noise, _spread([smoothed[corner].ravel() for corner in corners]))
+    smooth_noise = _spread([smoothed[corner].ravel() for corner in corners])
+    low = float(np.percentile(level, 5))
+    if low < 0.0 or (low > 0.5 * offset and offset >= FAINTEST_FLOOR * values.max()):
+        return Floor(offset, noise, smooth_noise)
+    return _clipped_floor(level, smooth_noise)
+
+
+def _clipped_floor(level: Volume, smooth_noise: float) -> Floor:
+    """The floor of a recording whose offset somebody removed already, clipping the noise at zero.
+
+    Half a normal distribution is left: many zeros, a mean of 0.4 sigma, a mean square of half its
+    variance. Unlike the faint tail of a computed PSF it is rough: smoothing takes most of it away.
+    """
+    noise = float(np.sqrt(2.0 * np.mean(level**2)))
+    zeros = float(np.mean(level == 0.0))
+    if not 0.2 < zeros < 0.8 or smooth_noise > 0.4 * noise:
+        return Floor(0.0, 0.0, 0.0)
+    return Floor(float(np.mean(level)), noise, smooth_noise)
 
 
 def _smoothing(values: Volume) -> list[float]:
@@ -198,9 +214,9 @@ def _recording_warnings(values: Volume) -> list[str]:
     if names:
         raise InputError(
             f"PSF: expected its peak inside the array, got it at the border in {', '.join(names)} "
-            f"(index {tuple(int(i) for i in peak)} of shape {values.shape}): at most half of the PSF "
-            "is there. Crop the bead with a margin on every side; if the PSF is stored with its "
-            "origin at index 0, apply numpy.fft.fftshift first."
+            f"(index {tuple(int(i) for i in peak)} of shape {values.shape}): at most half of the "
+            "PSF is there. Crop the bead with a margin on every side; if the PSF is stored with "
+            "its origin at index 0, apply numpy.fft.fftshift first."
         )
     notes = []
     for axis, name in enumerate("zyx"):

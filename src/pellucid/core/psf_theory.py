@@ -2,8 +2,8 @@
 
 Every voxel holds the average of the model over its extent. Where no shape is given it is odd and as
 large as needed to hold 99 % of the light, up to 129 voxels an axis. A widefield PSF has no end in z
-(every plane holds the same light), so it reaches six axial widths to either side: give `shape` to see
-further, up to twice the depth of the stack.
+(every plane holds the same light), so it reaches six axial widths to either side: give `shape` to
+see further, up to twice the depth of the stack.
 """
 
 from __future__ import annotations
@@ -196,7 +196,7 @@ def two_photon(
     *,
     vectorial: bool | None = None,
 ) -> Psf:
-    """The squared excitation: all emission is collected. `excitation` has the laser's wavelength."""
+    """The squared excitation, as all emission is collected; `excitation` has the laser's light."""
     model = _focus_model(excitation, vectorial)
     profile = _focused(lambda r, z: model(excitation, r, z) ** 2, excitation)
     nm = excitation.wavelength_nm
@@ -257,12 +257,12 @@ def _sizes(
         raise ParameterError(f"shape: expected three positive sizes (z, y, x), got {shape!r}.")
     if None not in asked:
         return asked[0] or 1, asked[1] or 1, asked[2] or 1
-    # Half a finest voxel is fine enough for sums of light.
-    radius = np.arange(2 * LARGEST_HALF + 1) * 0.5 * max(spacing[1:])
+    # Half a voxel is fine enough for sums of light.
+    radius: Array = np.arange(2 * LARGEST_HALF + 1) * np.float64(0.5 * max(spacing[1:]))
     half_z = LARGEST_HALF if asked[0] is None else asked[0] // 2
     if axial_reach_um is not None and asked[0] is None:
         half_z = int(np.clip(np.ceil(axial_reach_um / spacing[0]), 1, LARGEST_HALF))
-    rings = profile(radius, np.arange(half_z + 1) * spacing[0]) * radius[:, None]
+    rings = profile(radius, np.arange(half_z + 1) * np.float64(spacing[0])) * radius[:, None]
     if axial_reach_um is None and asked[0] is None:
         half_z = _half_within(rings.sum(axis=0), twice=True)
     around = _half_within(rings[:, : half_z + 1].sum(axis=1), twice=False) * 0.5 * max(spacing[1:])
