@@ -134,6 +134,7 @@ REAL = {
     "wf_dapi/raw.tif": (True, (3, 15), (0, 2300)),
     "nuclei_lightsheet/klb_img.tif": (True, (1, 4), (-20, 10)),
     "embryo_8cell/raw.tif": (True, (15, 40), (95, 110)),
+    "confocal_grid/beads.tif": (True, (0.05, 0.5), (0.9, 1.1)),  # black is 1, not padding
     "golgi_airyscan/raw.tif": (False, None, None),  # Airyscan processing correlates the noise
     "mouse_brain_whole/brain.tif": (False, None, None),  # downsampled
 }

@@ -24,7 +24,8 @@ from pellucid.core.sampling import Array, block_means, blocks_of, fill_value
 from pellucid.errors import ParameterError
 
 # Noise power low along one axis over that high along all: 0.95 to 1.02 for white noise in
-# simulation, 1.7 to 3.6 after interpolation by a quarter or half voxel, 2 after a Gaussian of 0.5 voxels.
+# simulation, 1.7 to 3.6 after interpolation by a quarter or half voxel, 2 after a Gaussian of
+# 0.5 voxels.
 MAX_EDGE_RATIO = 1.2
 
 

@@ -86,22 +86,19 @@ def blocks_of(volume: Array, name: str, max_voxels: int = MAX_VOXELS) -> list[ND
 def fill_value(blocks: list[NDArray[Any]]) -> float | None:
     """The padding of a deskewed or stitched volume: a constant that stands apart from all data.
 
-    At least one constant tile at the lowest value, and almost no voxel between it and half-way to
-    the darkest of the other tiles. None for a black that the data reach continuously.
+    The lowest value, where it fills whole tiles and the data above it begin farther away than they
+    spread at their own dark end (lowest tenth), and at least four grey levels away. None for a
+    black that the data reach continuously.
     """
     lowest = min(float(b.min()) for b in blocks)
-    tiles = [t.reshape(-1) for b in blocks for t in (_tiles(b).min(axis=(1, 3, 5)),)]
-    tops = [t.reshape(-1) for b in blocks for t in (_tiles(b).max(axis=(1, 3, 5)),)]
-    bottom, top = np.concatenate(tiles), np.concatenate(tops)
-    if not (top == lowest).any():
+    padded = any(bool((_tiles(b).max(axis=(1, 3, 5)) == lowest).any()) for b in blocks)
+    above = np.concatenate([b[b > lowest].ravel() for b in blocks])
+    if not padded or above.size < 1000:
         return None
-    free = bottom > lowest
-    if not free.any():
-        return None
-    half = lowest + 0.5 * (float(np.quantile(bottom[free], 0.02)) - lowest)
-    between = sum(int(((b > lowest) & (b < half)).sum()) for b in blocks)
-    stands_apart = between < 1e-4 * sum(b.size for b in blocks)
-    return lowest if stands_apart else None
+    first, tenth = (float(v) for v in np.quantile(above, [1e-4, 0.1]))
+    level = 1.0 if blocks[0].dtype.kind in "iu" else 0.0
+    gap = first - lowest
+    return lowest if gap > tenth - first and gap >= 4.0 * level and gap > 0 else None
 
 
 def block_means(blocks: list[NDArray[Any]], fill: float | None) -> NDArray[np.float64]:
