@@ -185,6 +185,12 @@ def test_automatic_shapes_are_odd_bounded_and_hold_the_light():
         assert larger[middle].sum() > 0.97
 
 
+def test_a_psf_that_its_largest_size_cuts_says_so():
+    notes = widefield(Optics(0.05, 500, 1.0), (1.0, 1.0, 1.0)).notes
+    assert any("ends at 129 voxels in z:" in note for note in notes)
+    assert not any("ends at" in note for note in widefield(LOW, (5.0, 0.5, 0.5), (9, 9, 9)).notes)
+
+
 def test_one_plane_is_the_plane_in_focus():
     plane = widefield(WATER, (1.0, 0.05, 0.05), (1, None, None), vectorial=False)
     assert plane.shape[0] == 1

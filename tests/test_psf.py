@@ -195,6 +195,14 @@ def test_a_bright_edge_and_a_second_bead_are_left_out():
     assert psf.values[:, :, psf.centre[2] + 15 :].sum() < 1e-4
 
 
+def test_side_lobes_stay():
+    shape = (31, 31, 31)
+    lobes = [0.2 * blob(shape, (4, 4, 4), [z, 15, 15]) for z in (8, 22)]
+    light = blob(shape, (4, 4, 4)) + sum(lobes)
+    noisy = np.random.default_rng(2).normal(100.0, 4.0, shape) + 2e5 * light
+    assert prepare(noisy).values[:12].sum() == pytest.approx(0.2 / 1.4, rel=0.1)
+
+
 def test_a_given_offset_is_used():
     psf = prepare(blob((15, 15, 15), (4, 4, 4)) + 7.0, offset=7.0)
     assert psf.values == pytest.approx(blob((15, 15, 15), (4, 4, 4)), abs=1e-4)

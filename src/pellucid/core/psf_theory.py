@@ -245,6 +245,7 @@ def _psf(
         f"refractive index {optics.refractive_index:g}"
     )
     notes = [note, *_cut_notes(optics), *_sampling_notes(sizes, spacing, finest)]
+    notes += _end_notes(sizes, shape or (None, None, None))
     return Psf.normalised(values, spacing, tuple(notes))
 
 
@@ -287,6 +288,18 @@ def _cut_notes(optics: Optics) -> list[str]:
         f"the sample lets light through up to NA {optics.aperture_na:.3g} only, below the "
         f"objective's {optics.na:g}"
     ]
+
+
+def _end_notes(sizes: tuple[int, int, int], asked: Shape) -> list[str]:
+    largest = 2 * LARGEST_HALF + 1
+    full = [
+        name
+        for name, size, given in zip("zyx", sizes, asked, strict=True)
+        if given is None and size == largest
+    ]
+    if not full:
+        return []
+    return [f"ends at {largest} voxels in {', '.join(full)}: give a shape to see more of its tail"]
 
 
 def _sampling_notes(
