@@ -12,7 +12,8 @@ import yaozarrs
 
 from pellucid.data import record
 from pellucid.data.output import create_output
-from pellucid.data.record import RunRecord, fingerprint, plain_json, read_record, write_record
+from pellucid.data.plain_json import plain_json
+from pellucid.data.record import RunRecord, fingerprint, read_record, write_record
 from pellucid.data.writer import ImageDescription
 from pellucid.errors import InputError, OutputError
 

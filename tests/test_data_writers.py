@@ -247,6 +247,23 @@ def test_the_scale_is_kept_in_the_file(tmp_path):
         assert "integer_scale" in file.ome_metadata
 
 
+@pytest.mark.parametrize("name", ["a.zarr", "a.ome.tif", "a.tif"])
+def test_numpy_numbers_are_numbers(tmp_path, name):
+    image = counts((1, 1, 3, 8, 9))
+    description = ImageDescription(
+        tuple(np.array(image.shape)),
+        voxel_um=tuple(np.array(VOXEL_UM, np.float32)),
+        time_step_s=np.float32(2),
+    )
+    kept = {"background": np.float32(1.5), "missing": np.nan}
+    with create_output(tmp_path / name, description, attributes=kept) as out:
+        out.write(0, 0, image[0, 0])
+    recording = open_recording(tmp_path / name)
+    assert recording.voxel_um == pytest.approx(VOXEL_UM)
+    assert recording.time_step_s == 2.0
+    assert "NaN" not in "".join(p.read_text() for p in tmp_path.rglob("zarr.json"))
+
+
 def test_impossible_descriptions(tmp_path):
     with pytest.raises(ParameterError, match="at least 1 each"):
         ImageDescription((1, 1, 0, 4, 4))

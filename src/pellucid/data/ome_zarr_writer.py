@@ -11,6 +11,7 @@ import tensorstore
 
 from pellucid.data.ome_zarr_metadata import image_attributes, root_documents
 from pellucid.data.pixels import IntegerScale
+from pellucid.data.plain_json import plain_json
 from pellucid.data.pyramid import Level, Triple, chunk_and_shard, mean_down, plan_levels
 from pellucid.data.source import Array
 from pellucid.data.writer import ImageDescription, ImageWriter, write_atomically
@@ -126,12 +127,12 @@ class OmeZarrWriter(ImageWriter):
             limits=limits,
         )  # fmt: skip
         for name, document in root_documents(self.version, ome, ours).items():
-            write_atomically(self.partial_path / name, json.dumps(document, indent=1))
+            write_atomically(self.partial_path / name, json.dumps(plain_json(document), indent=1))
 
     def _array_spec(self, number: int, level: Level) -> dict[str, Any]:
         chunk, shard = chunk_and_shard(level.shape)
         store = {"driver": "file", "path": str((self.partial_path / str(number)).resolve())}
-        shape = [int(n) for n in (*self.image.shape[:2], *level.shape)]
+        shape = [*self.image.shape[:2], *level.shape]
         if self.version == "0.4":
             metadata: dict[str, Any] = {
                 "shape": shape,

@@ -3,7 +3,6 @@
 import dataclasses
 import hashlib
 import json
-import math
 import platform
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,8 +13,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from pellucid.data.plain_json import plain_json
 from pellucid.data.writer import plain_errors, write_atomically
 from pellucid.data.zarr_json import zarr_attributes
 from pellucid.errors import InputError, OutputError
@@ -166,23 +164,6 @@ def package_versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             versions[name] = "not installed"
     return versions
-
-
-def plain_json(value: Any) -> Any:
-    """`value` in types that JSON has: arrays become lists, paths text, NaN null."""
-    if isinstance(value, Mapping):
-        return {str(key): plain_json(item) for key, item in value.items()}
-    if isinstance(value, (np.ndarray, np.generic)):
-        return plain_json(value.tolist())
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return plain_json(dataclasses.asdict(value))
-    if isinstance(value, (list, tuple, set, frozenset)):
-        return [plain_json(item) for item in value]
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if value is None or isinstance(value, (bool, int, str)):
-        return value
-    return str(value)
 
 
 def _folder_fingerprint(path: Path) -> Fingerprint:

@@ -12,6 +12,7 @@ import numpy as np
 import tifffile
 
 from pellucid.data.pixels import IntegerScale
+from pellucid.data.plain_json import plain_json
 from pellucid.data.source import Array
 from pellucid.data.writer import ImageDescription, ImageWriter
 from pellucid.errors import OutputError, PlanError
@@ -129,7 +130,7 @@ class TiffWriter(ImageWriter):
             # One plane has no z spacing.
             axes = "ZYX" if self.image.shape[2] > 1 else "YX"
             for axis, um in zip(axes, self.image.voxel_um[-len(axes) :], strict=True):
-                said[f"PhysicalSize{axis}"] = float(um)
+                said[f"PhysicalSize{axis}"] = um
                 said[f"PhysicalSize{axis}Unit"] = "µm"
         if self.image.time_step_s is not None:
             said["TimeIncrement"] = self.image.time_step_s
@@ -148,14 +149,14 @@ class TiffWriter(ImageWriter):
         if self.image.voxel_um is not None:
             said["unit"] = "micron"
             if z > 1:
-                said["spacing"] = float(self.image.voxel_um[0])
+                said["spacing"] = self.image.voxel_um[0]
         if self.image.time_step_s is not None:
             said["finterval"] = self.image.time_step_s
         return said
 
     def _notes(self) -> str:
         scale = self.scale.factor if self._dtype.kind in "ui" else None
-        return json.dumps({"pellucid": {**self._attributes, "integer_scale": scale}})
+        return json.dumps(plain_json({"pellucid": {**self._attributes, "integer_scale": scale}}))
 
 
 def write_tiff(

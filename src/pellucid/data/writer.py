@@ -10,6 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Self, final
@@ -56,7 +57,15 @@ class ImageDescription:
                 f"output: {self.shape[1]} channels and {len(self.channels)} names "
                 f"{self.channels}. Give one name for each, or none."
             )
-        check_output_dtype(self.dtype)
+        # NumPy's numbers are welcome here, and not in JSON and TIFF tags further on.
+        set_field = partial(object.__setattr__, self)
+        set_field("shape", tuple(int(n) for n in self.shape))
+        set_field("dtype", check_output_dtype(self.dtype).name)
+        set_field("channels", tuple(self.channels))
+        if self.voxel_um is not None:
+            set_field("voxel_um", tuple(float(s) for s in self.voxel_um))
+        if self.time_step_s is not None:
+            set_field("time_step_s", float(self.time_step_s))
 
     @property
     def names(self) -> tuple[str, ...]:
