@@ -1,0 +1,119 @@
+"""The passband of a blur: widths, cutoffs, and the low-passes that back projectors are made of."""
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy import ndimage
+from torch import Tensor
+
+from pellucid.core.fourier import Shape, frequencies, transfer_function
+from pellucid.core.operators import Blur
+from pellucid.core.psf import Psf, fwhm_px
+from pellucid.errors import ParameterError
+
+Lengths = tuple[float, float, float]
+
+
+def fwhm_of(blur: Blur) -> Lengths:
+    """Return the FWHM of the blur's PSF in voxels (z, y, x); refuse a PSF that has none."""
+    widths = fwhm_px(Psf.normalised(blur.psf.double().clamp_min(0).cpu().numpy()))
+    one_plane = [n == 1 for n in blur.grid]
+    known = [1.0 if flat else w for w, flat in zip(widths, one_plane, strict=True)]
+    if not all(np.isfinite(known)):
+        raise ParameterError(
+            f"The PSF never falls to half its peak on every axis (FWHM {widths} voxels, z y x), so "
+            "it gives no cutoff. Use a larger PSF, or method='otf-masked-wiener', which measures "
+            "the OTF."
+        )
+    return known[0], known[1], known[2]
+
+
+def band_edge_px(blur: Blur, level: float = 1e-3) -> Lengths:
+    """Return 1 / (largest frequency on each axis where |H| exceeds `level`), in voxels (z, y, x).
+
+    The cutoff that the OTF itself states, for PSFs whose FWHM says nothing.
+    """
+    above = magnitude(blur) > level
+    edges = []
+    for axis, f in enumerate(frequencies(blur.grid)):
+        others = [d for d in range(3) if d != axis]
+        reached = above.any(dim=others[1]).any(dim=others[0])
+        edges.append(1 / max(float(f.flatten().abs()[reached].max()), 1 / blur.grid[axis]))
+    return edges[0], edges[1], edges[2]
+
+
+def gain_at_cutoff(gain: Tensor, blur: Blur, cutoff_px: Lengths) -> float:
+    """Return the mean over the axes of `gain`'s projected maximum at the cutoff frequency.
+
+    Linear interpolation between frequencies; the released program rounds to the nearest.
+    """
+    values: list[float] = []
+    for axis, (n, length) in enumerate(zip(blur.grid, cutoff_px, strict=True)):
+        if n == 1:
+            continue
+        others = tuple(d for d in range(3) if d != axis)
+        profile = gain.amax(dim=others)[: n // 2 + 1].numpy()
+        values.append(float(np.interp(n / length, np.arange(len(profile)), profile)))
+    return float(np.mean(values))
+
+
+def magnitude(blur: Blur) -> Tensor:
+    """Return |H| on the half spectrum, float64 on the CPU, 1 at zero frequency."""
+    absolute = blur.transfer.abs().double().cpu()
+    return absolute / absolute[0, 0, 0]
+
+
+def radius_squared(blur: Blur, length_px: Lengths) -> Tensor:
+    """Return sum_d (f_d length_d)^2 on the half spectrum."""
+    f_z, f_y, f_x = frequencies(blur.grid)
+    return (f_z * length_px[0]) ** 2 + (f_y * length_px[1]) ** 2 + (f_x * length_px[2]) ** 2
+
+
+def butterworth(blur: Blur, cutoff_px: Lengths, steepness: float, order: float) -> Tensor:
+    """Return 1 / sqrt(1 + steepness w^order) with w = radius_squared(blur, cutoff_px)."""
+    w = radius_squared(blur, cutoff_px)
+    exponent = np.log(max(steepness, 1e-300)) + order * torch.log(w.clamp_min(1e-300))
+    # 1 / sqrt(1 + exp(t)) without overflow
+    return torch.exp(-0.5 * torch.nn.functional.softplus(exponent))
+
+
+def centred(blur: Blur, gain: Tensor) -> Tensor:
+    """Give a real transfer function the shift between image and object, and the matched flux."""
+    point = torch.zeros(blur.psf.shape, dtype=torch.float64)
+    point[tuple(n // 2 for n in point.shape)] = 1
+    origin = tuple(n // 2 + m for n, m in zip(point.shape, blur.margin, strict=True))
+    shift = transfer_function(point, blur.grid, origin).conj()  # type: ignore[arg-type]
+    flux = float(blur.transfer[0, 0, 0].abs())
+    return (flux * gain * shift).to(blur.transfer.dtype).to(blur.transfer.device).resolve_conj()
+
+
+def apodised_support(blur: Blur, energy: float, apodised_from: float) -> Tensor:
+    """Return 1 inside the support of the OTF, falling to 0 at its edge; see `OtfMaskedWiener`."""
+    absolute = np.fft.fftshift(_whole_spectrum(magnitude(blur).numpy(), blur.grid))
+    ranked = np.sort(absolute, axis=None)[::-1]
+    level = ranked[np.searchsorted(np.cumsum(ranked), energy * ranked.sum())]
+    support = absolute > max(level, 1e-3)
+    ball = ndimage.generate_binary_structure(3, 1)
+    rounded = ndimage.binary_opening(ndimage.binary_closing(support, ball, 2), ball, 1)
+    labels, _ = ndimage.label(rounded | (absolute >= 0.5))
+    centre = tuple(n // 2 for n in absolute.shape)
+    support = labels == labels[centre]
+    # rho = distance / distance of the edge in that direction = r_in / (r_in + r_out)
+    inside = ndimage.distance_transform_edt(np.pad(support, 1))[1:-1, 1:-1, 1:-1]
+    axes = np.ogrid[tuple(slice(-c, n - c) for c, n in zip(centre, absolute.shape, strict=True))]
+    radius = np.sqrt(sum(a.astype(float) ** 2 for a in axes))
+    rho = radius / np.maximum(radius + inside, 1e-9)
+    fall = np.clip((rho - apodised_from) / (1 - apodised_from), 0, 1)
+    mask = np.where(support, np.cos(0.5 * np.pi * fall) ** 2, 0.0)
+    mask[centre] = 1.0
+    return torch.from_numpy(np.fft.ifftshift(mask)[:, :, : blur.grid[2] // 2 + 1].copy())
+
+
+def _whole_spectrum(half: NDArray[np.float64], grid: Shape) -> NDArray[np.float64]:
+    """Return the whole spectrum of a magnitude given on the half spectrum."""
+    whole = np.empty(grid)
+    n = half.shape[2]
+    whole[:, :, :n] = half
+    mirrored = np.roll(half[::-1, ::-1], (1, 1), axis=(0, 1))
+    whole[:, :, n:] = mirrored[:, :, 1 : grid[2] - n + 1][:, :, ::-1]
+    return whole
