@@ -1,0 +1,263 @@
+"""Two views made comparable: pyramids, and each view blurred until both are blurred alike.
+
+A view blurred along z and one blurred along x look different wherever there is something to see,
+and an alignment of them as they are is off by a voxel. So each view is blurred by what the other
+has more of, carried through the transform between them. Gaussian covariances are enough for that;
+they come from the PSFs, or, without PSFs, from the ratio of the two power spectra: the object
+cancels in it.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.functional import avg_pool3d
+
+from pellucid.core.fourier import fast_shape, filtered, frequencies
+from pellucid.core.gauss_newton import Level, inside
+from pellucid.core.geometry import Affine, Grid
+from pellucid.core.resampling import resample
+
+Matrix = NDArray[np.float64]
+
+BASE_SIGMA_VOXELS = 1.0
+"""Smoothing of both views, in voxels of the level: hides the interpolation's own, varying blur, and
+keeps the noise of dim views (20 photons) out of the curvatures that tell their blurs apart."""
+
+BORDER_SIGMAS = 2.0
+"""A Gaussian has 95 % of its weight within two sigmas; what lies outside the view weighs less."""
+
+
+@dataclass(frozen=True)
+class BlurDifference:
+    """What to blur each view by, covariances in um^2, each in its own view's frame."""
+
+    of_fixed_um2: Matrix
+    of_moving_um2: Matrix
+
+
+def downsampled(image: Tensor, grid: Grid, voxel_um: float) -> tuple[Tensor, Grid]:
+    """Return the image averaged over whole blocks, by powers of two, to voxels of about `voxel_um`.
+
+    Fine axes are halved first, so that voxels become isotropic on the way.
+    """
+    factor = [
+        2 ** max(0, round(np.log2(voxel_um / s))) if n > 1 else 1
+        for s, n in zip(grid.spacing_um, grid.shape, strict=True)
+    ]
+    factor = [min(f, n) for f, n in zip(factor, grid.shape, strict=True)]
+    if max(factor) == 1:
+        return image, grid
+    small = avg_pool3d(image[None, None], factor)[0, 0]
+    spacing = np.asarray(grid.spacing_um) * factor
+    origin = grid.index_to_um.apply((np.asarray(factor) - 1) / 2)
+    z, y, x = small.shape
+    return small, Grid((z, y, x), tuple(spacing), tuple(origin), grid.frame)
+
+
+def gaussian_blurred(image: Tensor, grid: Grid, covariance_um2: Matrix) -> Tensor:
+    """Return the image under an oriented Gaussian; near the border it fades to the mean."""
+    shape = fast_shape(grid.shape)
+    k = [f.to(image) / s for f, s in zip(frequencies(shape), grid.spacing_um, strict=True)]
+    exponent = torch.zeros((), dtype=image.dtype, device=image.device)
+    for i in range(3):
+        for j in range(i, 3):
+            weight = covariance_um2[i, j] * (1 if i == j else 2)
+            if weight != 0:
+                exponent = exponent + (k[i] * k[j]) * float(-2 * np.pi**2 * weight)
+    transfer = torch.exp(exponent).expand(shape[0], shape[1], shape[2] // 2 + 1)
+    mean = image.mean()
+    smooth = filtered(image - mean, transfer.to(torch.complex64), shape, grid.shape)
+    return smooth + mean
+
+
+def matched_levels(
+    fixed: tuple[Tensor, Grid],
+    moving: tuple[Tensor, Grid],
+    fixed_to_moving: Affine,
+    difference: BlurDifference,
+) -> tuple[Level, Level]:
+    """Return both views of one resolution, blurred alike as far as `fixed_to_moving` is right."""
+    (fixed_image, fixed_grid), (moving_image, moving_grid) = fixed, moving
+    linear = fixed_to_moving.linear
+    base = _base_covariance(fixed_grid)
+    of_fixed = difference.of_fixed_um2 + base
+    of_moving = difference.of_moving_um2 + linear @ base @ linear.T
+    return (
+        Level(gaussian_blurred(fixed_image, fixed_grid, of_fixed), fixed_grid, _border(of_fixed)),
+        Level(
+            gaussian_blurred(moving_image, moving_grid, of_moving), moving_grid, _border(of_moving)
+        ),
+    )
+
+
+def cross_blur(fixed_um2: Matrix, moving_um2: Matrix, fixed_to_moving: Affine) -> BlurDifference:
+    """Return each view's blur as the other must receive it, from the covariances of both PSFs."""
+    linear = fixed_to_moving.linear
+    back = np.linalg.inv(linear)
+    return BlurDifference(back @ moving_um2 @ back.T, linear @ fixed_um2 @ linear.T)
+
+
+def from_difference(difference_um2: Matrix, fixed_to_moving: Affine) -> BlurDifference:
+    """Return the least blur of both views that makes up for a difference of covariances.
+
+    `difference_um2` is the fixed view's covariance less the moving view's, in the fixed frame.
+    """
+    values, axes = np.linalg.eigh(difference_um2)
+    linear = fixed_to_moving.linear
+    surplus: Matrix = (axes * np.maximum(values, 0)) @ axes.T
+    deficit: Matrix = (axes * np.maximum(-values, 0)) @ axes.T
+    return BlurDifference(deficit, linear @ surplus @ linear.T)
+
+
+def estimated_difference(
+    fixed: tuple[Tensor, Grid], moving: tuple[Tensor, Grid], fixed_to_moving: Affine
+) -> Matrix:
+    """Return the fixed view's blur covariance less the moving view's (um^2, fixed frame).
+
+    Both views show one object, so the ratio of their power spectra is that of their transfer
+    functions: log ratio = constant - 4 pi^2 k^T D k, a linear fit for the six entries of D over the
+    frequencies where both views stand above their noise.
+    """
+    (fixed_image, fixed_grid), (moving_image, moving_grid) = fixed, moving
+    power_fixed, floor_fixed = _power(fixed_image)
+    power_moving, floor_moving = _power(moving_image)
+    k = torch.cartesian_prod(
+        *[
+            torch.fft.fftshift(torch.fft.fftfreq(n, s, dtype=torch.float64))
+            for n, s in zip(fixed_grid.shape, fixed_grid.spacing_um, strict=True)
+        ]
+    ).numpy()
+    at_moving = k @ np.linalg.inv(fixed_to_moving.linear)
+    shape = np.asarray(moving_grid.shape)
+    place = np.rint(at_moving * shape * moving_grid.spacing_um).astype(int) + shape // 2
+    below_nyquist = (np.abs(at_moving * moving_grid.spacing_um) < 0.45).all(1)
+    place = np.clip(place, 0, shape - 1)
+    first = power_fixed.ravel()
+    second = power_moving[tuple(place.T)]
+    radius = np.linalg.norm(k * fixed_grid.spacing_um, axis=1)
+    use = below_nyquist & (first > 5 * floor_fixed) & (second > 5 * floor_moving)
+    use &= (radius > 3 / max(fixed_grid.shape)) & (k[:, 2] >= 0)
+    if use.sum() < 200:
+        return np.zeros((3, 3))
+    return _fit_quadratic(
+        k[use], np.log(first[use] - floor_fixed) - np.log(second[use] - floor_moving)
+    )
+
+
+def _fit_quadratic(k: Matrix, log_ratio: Matrix) -> Matrix:
+    """Return D of `log_ratio = c - 4 pi^2 k^T D k`; axes without frequencies get none."""
+    pairs = [(i, j) for i in range(3) for j in range(i, 3)]
+    columns = [k[:, i] * k[:, j] * (1 if i == j else 2) for i, j in pairs]
+    design = np.stack([np.ones(len(k)), *columns], axis=1)
+    size = np.sqrt((design**2).mean(0))
+    size[size == 0] = 1
+    solution = np.linalg.lstsq(design / size, log_ratio, rcond=1e-6)[0] / size
+    difference = np.zeros((3, 3))
+    for (i, j), value in zip(pairs, solution[1:], strict=True):
+        difference[i, j] = difference[j, i] = -value / (4 * np.pi**2)
+    return difference
+
+
+def _power(image: Tensor) -> tuple[Matrix, float]:
+    """Return the windowed, smoothed power spectrum, zero frequency in the middle, and its floor."""
+    window = torch.ones((), dtype=image.dtype, device=image.device)
+    for axis, n in enumerate(image.shape):
+        if n > 1:
+            hann = torch.hann_window(n, periodic=False, dtype=image.dtype, device=image.device)
+            window = window * hann.reshape([-1 if a == axis else 1 for a in range(3)])
+    spectrum = torch.fft.fftn((image - image.mean()) * window)
+    power = torch.fft.fftshift(spectrum.abs().square())
+    width = [3 if n > 1 else 1 for n in image.shape]
+    padding = [w // 2 for w in width]
+    power = torch.nn.functional.avg_pool3d(
+        power[None, None], width, 1, padding, count_include_pad=False
+    )[0, 0]
+    smooth: Matrix = power.double().cpu().numpy()
+    # the weakest tenth of all frequencies is noise wherever the optics are sampled at all
+    floor = float(np.quantile(smooth, 0.1)) / 0.8
+    return smooth, floor
+
+
+def gaussian_of_psf(psf: Tensor, grid: Grid) -> Matrix:
+    """Return the covariance (um^2) of the Gaussian nearest to a PSF, by its transfer function.
+
+    A fit in frequency is what matters for matching, and unlike second moments it does not hang on
+    the far tails of the PSF.
+    """
+    transfer = torch.fft.fftn(psf.double()).abs()
+    transfer = (transfer / transfer.ravel()[0]).cpu().numpy().ravel()
+    k = torch.cartesian_prod(
+        *[
+            torch.fft.fftfreq(n, s, dtype=torch.float64)
+            for n, s in zip(psf.shape, grid.spacing_um, strict=True)
+        ]
+    ).numpy()
+    strong = transfer > 0.2
+    return _fit_quadratic(k[strong], 2 * np.log(transfer[strong]))
+
+
+def _base_covariance(grid: Grid) -> Matrix:
+    spacing = np.asarray(grid.spacing_um) * (np.asarray(grid.shape) > 1)
+    return np.diag((BASE_SIGMA_VOXELS * spacing) ** 2)
+
+
+def _border(covariance_um2: Matrix) -> tuple[float, float, float]:
+    z, y, x = BORDER_SIGMAS * np.sqrt(np.diag(covariance_um2))
+    return float(z), float(y), float(x)
+
+
+def difference_left(fixed: Level, moving: Level, fixed_to_moving: Affine) -> Matrix:
+    """Return what is left of the blur difference (um^2, fixed frame) between two aligned images.
+
+    A Gaussian blur of covariance D changes an image by half the sum of D_ij times its second
+    derivatives, to first order; so D is the solution of a linear fit, next to gain and offset, over
+    the voxels that both views share.
+    """
+    warped = resample(moving.image, moving.grid, fixed.grid, target_to_source=fixed_to_moving)
+    shared = resample(
+        inside(moving).to(warped), moving.grid, fixed.grid, target_to_source=fixed_to_moving
+    )
+    use = inside(fixed) & (shared > 0.999)
+    for axis, n in enumerate(use.shape):
+        if n > 2:
+            use.narrow(axis, 0, 1).fill_(False)
+            use.narrow(axis, n - 1, 1).fill_(False)
+    index = torch.nonzero(use.ravel())[:, 0]
+    if index.numel() < 1000:
+        return np.zeros((3, 3))
+    index = index[:: max(1, index.numel() // 200_000)]
+    value, seen = fixed.image.ravel()[index].double(), warped.ravel()[index].double()
+    gain = float(((value - value.mean()) * (seen - seen.mean())).mean() / seen.var())
+    both = 0.5 * (fixed.image + gain * warped)
+    pairs = [(i, j) for i in range(3) for j in range(i, 3)]
+    curvature = [_second_difference(both, index, i, j, fixed.grid) for i, j in pairs]
+    columns = [c * (0.5 if i == j else 1.0) for c, (i, j) in zip(curvature, pairs, strict=True)]
+    design = torch.stack([*columns, seen, torch.ones_like(seen)], dim=1)
+    size = design.square().mean(0).sqrt().clamp_min(1e-30)
+    design = design / size
+    normal = (design.T @ design).cpu().numpy()
+    right = (design.T @ value).cpu().numpy()
+    solution = np.linalg.lstsq(normal, right, rcond=1e-8)[0] / size.cpu().numpy()
+    left = np.zeros((3, 3))
+    for (i, j), entry in zip(pairs, solution, strict=False):
+        left[i, j] = left[j, i] = entry
+    return left
+
+
+def _second_difference(image: Tensor, index: Tensor, i: int, j: int, grid: Grid) -> Tensor:
+    """Return the second derivative along axes i and j (per um^2) at flat indices off the border."""
+    flat = image.ravel()
+    _, ny, nx = image.shape
+    steps, sizes, spacing = (ny * nx, nx, 1), image.shape, grid.spacing_um
+    if sizes[i] == 1 or sizes[j] == 1:
+        return torch.zeros(index.shape, dtype=torch.float64, device=image.device)
+    a, b = steps[i], steps[j]
+    if i == j:
+        curve = flat[index + a] - 2 * flat[index] + flat[index - a]
+    else:
+        curve = flat[index + a + b] - flat[index + a - b] - flat[index - a + b]
+        curve = (curve + flat[index - a - b]) / 4
+    return curve.double() / (spacing[i] * spacing[j])

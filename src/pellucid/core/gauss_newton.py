@@ -1,0 +1,366 @@
+"""Second-order alignment of two images of one object on their strongest gradients.
+
+Each step linearises both images about the current transform and takes the mean of the two gradients
+(efficient second-order minimisation, Malis 2004; Benhimane and Malis 2004): the step is then right
+to second order without second derivatives. Gain and offset between the images are unknowns of the
+same linear system, so the fit does not see contrast or background.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pellucid.core.geometry import Affine, Grid, Triple
+
+Model = Literal["translation", "rigid", "similarity", "affine"]
+Matrix = NDArray[np.float64]
+
+FEWEST_POINTS = 300
+"""Below this many voxels in common, twelve parameters, gain and offset are not determined."""
+
+LONGEST_STEP = 4.0
+"""Voxels: the images' linear range is about one blur width, so that longer steps are guesses."""
+
+
+@dataclass(frozen=True)
+class Level:
+    """A view at one resolution: the image, where its voxels are, and the border not to be used.
+
+    `border_um` is the width along z, y, x within which blur has mixed in what lies outside the
+    view; `mask`, where given, is 1 on voxels that count.
+    """
+
+    image: Tensor
+    grid: Grid
+    border_um: Triple
+    mask: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Points:
+    """Voxels of the fixed image: place relative to its centre (um), value, gradient per um."""
+
+    places_um: Tensor
+    values: Tensor
+    gradients: Tensor
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Where an alignment ended: the transform, how well it explains the data, and how it got there.
+
+    `settled` says whether the last step was below the tolerance.
+    """
+
+    fixed_to_moving: Affine
+    ncc: float
+    ncc_start: float
+    points: int
+    iterations: int
+    settled: bool
+
+
+def strongest_gradients(level: Level, most: int, share: float = 0.3) -> Points:
+    """Return the voxels whose gradient is among the largest `share`, evenly thinned to `most`."""
+    image, spacing = level.image, level.grid.spacing_um
+    gradients = [_central_difference(image, axis, spacing[axis]) for axis in range(3)]
+    squared = sum((g.square() for g in gradients), torch.zeros_like(image))
+    usable = inside(level)
+    squared = torch.where(usable, squared, 0.0)
+    candidates = squared[usable]
+    if candidates.numel() == 0:
+        empty = image.new_zeros((0, 3))
+        return Points(empty, image.new_zeros(0), empty)
+    # quantiles of a sample are enough to choose voxels by
+    sample = candidates[:: max(1, candidates.numel() // 100_000)]
+    threshold = torch.quantile(sample, 1 - share)
+    index = torch.nonzero((squared > threshold).ravel())[:, 0]
+    if index.numel() > most:
+        index = index[torch.linspace(0, index.numel() - 1, most, device=index.device).long()]
+    middle = (np.asarray(image.shape) - 1) / 2
+    places = torch.stack(torch.unravel_index(index, image.shape), dim=1).to(image)
+    places = (places - image.new_tensor(middle)) * image.new_tensor(spacing)
+    chosen = torch.stack([g.ravel()[index] for g in gradients], dim=1)
+    return Points(places, image.ravel()[index], chosen)
+
+
+def align(
+    fixed: Level,
+    moving: Level,
+    start: Affine,
+    model: Model,
+    *,
+    points: Points,
+    iterations: int = 20,
+    tolerance: float = 0.005,
+) -> Fit:
+    """Return the transform near `start` that best explains the fixed points by the moving image.
+
+    Parameters
+    ----------
+    start : fixed to moving, micrometres
+    points : of `fixed`, from `strongest_gradients`
+    tolerance : stop when no corner moves by more than this share of the fixed level's finest voxel
+    """
+    centre, scale_um = fixed.grid.centre_um, _half_um(fixed.grid)
+    corners = fixed.grid.corners_um() - centre
+    voxel_um = min(s for s, n in zip(fixed.grid.spacing_um, fixed.grid.shape, strict=True) if n > 1)
+    flat = np.array(fixed.grid.shape) == 1
+    basis = _basis(model, scale_um, flat)
+    current, best, ncc_start = start, Fit(start, -1.0, -1.0, 0, 0, False), -1.0
+    for iteration in range(1, iterations + 1):
+        system = _linearise(points, moving, current, centre, scale_um)
+        if system is None:
+            break
+        ncc_start = system.ncc if iteration == 1 else ncc_start
+        if system.ncc > best.ncc:
+            best = Fit(current, system.ncc, ncc_start, system.count, iteration, False)
+        linear, shift = _solve(system, basis, scale_um)
+        step = float(np.abs(corners @ linear.T + shift).max()) / voxel_um
+        shorten = min(1.0, LONGEST_STEP / max(step, 1e-12))
+        update = Affine.from_linear(
+            _on_model(np.eye(3) + shorten * linear, model, flat),
+            centre_um=centre,
+            translation_um=shorten * shift,
+            source=start.source,
+            target=start.source,
+        )
+        if step < tolerance:
+            return Fit(current @ update, best.ncc, ncc_start, system.count, iteration, True)
+        current = current @ update
+    return best
+
+
+@dataclass(frozen=True)
+class _System:
+    """Normal equations of one step: 12 geometric unknowns, gain, offset."""
+
+    normal: Matrix
+    right: Matrix
+    count: int
+    ncc: float
+
+
+def sample_with_gradient(image: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
+    """Return trilinear values (n,) and gradients (n, 3) per voxel at fractional indices (n, 3).
+
+    Every place must lie within the image. A singleton axis has no gradient.
+    """
+    sizes = image.new_tensor([max(n - 2, 0) for n in image.shape])
+    low = torch.minimum(places.floor().clamp_(min=0), sizes)
+    fz, fy, fx = (places - low).unbind(1)
+    iz, iy, ix = low.long().unbind(1)
+    _, ny, nx = image.shape
+    step_z, step_y, step_x = (
+        s if n > 1 else 0 for s, n in zip((ny * nx, nx, 1), image.shape, strict=True)
+    )
+    base = (iz * ny + iy) * nx + ix
+    flat = image.ravel()
+
+    def edge(offset: int) -> tuple[Tensor, Tensor]:
+        first = torch.take(flat, base + offset)
+        rise = torch.take(flat, base + (offset + step_x)) - first
+        return torch.addcmul(first, rise, fx), rise
+
+    (v00, r00), (v01, r01) = edge(0), edge(step_y)
+    (v10, r10), (v11, r11) = edge(step_z), edge(step_z + step_y)
+    dy0, dy1 = v01 - v00, v11 - v10
+    w0, w1 = torch.addcmul(v00, dy0, fy), torch.addcmul(v10, dy1, fy)
+    s0, s1 = torch.lerp(r00, r01, fy), torch.lerp(r10, r11, fy)
+    gz = w1 - w0
+    gradient = torch.stack([gz, torch.lerp(dy0, dy1, fz), torch.lerp(s0, s1, fz)], dim=1)
+    return torch.addcmul(w0, gz, fz), gradient
+
+
+@dataclass(frozen=True)
+class _Columns:
+    """The linearised problem: `values ~ matrix @ (12 geometric unknowns, gain, offset)`."""
+
+    matrix: Tensor
+    values: Tensor
+    index: Tensor
+
+
+def _columns(
+    points: Points, moving: Level, current: Affine, centre: Matrix, scale_um: float
+) -> _Columns | None:
+    """Return the columns over points that fall into the moving view; None when they are too few."""
+    image, grid = moving.image, moving.grid
+    to_index = grid.um_to_index @ current
+    linear = image.new_tensor(to_index.linear)
+    places = points.places_um @ linear.T + image.new_tensor(to_index.apply(centre))
+    border = image.new_tensor(np.asarray(moving.border_um) / grid.spacing_um)
+    last = image.new_tensor(np.asarray(grid.shape) - 1)
+    use = ((places >= border - 1e-3) & (places <= last - border + 1e-3)).all(1)
+    if moving.mask is not None:
+        nearest = torch.minimum(places.round().clamp_(min=0), last).long()
+        use &= moving.mask[nearest.unbind(1)] > 0.5
+    index = torch.nonzero(use)[:, 0]
+    if index.numel() < FEWEST_POINTS:
+        return None
+    seen, slope = sample_with_gradient(image, places[index])
+    # float32 sums of squares keep their digits only around the mean; the offset is free anyway
+    seen, value = seen - seen.mean(), points.values[index] - points.values[index].mean()
+    # the ratio of spreads, not the slope of a fit: misalignment makes the slope too small
+    gain = (float(value @ value) / max(float(seen @ seen), 1e-30)) ** 0.5
+    gradient = 0.5 * (points.gradients[index] + gain * (slope @ linear))
+    lever = torch.nn.functional.pad(points.places_um[index] / scale_um, (0, 1), value=1.0)
+    geometry = (gradient[:, :, None] * lever[:, None, :]).reshape(-1, 12)
+    ones = torch.ones_like(seen)
+    return _Columns(torch.cat([geometry, seen[:, None], ones[:, None]], dim=1), value, index)
+
+
+def _linearise(
+    points: Points, moving: Level, current: Affine, centre: Matrix, scale_um: float
+) -> _System | None:
+    columns = _columns(points, moving, current, centre, scale_um)
+    if columns is None:
+        return None
+    normal = (columns.matrix.T @ columns.matrix).double().cpu().numpy()
+    right = (columns.matrix.T @ columns.values).double().cpu().numpy()
+    # both are centred, so that sums of squares are variances
+    energy_seen = max(float(normal[12, 12]), 1e-30)
+    energy_value = max(float(columns.values.double().square().sum()), 1e-30)
+    ncc = float(right[12] / np.sqrt(energy_seen * energy_value))
+    return _System(normal, right, int(normal[13, 13]), ncc)
+
+
+def corner_sigma_um(
+    fixed: Level,
+    moving: Level,
+    fixed_to_moving: Affine,
+    model: Model,
+    *,
+    points: Points,
+    block_um: float,
+) -> Matrix:
+    """Return one standard deviation of the eight corners' positions, um, (8,).
+
+    From the normal matrix of the fit, with what is left unexplained summed over blocks of
+    `block_um` first (a cluster-robust, or sandwich, covariance): blur makes neighbouring residuals
+    one and the same, and counting them as independent would make the answer many times too sure.
+    """
+    centre, scale_um = fixed.grid.centre_um, _half_um(fixed.grid)
+    columns = _columns(points, moving, fixed_to_moving, centre, scale_um)
+    if columns is None:
+        return np.full(8, np.inf)
+    design = _design(_basis(model, scale_um, np.array(fixed.grid.shape) == 1))
+    seen = columns.matrix[:, 12]
+    gain = (seen @ columns.values) / (seen @ seen)
+    residual = columns.values - gain * seen
+    cell = ((points.places_um[columns.index] / block_um).floor() + 512).long()
+    label = (cell[:, 0] * 1024 + cell[:, 1]) * 1024 + cell[:, 2]
+    names, member = torch.unique(label, return_inverse=True)
+    scores = columns.matrix.new_zeros((len(names), 14))
+    scores.index_add_(0, member, columns.matrix * residual[:, None])
+    projected = scores.double().cpu().numpy() @ design
+    normal = design.T @ (columns.matrix.T @ columns.matrix).double().cpu().numpy() @ design
+    inverse = np.linalg.pinv(normal, rcond=1e-12, hermitian=True)
+    spread = inverse @ (projected.T @ projected) @ inverse
+    arms = np.pad(
+        (fixed.grid.corners_um() - centre) / scale_um, ((0, 0), (0, 1)), constant_values=1
+    )
+    sigma = np.empty(8)
+    for corner, arm in enumerate(arms):
+        moves = np.kron(np.eye(3), arm) @ design[:12]
+        sigma[corner] = np.sqrt(np.trace(moves @ spread @ moves.T))
+    return sigma
+
+
+def _solve(system: _System, basis: Matrix, scale_um: float) -> tuple[Matrix, Matrix]:
+    """Return the step as a linear part (per um) and a shift of the centre (um)."""
+    free = basis.shape[1]
+    design = _design(basis)
+    normal, right = design.T @ system.normal @ design, design.T @ system.right
+    size = np.sqrt(np.maximum(np.diag(normal), 1e-30))
+    scaled = normal / size[:, None] / size
+    scaled[np.diag_indices(free)] += 1e-4
+    scaled += 1e-9 * np.eye(free + 2)
+    solution = np.linalg.solve(scaled, right / size) / size
+    parameters = (basis @ solution[:free]).reshape(3, 4)
+    return parameters[:, :3] / scale_um, parameters[:, 3]
+
+
+def _design(basis: Matrix) -> Matrix:
+    """Return the (14, k + 2) map from what is free, gain and offset to all fourteen unknowns."""
+    free = basis.shape[1]
+    design = np.zeros((14, free + 2))
+    design[:12, :free] = basis
+    design[12, free] = design[13, free + 1] = 1
+    return design
+
+
+def _half_um(grid: Grid) -> float:
+    return max(n * s for n, s in zip(grid.shape, grid.spacing_um, strict=True) if n > 1) / 2
+
+
+def _basis(model: Model, scale_um: float, flat: NDArray[np.bool_]) -> Matrix:
+    """Return (12, k): the columns of (linear part | shift), row by row, that the model may move.
+
+    An axis of one voxel (2D) neither moves nor mixes with the others.
+    """
+    columns: list[Matrix] = []
+
+    def add(*entries: tuple[int, int, float]) -> None:
+        if any(flat[row] or (column < 3 and flat[column]) for row, column, _ in entries):
+            return
+        block = np.zeros((3, 4))
+        for row, column, value in entries:
+            block[row, column] = value
+        columns.append(block.ravel())
+
+    for row in range(3):
+        add((row, 3, 1.0))
+    if model in ("rigid", "similarity"):
+        for i, j in ((0, 1), (0, 2), (1, 2)):
+            add((i, j, 1.0), (j, i, -1.0))
+    if model == "similarity":
+        add(*((i, i, 1.0) for i in range(3) if not flat[i]))
+    if model == "affine":
+        for row in range(3):
+            for column in range(3):
+                add((row, column, 1.0))
+    return np.stack(columns, axis=1)
+
+
+def _on_model(linear: Matrix, model: Model, flat: NDArray[np.bool_]) -> Matrix:
+    """Return the nearest matrix that the model allows: a rotation, a scaled rotation, any."""
+    if model == "translation":
+        return np.eye(3)
+    if model == "affine":
+        return linear
+    left, stretch, right = np.linalg.svd(linear)
+    turn: Matrix = left @ right
+    if model == "rigid":
+        return turn
+    # along a flat axis the matrix is 1 and stays so
+    scale = (stretch.sum() - flat.sum()) / (3 - flat.sum())
+    return turn * np.where(flat, 1.0, scale)
+
+
+def _central_difference(image: Tensor, axis: int, spacing_um: float) -> Tensor:
+    """Return the derivative per um; zero on the two border planes and along a singleton axis."""
+    slope = torch.zeros_like(image)
+    n = image.shape[axis]
+    if n > 2:
+        difference = image.narrow(axis, 2, n - 2) - image.narrow(axis, 0, n - 2)
+        slope.narrow(axis, 1, n - 2).copy_(difference / (2 * spacing_um))
+    return slope
+
+
+def inside(level: Level) -> Tensor:
+    """Return where the border is far enough away, and the mask, if any, allows."""
+    usable = torch.ones(level.image.shape, dtype=torch.bool, device=level.image.device)
+    if level.mask is not None:
+        usable &= level.mask > 0.5
+    for axis, n in enumerate(level.image.shape):
+        if n == 1:
+            continue
+        width = max(1, int(np.ceil(level.border_um[axis] / level.grid.spacing_um[axis])))
+        usable.narrow(axis, 0, min(width, n)).fill_(False)
+        usable.narrow(axis, max(0, n - width), min(width, n)).fill_(False)
+    return usable

@@ -1,0 +1,114 @@
+"""Is this registration to be believed? A measurement on the aligned views, apart from the fit.
+
+The fit maximises agreement, so agreement alone flatters it: two different specimens also reach
+some. What a wrong answer cannot fake is a peak: when one view is slid against the other, the
+agreement of fine structure must be best where the registration says, and must stand far above all
+other places.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pellucid.core.blur_matching import gaussian_blurred
+from pellucid.core.fourier import fast_shape
+from pellucid.core.gauss_newton import Level, inside
+from pellucid.core.geometry import Affine, Grid
+from pellucid.core.resampling import resample
+
+FINE_VOXELS = 4.0
+"""Structure coarser than this is the specimen's envelope, on which any two specimens agree."""
+
+REACH_VOXELS = 12
+"""How far the views are slid against each other; well beyond the width of the peak."""
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How well two aligned views agree.
+
+    `ncc` is that of all structure in the shared volume, `fine_ncc` that of fine structure alone,
+    and `peak` how many standard deviations the latter stands above its values at other
+    displacements. `overlap` is the shared volume as a share of the smaller view's.
+    """
+
+    ncc: float
+    fine_ncc: float
+    peak: float
+    overlap: float
+
+
+def agreement(fixed: Level, moving: Level, fixed_to_moving: Affine) -> Agreement:
+    """Return how well two views, blurred alike, agree under a transform."""
+    overlap = shared_volume(fixed.grid, moving.grid, fixed_to_moving)
+    warped = resample(moving.image, moving.grid, fixed.grid, target_to_source=fixed_to_moving)
+    there = resample(
+        inside(moving).to(warped), moving.grid, fixed.grid, target_to_source=fixed_to_moving
+    )
+    mask = (inside(fixed) & (there > 0.999)).to(warped)
+    if int(mask.sum()) < 200:
+        return Agreement(0.0, 0.0, 0.0, overlap)
+    ncc = _correlation(fixed.image, warped, mask)
+    first = _fine(fixed.image, mask, fixed.grid)
+    second = _fine(warped, mask, fixed.grid)
+    surface, distance = _slid(first, second, mask)
+    fine = float(surface[distance == 0])
+    others = surface[distance > REACH_VOXELS / 2]
+    spread = float(others.square().mean().sqrt())
+    return Agreement(ncc, fine, fine / max(spread, 1e-12), overlap)
+
+
+def shared_volume(fixed: Grid, moving: Grid, fixed_to_moving: Affine) -> float:
+    """Return the volume that both views see, as a share of the smaller view's, 0 to 1."""
+    steps = [np.linspace(-0.5, n - 0.5, 2 * min(n, 24) + 1)[1::2] for n in fixed.shape]
+    places = np.stack(np.meshgrid(*steps, indexing="ij"), axis=-1).reshape(-1, 3)
+    to_index = moving.um_to_index @ fixed_to_moving @ fixed.index_to_um
+    seen = to_index.apply(places)
+    share = ((seen > -0.5) & (seen < np.asarray(moving.shape) - 0.5)).all(1).mean()
+    volume = float(np.prod(fixed.extent_um))
+    other = float(np.prod(moving.extent_um) / abs(np.linalg.det(fixed_to_moving.linear)))
+    return float(min(1.0, share * volume / min(volume, other)))
+
+
+def _correlation(first: Tensor, second: Tensor, mask: Tensor) -> float:
+    a, b = (image[mask > 0].double() for image in (first, second))
+    a, b = a - a.mean(), b - b.mean()
+    return float((a * b).sum() / (a.square().sum() * b.square().sum()).sqrt().clamp_min(1e-30))
+
+
+def _fine(image: Tensor, mask: Tensor, grid: Grid) -> Tensor:
+    """Return the image less its local mean over the mask, of unit variance, zero outside."""
+    covariance = np.diag([0.0 if n == 1 else FINE_VOXELS**2 for n in grid.shape])
+    index_grid = Grid(grid.shape)
+    image = (image - image[mask > 0].mean()) * mask
+    weight = gaussian_blurred(mask, index_grid, covariance).clamp_min(0.05)
+    fine = (image - gaussian_blurred(image, index_grid, covariance) / weight) * mask
+    return fine / fine.square().sum().sqrt().clamp_min(1e-30)
+
+
+def _slid(first: Tensor, second: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Return correlations at displacements up to REACH_VOXELS, and their distance from none."""
+    reach = [REACH_VOXELS if n > 1 else 0 for n in mask.shape]
+    z, y, x = (n + r for n, r in zip(mask.shape, reach, strict=True))
+    shape = fast_shape((z, y, x))
+
+    def spectrum(image: Tensor) -> Tensor:
+        return torch.fft.rfftn(image, s=shape)
+
+    def near(product: Tensor) -> Tensor:
+        whole = torch.fft.irfftn(product, s=shape)
+        for axis, r in enumerate(reach):
+            index = torch.arange(-r, r + 1, device=whole.device) % shape[axis]
+            whole = whole.index_select(axis, index)
+        return whole
+
+    shared = spectrum(mask)
+    product = near(spectrum(first).conj() * spectrum(second))
+    one = near(spectrum(first.square()).conj() * shared)
+    other = near(shared.conj() * spectrum(second.square()))
+    surface = product / (one * other).clamp_min(1e-6).sqrt()
+    steps = [torch.arange(-r, r + 1, dtype=torch.float32, device=mask.device) for r in reach]
+    distance = torch.stack(torch.meshgrid(*steps, indexing="ij")).square().sum(0).sqrt()
+    return surface, distance
