@@ -324,7 +324,7 @@ def test_alignment_steps_converge_to_second_order():
     points = strongest_gradients(levels[0], 20_000)
     start = Affine.identity(source="fixed", target="moving")
     once = align(*levels, start, "translation", points=points, iterations=2)
-    # one step from 1.1 voxels away; the gradient of one image alone leaves more than a tenth
+    # a single step, from 1.1 voxels away
     assert np.linalg.norm(once.fixed_to_moving.offset_um - truth.offset_um) < 0.08
     fit = align(*levels, start, "translation", points=points)
     np.testing.assert_allclose(fit.fixed_to_moving.offset_um, truth.offset_um, atol=0.01)

@@ -39,6 +39,12 @@ COARSEST_VOXELS, COARSE_VOXELS = 16, 32
 MOST_POINTS = 150_000
 """More voxels of strong gradient than this add time but no exactness (their blur overlaps)."""
 
+BLUR_ROUNDS, BLUR_TOLERANCE_VOXELS = 4, 0.25
+"""Corrections of the blur difference at most, and the sigma (voxels) below which one is no more."""
+
+LEAST_NCC = 0.5
+"""Of views that agree less, one cannot say that they differ by a blur."""
+
 WIDEST_BLUR = 1 / 12
 """Of the view's length, one sigma: what is estimated to be wider is something else than blur."""
 
@@ -92,10 +98,12 @@ def descend(
             trial.align(voxel_um, model, share=0.5)
     best = max(trials, key=lambda trial: trial.fit.ncc)
     for voxel_um in sizes[len(coarse) :]:
-        if voxels(fixed.grid, voxel_um) <= JUDGED_VOXELS:
-            best.align(voxel_um, model)
-            best.measure_blur()
         best.align(voxel_um, model)
+        # smooth specimens trade a little blur for a little stretch: settle both together
+        rounds = BLUR_ROUNDS if voxels(fixed.grid, voxel_um) <= JUDGED_VOXELS else 0
+        while rounds and best.measure_blur():
+            best.align(voxel_um, model)
+            rounds -= 1
     return best.judged(nominal, model, start)
 
 
@@ -172,11 +180,16 @@ class _Descent:
         self.fit = align(*self.levels, start, model, points=self.points)
         self.iterations += self.fit.iterations
 
-    def measure_blur(self) -> None:
-        """Correct the difference of blur by what the aligned views still show of it."""
-        if self.fit.ncc > 0.5:
-            left = difference_left(*self.levels, self.fit.fixed_to_moving)
-            self.difference = self._bounded(self.difference + left)
+    def measure_blur(self) -> bool:
+        """Correct the difference of blur by what is left of it; return whether that was much."""
+        if self.fit.ncc < LEAST_NCC:
+            return False
+        left = difference_left(*self.levels, self.fit.fixed_to_moving)
+        before, self.difference = self.difference, self._bounded(self.difference + left)
+        voxel_um = min(self.levels[0].grid.spacing_um)
+        return bool(
+            np.abs(self.difference - before).max() > (BLUR_TOLERANCE_VOXELS * voxel_um) ** 2
+        )
 
     def judged(self, nominal: Affine, model: Model, start: str) -> Attempt:
         """Return where the descent ended, with the verdict's measurements."""
