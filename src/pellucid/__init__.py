@@ -1,1 +1,41 @@
-"""Pellucid: fluorescence microscopy made clear."""
+"""Pellucid: fluorescence microscopy made clear. The public verbs, loaded when first used.
+
+>>> import pellucid
+>>> recording = pellucid.open("embryo.ome.tif")                                # doctest: +SKIP
+>>> psf = pellucid.open("bead.tif").read()                                     # doctest: +SKIP
+>>> sharp = pellucid.deconvolve(recording.read(t=0, c=0), psf)                 # doctest: +SKIP
+>>> pellucid.write("sharp.ome.zarr", sharp, voxel_um=recording.voxel_um)       # doctest: +SKIP
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pellucid.core.quality import measure as measure
+    from pellucid.data.recording import open_recording as open
+    from pellucid.stages.arrays import deconvolve as deconvolve
+    from pellucid.stages.arrays import write as write
+
+__version__ = "0.1.0"
+__all__ = ["__version__", "deconvolve", "measure", "open", "write"]
+
+# Where each verb lives. torch takes seconds to import, so nothing is imported before it is used.
+_VERBS = {
+    "deconvolve": ("pellucid.stages.arrays", "deconvolve"),
+    "measure": ("pellucid.core.quality", "measure"),
+    "open": ("pellucid.data.recording", "open_recording"),
+    "write": ("pellucid.stages.arrays", "write"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _VERBS:
+        raise AttributeError(f"module 'pellucid' has no attribute {name!r}; it has {__all__}")
+    module, attribute = _VERBS[name]
+    verb = getattr(import_module(module), attribute)
+    globals()[name] = verb
+    return verb
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

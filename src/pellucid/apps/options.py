@@ -1,0 +1,96 @@
+"""Parameter models as command-line options: one declaration serves both.
+
+The command line takes text and hands it on; the models make sense of it, so that a mistake gets
+the same sentence whether it was typed, written into a YAML file or passed in Python.
+"""
+
+import os
+import types
+import typing
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+from pydantic import Field, create_model
+
+from pellucid.errors import ParameterError
+from pellucid.stages.parameters import Parameters
+
+ENVIRONMENT = "PELLUCID_"
+
+
+def options_of(model: type[Parameters], without: frozenset[str] = frozenset()) -> type[Parameters]:
+    """A model of the fields of `model`, `without` some, as they are typed on a command line."""
+    fields: dict[str, Any] = {
+        name: (
+            # An empty default says nothing.
+            Annotated[_as_typed(field.annotation), Parameter(show_default=bool(field.default))],
+            Field(field.default, description=field.description),
+        )
+        for name, field in model.model_fields.items()
+        if name not in without
+    }
+    name = model.__name__.replace("Parameters", "Options")
+    return create_model(name, __base__=Parameters, **fields)
+
+
+def merged(
+    model: type[Parameters], command: str, config: Path | None, typed: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Values by rising rank: the YAML file `config`, PELLUCID_<COMMAND>_<NAME>, what was typed."""
+    prefix = f"{ENVIRONMENT}{command.upper()}_"
+    environment = {
+        name: os.environ[prefix + name.upper()]
+        for name in model.model_fields
+        if prefix + name.upper() in os.environ
+    }
+    return {**(read_config(config) if config else {}), **environment, **typed}
+
+
+def given(options: Parameters) -> dict[str, Any]:
+    """The options that somebody set, as they were set."""
+    return {name: getattr(options, name) for name in options.model_fields_set}
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """The parameters in a YAML file; ParameterError where it is none."""
+    import yaml
+
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ParameterError(f"{path}: cannot be read ({error.strerror}).") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        where = getattr(error, "problem_mark", None)
+        at = f" in line {where.line + 1}" if where else ""
+        raise ParameterError(f"{path.name}: is no YAML{at}. Compare --print-config.") from error
+    if not isinstance(content, dict):
+        raise ParameterError(
+            f"{path.name}: expected lines such as 'method: wiener', got {type(content).__name__}."
+        )
+    return {str(key): value for key, value in content.items()}
+
+
+def as_yaml(parameters: Parameters) -> str:
+    """All parameters as a YAML file that `--config` takes."""
+    import yaml
+
+    text: str = yaml.safe_dump(parameters.plain(), sort_keys=False, allow_unicode=True)
+    return text
+
+
+def _as_typed(annotation: Any) -> Any:
+    parts = (
+        typing.get_args(annotation)
+        if typing.get_origin(annotation) in (typing.Union, types.UnionType)
+        else (annotation,)
+    )
+    for part in parts:
+        if typing.get_origin(part) is tuple:
+            inside = typing.get_args(part)
+            metavar = "FILE" if Path in inside else "N,..." if ... in inside else "Z,Y,X"
+            return Annotated[tuple[str, ...] | None, Parameter(metavar=metavar)]
+    if part is type(None) and parts[0] in (int, float):
+        return Annotated[str | None, Parameter(metavar="N")]
+    return annotation

@@ -1,0 +1,130 @@
+"""The commands about PSFs: `pellucid psf inspect | make | beads`."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import App, Parameter
+
+from pellucid.apps.options import given, options_of
+from pellucid.apps.terminal import OK, print_json, say
+from pellucid.stages.parameters import InputParameters, OpticsParameters
+
+psf_app = App(name="psf", help="Make, distill and inspect point spread functions.")
+
+OpticsOptions: Any = options_of(OpticsParameters)
+InputOptions: Any = options_of(InputParameters)
+VoxelOptions: Any = options_of(InputParameters, without=frozenset({"axes", "time", "channel"}))
+Optics = Annotated[OpticsOptions, Parameter(name="*")]
+Reading = Annotated[InputOptions, Parameter(name="*")]
+Voxel = Annotated[VoxelOptions, Parameter(name="*")]
+Output = Annotated[Path, Parameter(name=["--output", "-o"])]
+
+
+@psf_app.command
+def inspect(
+    file: Path, *, voxel: Voxel = VoxelOptions(), picture: Path | None = None, json: bool = False
+) -> int:
+    """Show the widths of a PSF, its transfer function, and what each back projector does to it.
+
+    Parameters
+    ----------
+    file
+        A PSF: TIFF, OME-Zarr or .npy.
+    picture
+        Write a picture (.png) of the PSF and of the transfer functions.
+    json
+        Print JSON for machines, and only that.
+    """
+    from pellucid.apps.text import psf_text
+    from pellucid.stages.psf_choice import prepared_psf
+    from pellucid.stages.psf_files import inspect_psf
+
+    psf = prepared_psf(file, InputParameters.checked(given(voxel)).voxel_um)
+    said = inspect_psf(psf)
+    print_json(said) if json else print(psf_text(file.name, said), end="")
+    if picture is not None:
+        from pellucid.apps.pictures import psf_picture
+
+        psf_picture(psf, picture)
+        if not json:
+            say(f"wrote {picture}")
+    return OK
+
+
+@psf_app.command
+def make(
+    *,
+    output: Output,
+    optics: Optics = OpticsOptions(),
+    voxel: Voxel = VoxelOptions(),
+    overwrite: bool = False,
+) -> int:
+    """Compute a PSF from the objective's numbers and write it with its voxel size.
+
+    Parameters
+    ----------
+    output
+        .tif (ImageJ TIFF), .ome.tif or .ome.zarr.
+    overwrite
+        Replace an output that exists.
+    """
+    from pellucid.core.psf import fwhm_um
+    from pellucid.stages.psf_files import make_psf
+
+    spacing = InputParameters.checked(given(voxel)).voxel_um
+    psf = make_psf(OpticsParameters.checked(given(optics)), spacing, output, overwrite=overwrite)
+    widths = ", ".join(f"{w:.3g}" for w in fwhm_um(psf))
+    say(f"{psf.shape} voxels, FWHM z, y, x: {widths} um")
+    for note in psf.notes:
+        say(f"note: {note}")
+    say(f"wrote {output}")
+    return OK
+
+
+@psf_app.command
+def beads(
+    stack: Path,
+    *,
+    output: Output,
+    options: Reading = InputOptions(),
+    bead_um: float | None = None,
+    overwrite: bool = False,
+    json: bool = False,
+) -> int:
+    """Distill the PSF that a stack of beads shows: find, reject, align, average, clean.
+
+    Parameters
+    ----------
+    stack
+        The bead stack: TIFF, OME-TIFF, OME-Zarr or .npy.
+    output
+        .tif (ImageJ TIFF), .ome.tif or .ome.zarr.
+    bead_um
+        Diameter of the beads, to take their size out of the PSF.
+    overwrite
+        Replace an output that exists.
+    json
+        Print JSON for machines, and only that.
+    """
+    from pellucid.apps.text import beads_text
+    from pellucid.stages.psf_files import distill_file
+
+    found = distill_file(
+        stack, InputParameters.checked(given(options)), output, bead_um=bead_um,
+        overwrite=overwrite,
+    )  # fmt: skip
+    if json:
+        print_json(
+            {
+                "used": found.used,
+                "rejected": found.rejected,
+                "fwhm_um": found.fwhm_um,
+                "fwhm_spread_um": found.fwhm_spread_um,
+                "notes": found.psf.notes,
+                "output": output,
+            }
+        )
+    else:
+        print(beads_text(found), end="")
+        say(f"wrote {output}")
+    return OK

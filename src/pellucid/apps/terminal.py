@@ -1,0 +1,128 @@
+"""What the terminal shows: progress, one sentence for an error, exit codes."""
+
+import json
+import os
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any, Self
+
+from pellucid.data.plain_json import plain_json
+from pellucid.errors import ParameterError, PellucidError
+from pellucid.stages.events import Event, FileDone, VolumeDone, VolumeFailed, Warned
+
+OK, ERROR, USAGE, SOME_FAILED, INTERRUPTED = 0, 1, 2, 3, 130
+
+
+def say(sentence: str) -> None:
+    """A line for people: on stderr, so that stdout is free for results."""
+    print(sentence, file=sys.stderr, flush=True)
+
+
+def print_json(content: Any) -> None:
+    """`content` on stdout as JSON, and nothing else."""
+    print(json.dumps(plain_json(content), indent=1, allow_nan=False), flush=True)
+
+
+def exit_code_of(command: Callable[[], int]) -> int:
+    """Run `command`; an error becomes one sentence on stderr and an exit code.
+
+    With PELLUCID_DEBUG=1 the traceback comes first.
+    """
+    try:
+        return command()
+    except KeyboardInterrupt:
+        say("pellucid: interrupted; outputs that were not finished were removed.")
+        return INTERRUPTED
+    except PellucidError as error:
+        _debug()
+        say(f"pellucid: {error}")
+        return USAGE if isinstance(error, ParameterError) else ERROR
+    except MemoryError:
+        _debug()
+        say("pellucid: out of memory. Free some, or run with --dry-run to see what is needed.")
+        return ERROR
+    except BrokenPipeError:
+        # Who read stdout has gone: nobody is left to tell.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return ERROR
+
+
+def _debug() -> None:
+    if os.environ.get("PELLUCID_DEBUG"):
+        traceback.print_exc()
+
+
+class Progress:
+    """Listens to a run: a bar with the time left on a terminal, plain lines elsewhere."""
+
+    def __init__(self, total: int, *, quiet: bool) -> None:
+        self._total, self._quiet = total, quiet
+        self._begin = time.perf_counter()
+        self._bar: Any = None
+        self._done = 0
+
+    def __enter__(self) -> Self:
+        if not self._quiet and sys.stderr.isatty():
+            from rich.console import Console
+            from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+            from rich.progress import Progress as Bar
+
+            self._bar = Bar(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeRemainingColumn(),
+                console=Console(stderr=True),
+            )
+            self._bar.start()
+            self._task = self._bar.add_task("deconvolving", total=self._total)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def __call__(self, event: Event) -> None:
+        if isinstance(event, Warned):
+            self._line(f"warning: {event.sentence}")
+        elif isinstance(event, FileDone):
+            if not self._quiet:
+                self._line(f"wrote {event.path}")
+        else:
+            self._volume(event)
+
+    def _volume(self, event: VolumeDone | VolumeFailed) -> None:
+        self._done += 1
+        if isinstance(event, VolumeFailed):
+            self._line(f"failed: {event.why}")
+        elif self._bar is None and not self._quiet:
+            spent = time.perf_counter() - self._begin
+            left = spent / self._done * (self._total - self._done)
+            self._line(
+                f"{self._done}/{self._total} {event.what}: {event.seconds:.1f} s, "
+                f"about {_duration(left)} left"
+            )
+        if self._bar is not None:
+            self._bar.update(self._task, advance=1, description=event.what)
+
+    def _line(self, text: str) -> None:
+        if self._bar is not None:
+            self._bar.console.print(text, markup=False, highlight=False)
+        else:
+            say(text)
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes:02d} min"
+    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"

@@ -1,0 +1,153 @@
+"""What can be chosen: frozen models that serve the command line, YAML files, Python and the record.
+
+Nothing heavy is imported here, so that `--help` stays quick.
+"""
+
+import difflib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from pellucid.errors import ParameterError
+
+Method = Literal[
+    "matched", "gaussian", "butterworth", "wiener", "wiener-butterworth", "otf-masked-wiener"
+]
+Modality = Literal["widefield", "confocal", "two-photon", "light-sheet"]
+Format = Literal["ome-zarr", "ome-tiff", "imagej-tiff"]
+OutputType = Literal["float32", "uint16"]
+OmeZarr = Literal["0.4", "0.5"]
+
+SUFFIXES: dict[str, str] = {"ome-zarr": ".ome.zarr", "ome-tiff": ".ome.tif", "imagej-tiff": ".tif"}
+
+
+def _none_for_auto(value: Any) -> Any:
+    return None if value == "auto" else value
+
+
+def _listed(value: Any) -> Any:
+    """One value or several, also as text with commas, as the sequence that they stand for."""
+    values = value if isinstance(value, (list, tuple)) else (value,)
+    parts = [v.split(",") if isinstance(v, str) else [v] for v in values if v is not None]
+    flat = tuple(p.strip() if isinstance(p, str) else p for part in parts for p in part)
+    return None if value is None else flat
+
+
+def _as_several(value: Any) -> Any:
+    return value if isinstance(value, (list, tuple)) else (value,)
+
+
+Iterations = Annotated[int | None, BeforeValidator(_none_for_auto)]
+Counts = Annotated[float | None, BeforeValidator(_none_for_auto)]
+Numbers = Annotated[tuple[float, ...], BeforeValidator(_listed)]
+SpacingUm = Annotated[tuple[float, float, float] | None, BeforeValidator(_listed)]
+Sizes = Annotated[tuple[int, int, int] | None, BeforeValidator(_listed)]
+# A path may hold a comma, so these are not split.
+Names = Annotated[tuple[str, ...], BeforeValidator(_as_several)]
+Paths = Annotated[tuple[Path, ...], BeforeValidator(_as_several)]
+
+
+class Parameters(BaseModel):
+    """Base of every parameter model: frozen, and a name that does not exist is refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @classmethod
+    def checked(cls, values: Mapping[str, Any]) -> Self:
+        """The model of `values`; ParameterError in one sentence for what does not fit."""
+        try:
+            return cls.model_validate(dict(values))
+        except ValidationError as error:
+            raise parameter_error(error, list(cls.model_fields)) from None
+
+    def plain(self) -> dict[str, Any]:
+        """All parameters as JSON types, defaults included."""
+        return self.model_dump(mode="json")
+
+
+def parameter_error(error: ValidationError, names: list[str]) -> ParameterError:
+    """The first complaint of pydantic as a sentence, with the name that may have been meant."""
+    first = error.errors()[0]
+    name = str(first["loc"][0]) if first["loc"] else "parameters"
+    if first["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(name, names, n=1)
+        hint = f"Did you mean {near[0]!r}?" if near else f"There are: {', '.join(names)}."
+        return ParameterError(f"{name}: no such parameter. {hint}")
+    if first["type"] == "missing":
+        return ParameterError(f"{name}: needed, and not given.")
+    said = first["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+    return ParameterError(f"{name}: expected {said}, got {first['input']!r}.")
+
+
+class OpticsParameters(Parameters):
+    """The objective's numbers, from which a PSF is computed where none is given."""
+
+    modality: Modality | None = Field(None, description="The kind of microscope.")
+    na: float | None = Field(None, gt=0, description="Numerical aperture of the objective.")
+    wavelength_nm: Numbers = Field(
+        (), description="Emission wavelength; one for all channels or one for each (461,525)."
+    )
+    refractive_index: float | None = Field(
+        None, description="Of the immersion: air 1.0, water 1.333, glycerol 1.45, oil 1.515."
+    )
+    excitation_nm: Numbers = Field(
+        (), description="Excitation wavelength (confocal, two-photon); one or one for each channel."
+    )
+    pinhole_airy_units: float = Field(1.0, description="Diameter of the confocal pinhole.")
+    sheet_fwhm_um: float | None = Field(None, description="Thickness (FWHM) of the light sheet.")
+    illumination_na: float | None = Field(
+        None, description="Aperture that makes the light sheet, in place of its thickness."
+    )
+    psf_shape: Sizes = Field(None, description="Voxels z,y,x of the computed PSF; else chosen.")
+
+    def stated(self) -> list[str]:
+        """Names of the optics that were given."""
+        return [
+            name
+            for name, field in OpticsParameters.model_fields.items()
+            if getattr(self, name) != field.default
+        ]
+
+
+class InputParameters(Parameters):
+    """How input files are to be understood where they do not say it themselves."""
+
+    voxel_um: SpacingUm = Field(
+        None, description="Voxel size z,y,x in micrometres; overrides what the file says."
+    )
+    axes: str | None = Field(
+        None, description="Axes of the stored array, such as tzyx, where the file is silent."
+    )
+    time: str | None = Field(None, description="Time points to take: 3, 0:3, or 0,2,5.")
+    channel: str | None = Field(None, description="Channels to take, by number or name: 0,2.")
+
+
+class DeconvolveParameters(OpticsParameters, InputParameters):
+    """Everything that `pellucid deconvolve` can be told."""
+
+    inputs: Names = Field(min_length=1, description="Files, folders or patterns.")
+    output: Path = Field(
+        description="A file (.ome.zarr, .ome.tif, .tif), or a folder where there are many inputs."
+    )
+    psf: Paths = Field(
+        (), description="PSF file; one for all channels, or repeated, one for each channel."
+    )
+    psf_voxel_um: SpacingUm = Field(
+        None, description="Voxel size z,y,x of the PSF file where it does not say it."
+    )
+    method: Method = Field("wiener-butterworth", description="The back projector.")
+    iterations: Iterations = Field(
+        None, ge=1, le=1000, description="Exactly this many; auto stops by evidence."
+    )
+    background: Counts = Field(
+        None, description="Counts of the empty regions, camera offset included; auto measures it."
+    )
+    device: str = Field("auto", description="auto, cpu, cuda or cuda:1.")
+    dtype: OutputType = Field("float32", description="uint16 is scaled, and the scale is kept.")
+    format: Format = Field("ome-zarr", description="Of the outputs, where the output is a folder.")
+    ome_zarr: OmeZarr = Field("0.5", description="0.4 for older Fiji and BigStitcher.")
+    overwrite: bool = Field(False, description="Replace outputs that exist.")
+    report: bool = Field(False, description="Write a report with pictures beside each output.")
+    seed: int = Field(0, description="Of the photon splitting that decides when to stop.")

@@ -1,0 +1,281 @@
+"""The plan of a deconvolution: everything that can be known, and refused, before work starts."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pellucid.core.back_projectors import METHODS
+from pellucid.core.psf import Psf, fwhm_px
+from pellucid.data.recording import Recording, open_recordings
+from pellucid.data.writer import check_free_space, check_output_path
+from pellucid.errors import OutputError, ParameterError, PlanError
+from pellucid.stages.parameters import SUFFIXES, DeconvolveParameters
+from pellucid.stages.psf_choice import channel_psfs
+from pellucid.stages.resources import available_bytes, describe_device, resolve_device
+from pellucid.stages.restoring import back_projector_figures, peak_bytes, shape_that_fits
+
+IMAGE_SUFFIXES = (".zarr", ".tif", ".tiff")
+
+
+@dataclass(frozen=True)
+class FilePlan:
+    """What will be done with one recording.
+
+    Parameters
+    ----------
+    times, channels : indices that are taken, in the order of the output
+    psfs : one for each of `channels`
+    peak_bytes : of the restoration of one volume, on the device
+    host_bytes : of the volumes that wait to be restored or written, beside it
+    """
+
+    recording: Recording
+    output: Path
+    times: tuple[int, ...]
+    channels: tuple[int, ...]
+    voxel_um: tuple[float, float, float]
+    psfs: tuple[Psf, ...]
+    peak_bytes: int
+    host_bytes: int
+    output_bytes: int
+
+    @property
+    def shape(self) -> tuple[int, int, int, int, int]:
+        """(t, c, z, y, x) of the output."""
+        z, y, x = self.recording.shape[2:]
+        return (len(self.times), len(self.channels), z, y, x)
+
+    @property
+    def time_step_s(self) -> float | None:
+        """Seconds between the time points taken; None where they are not evenly spaced."""
+        steps = set(np.diff(self.times).tolist())
+        step = self.recording.time_step_s
+        return None if step is None or len(steps) > 1 else step * max(steps, default=1)
+
+    @property
+    def channel_names(self) -> tuple[str, ...]:
+        """Names of the channels taken."""
+        return tuple(self.recording.channels[c] for c in self.channels)
+
+    def name(self, t: int, c: int) -> str:
+        """File, time point and channel in words."""
+        return f"{self.recording.path.name} t={t} c={c}"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A deconvolution that fits the machine, and has not started."""
+
+    parameters: DeconvolveParameters
+    files: tuple[FilePlan, ...]
+    device: str
+    available_bytes: int | None
+
+    @property
+    def total(self) -> int:
+        """Number of (z, y, x) volumes."""
+        return sum(file.shape[0] * file.shape[1] for file in self.files)
+
+    def psf_notes(self) -> list[str]:
+        """What was done to the PSFs, each sentence once."""
+        notes = [note for file in self.files for psf in file.psfs for note in psf.notes]
+        return list(dict.fromkeys(notes))
+
+    def to_json(self) -> dict[str, Any]:
+        """The plan as JSON types, back projector figures included."""
+        return {
+            "method": self.parameters.method,
+            "iterations": self.parameters.iterations or "auto",
+            "device": describe_device(self.device),
+            "available_bytes": self.available_bytes,
+            "volumes": self.total,
+            "files": [self._file_json(file) for file in self.files],
+        }
+
+    def _file_json(self, file: FilePlan) -> dict[str, Any]:
+        return {
+            "input": str(file.recording.path),
+            "output": str(file.output),
+            "input_shape_tczyx": file.recording.shape,
+            "input_dtype": file.recording.dtype.name,
+            "output_shape_tczyx": file.shape,
+            "output_dtype": self.parameters.dtype,
+            "output_bytes": file.output_bytes,
+            "voxel_um": file.voxel_um,
+            "times": file.times,
+            "channels": dict(zip(file.channel_names, file.channels, strict=True)),
+            "tiles": 1,
+            "peak_bytes": file.peak_bytes,
+            "host_bytes": file.host_bytes,
+            "psfs": {
+                name: psf_json(psf, self.parameters.method)
+                for name, psf in zip(file.channel_names, file.psfs, strict=True)
+            },
+        }
+
+
+def psf_json(psf: Psf, method: str) -> dict[str, Any]:
+    """Shape, width, notes and the figures of the back projector `method` of a PSF."""
+    projector = back_projector_figures(psf, {method: METHODS[method]})[method]
+    return {
+        "shape_zyx": psf.shape,
+        "voxel_um": psf.spacing_um,
+        "fwhm_px": fwhm_px(psf),
+        "notes": list(psf.notes),
+        "back_projector": {"name": method, **vars(projector)},
+    }
+
+
+def plan_deconvolution(parameters: DeconvolveParameters) -> Plan:
+    """The plan of a run: inputs opened, PSFs made, memory and disk checked; nothing computed.
+
+    Raises
+    ------
+    InputError : inputs or PSFs that cannot be used
+    ParameterError : choices that do not fit together, or a device that is not there
+    OutputError : an output that exists or cannot be written
+    PlanError : too little memory or disk, with what would fit
+    """
+    device = resolve_device(parameters.device)
+    recordings = [
+        recording
+        for spec in parameters.inputs
+        for recording in open_recordings(spec, voxel_um=parameters.voxel_um, axes=parameters.axes)
+    ]
+    outputs = _outputs(parameters, recordings)
+    room = available_bytes(device)
+    files = []
+    for recording, output in zip(recordings, outputs, strict=True):
+        file = _plan_file(parameters, recording, output)
+        _check_memory(file, parameters, device, room)
+        files.append(file)
+    for folder in {file.output.parent for file in files}:
+        mine = [file.output_bytes for file in files if file.output.parent == folder]
+        # Integers wait as float32 until their range is known.
+        waiting = 2 * max(mine) if parameters.dtype == "uint16" else 0
+        check_free_space(_existing(folder), sum(mine) + waiting)
+    return Plan(parameters, tuple(files), device, room)
+
+
+def _plan_file(parameters: DeconvolveParameters, recording: Recording, output: Path) -> FilePlan:
+    times = chosen(parameters.time, recording.shape[0], "time", recording)
+    channels = chosen(parameters.channel, recording.shape[1], "channel", recording)
+    psfs = channel_psfs(parameters, recording, channels)
+    z, y, x = recording.shape[2:]
+    voxels = z * y * x
+    item = np.dtype(parameters.dtype).itemsize
+    return FilePlan(
+        recording, output, times, channels, recording.require_voxel_um(), psfs,
+        peak_bytes=max(peak_bytes((z, y, x), psf, parameters) for psf in psfs),
+        # One volume waits on either side of the work, and one is being turned into float32.
+        host_bytes=voxels * (2 * recording.dtype.itemsize + 4 + 4),
+        output_bytes=len(times) * len(channels) * voxels * item,
+    )  # fmt: skip
+
+
+def _check_memory(
+    file: FilePlan, parameters: DeconvolveParameters, device: str, room: int | None
+) -> None:
+    needed = file.peak_bytes + (file.host_bytes if device == "cpu" else 0)
+    if room is None or needed <= room:
+        return
+    left = room - (file.host_bytes if device == "cpu" else 0)
+    z, y, x = file.shape[2:]
+    widest = max(file.psfs, key=lambda psf: psf.values.size)
+    fits = shape_that_fits((z, y, x), widest, parameters, left)
+    raise PlanError(
+        f"{file.recording.path.name}: a volume of {(z, y, x)} needs {gib(needed)} and {device} has "
+        f"{gib(room)} free. "
+        + (f"A crop of {fits} would fit" if fits else "Free some memory")
+        + ", or use a machine with more memory, or a smaller PSF."
+    )
+
+
+def chosen(selection: str | None, size: int, axis: str, recording: Recording) -> tuple[int, ...]:
+    """The indices that `selection` ("2", "0:3", "0,2", names of channels) takes out of `size`."""
+    if selection is None:
+        return tuple(range(size))
+    names = recording.channels if axis == "channel" else ()
+    taken: list[int] = []
+    for part in selection.split(","):
+        text = part.strip()
+        pieces = text.split(":")
+        if text in names:
+            taken.append(names.index(text))
+        elif len(pieces) in (2, 3) and all(p.strip("-").isdigit() or not p for p in pieces):
+            taken += range(size)[slice(*(int(p) if p else None for p in pieces))]
+        elif text.isdigit() and int(text) < size:
+            taken.append(int(text))
+        else:
+            known = f" or a name of {', '.join(names)}" if names else ""
+            raise ParameterError(
+                f"{axis}: {text!r} is not in {recording.path.name}; "
+                f"expected 0 to {size - 1}, a range such as 0:{size}{known}."
+            )
+    if not taken or len(set(taken)) != len(taken):
+        raise ParameterError(
+            f"{axis}: {selection!r} takes {'nothing' if not taken else 'something twice'} of "
+            f"0..{size - 1} in {recording.path.name}."
+        )
+    return tuple(taken)
+
+
+def _outputs(parameters: DeconvolveParameters, recordings: list[Recording]) -> list[Path]:
+    """Where each recording goes: the named file, or a file of its own in the named folder."""
+    target = parameters.output.expanduser()
+    if target.name.lower().endswith(IMAGE_SUFFIXES):
+        if len(recordings) > 1:
+            raise OutputError(
+                f"{target.name}: one file for {len(recordings)} inputs. Name a folder instead."
+            )
+        outputs = [target]
+    elif target.suffix and not target.is_dir() and len(recordings) == 1:
+        raise OutputError(
+            f"{target.name}: the suffix chooses the format, and {target.suffix!r} is none. "
+            "Use .ome.zarr, .ome.tif or .tif, or name a folder."
+        )
+    else:
+        suffix = SUFFIXES[parameters.format]
+        outputs = [target / f"{_stem(recording.path)}{suffix}" for recording in recordings]
+    if len(set(outputs)) < len(outputs):
+        twice = next(path for path in outputs if outputs.count(path) > 1)
+        raise OutputError(f"{twice.name}: two inputs would both be written there. Run them apart.")
+    inputs = {file.resolve() for recording in recordings for file in recording.files}
+    for path in outputs:
+        if path.resolve() in inputs:
+            raise OutputError(f"{path}: is an input. Write to another name.")
+        if path.parent.is_dir():
+            _check_output(path, parameters.overwrite)
+        elif path is target or not path.parent.parent.is_dir():
+            raise OutputError(f"{path}: its folder does not exist. Create it first.")
+    return outputs
+
+
+def _check_output(path: Path, overwrite: bool) -> None:
+    try:
+        check_output_path(path, overwrite)
+    except OutputError as error:
+        raise OutputError(str(error).replace("overwrite=True", "use --overwrite")) from error
+
+
+def _existing(folder: Path) -> Path:
+    return folder if folder.is_dir() else folder.parent
+
+
+def _stem(path: Path) -> str:
+    name = path.name
+    for suffix in (".zarr", ".tiff", ".tif", ".npy", ".npz", ".btf", ".tf8"):
+        if name.lower().endswith(suffix):
+            name = name[: -len(suffix)]
+            break
+    return name.removesuffix(".ome") or path.name
+
+
+def gib(count: int) -> str:
+    """A number of bytes in words."""
+    for unit, size in (("GiB", 2**30), ("MiB", 2**20), ("kiB", 2**10)):
+        if count >= size:
+            return f"{count / size:.3g} {unit}"
+    return f"{count} bytes"

@@ -1,0 +1,189 @@
+"""Which PSF belongs to which channel: from files or from the objective's numbers, ready to use."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from pellucid.core.deconvolution import usable_psf
+from pellucid.core.psf import Psf, Triple
+from pellucid.core.psf_preparation import prepare
+from pellucid.core.psf_theory import theoretical_psf
+from pellucid.data.recording import Recording, open_recording
+from pellucid.errors import InputError, ParameterError, PellucidError
+from pellucid.stages.parameters import DeconvolveParameters, OpticsParameters
+
+
+@dataclass(frozen=True)
+class PsfSource:
+    """One channel of a PSF file."""
+
+    recording: Recording
+    channel: int
+
+
+def channel_psfs(
+    parameters: DeconvolveParameters, recording: Recording, channels: Sequence[int]
+) -> tuple[Psf, ...]:
+    """A prepared PSF for each of `channels`, on the voxels of `recording`.
+
+    Raises
+    ------
+    ParameterError : neither PSF nor optics, or both; a number of them that fits no channels
+    InputError : a PSF file that is no PSF
+    """
+    spacing = recording.require_voxel_um()
+    flat = recording.shape[2] == 1
+    if parameters.psf:
+        if optics := parameters.stated():
+            raise ParameterError(
+                f"psf: given as a file and by {', '.join(optics)}. Choose one of the two."
+            )
+        sources = psf_sources(parameters, channels, recording.shape[1])
+        prepared = {
+            source: _from_file(parameters, source, spacing, flat) for source in set(sources)
+        }
+        return tuple(_fitted(prepared[source], recording) for source in sources)
+    # A plane has no z spacing: the theory takes any.
+    count = len(channels)
+    waves = one_each(parameters.wavelength_nm, count, "wavelength_nm")
+    excitations = one_each(parameters.excitation_nm, count, "excitation_nm")
+    return tuple(
+        _fitted(computed_psf(parameters, spacing, wave, excitation, flat=flat), recording)
+        for wave, excitation in zip(waves, excitations, strict=True)
+    )
+
+
+def computed_psf(
+    optics: OpticsParameters,
+    spacing_um: Triple,
+    wavelength_nm: float | None,
+    excitation_nm: float | None,
+    *,
+    flat: bool = False,
+) -> Psf:
+    """The theoretical PSF of `optics`; one plane where `flat`."""
+    missing = [
+        flag
+        for flag, value in (
+            ("--modality", optics.modality),
+            ("--na", optics.na),
+            ("--wavelength-nm", wavelength_nm),
+            ("--refractive-index", optics.refractive_index),
+        )
+        if value is None
+    ]
+    if missing:
+        raise ParameterError(
+            f"psf: expected a PSF file, or the objective's numbers, of which {', '.join(missing)} "
+            "is missing. For example --psf bead.tif, or --modality widefield --na 1.1 "
+            "--wavelength-nm 525 --refractive-index 1.33."
+        )
+    assert optics.modality
+    assert optics.na and wavelength_nm and optics.refractive_index  # noqa: PT018
+    shape = optics.psf_shape or ((1, None, None) if flat else None)
+    return theoretical_psf(
+        optics.modality,
+        spacing_um,
+        na=optics.na,
+        wavelength_nm=wavelength_nm,
+        refractive_index=optics.refractive_index,
+        shape=shape,
+        excitation_nm=excitation_nm,
+        pinhole_airy_units=optics.pinhole_airy_units,
+        sheet_fwhm_um=optics.sheet_fwhm_um,
+        illumination_na=optics.illumination_na,
+    )
+
+
+def psf_sources(
+    parameters: DeconvolveParameters, channels: Sequence[int], image_channels: int
+) -> list[PsfSource]:
+    """The file and channel of the PSF of each channel of the image."""
+    recordings = [open_recording(path, voxel_um=parameters.psf_voxel_um) for path in parameters.psf]
+    for opened in recordings:
+        if opened.shape[0] > 1:
+            raise InputError(
+                f"{opened.path.name}: a PSF of {opened.shape[0]} time points. Give one; if these "
+                "are planes, say so when saving it."
+            )
+    if len(recordings) == 1:
+        only = recordings[0]
+        if only.shape[1] == 1:
+            return [PsfSource(only, 0)] * len(channels)
+        if only.shape[1] == image_channels:
+            return [PsfSource(only, c) for c in channels]
+        raise InputError(
+            f"{only.path.name}: a PSF of {only.shape[1]} channels for an image of "
+            f"{image_channels}. Give one channel, or as many as the image has."
+        )
+    if len(recordings) != len(channels):
+        raise ParameterError(
+            f"psf: {len(recordings)} files for {len(channels)} channels. "
+            "Give one for all, or one for each."
+        )
+    return [PsfSource(opened, 0) for opened in recordings]
+
+
+def one_each(values: Sequence[float], count: int, name: str) -> list[float | None]:
+    """`values` for `count` channels: none, one for all, or one for each."""
+    if len(values) == count:
+        return list(values)
+    if len(values) <= 1:
+        return [values[0] if values else None] * count
+    raise ParameterError(
+        f"{name}: {len(values)} values for {count} channels. Give one for all, or one for each."
+    )
+
+
+def prepared_psf(path: Path, voxel_um: Triple | None = None) -> Psf:
+    """The PSF in a file, cleaned and centred, on its own voxels."""
+    recording = open_recording(path, voxel_um=voxel_um)
+    if recording.shape[:2] != (1, 1):
+        raise InputError(
+            f"{path.name}: expected one channel and one time point, got (t, c, z, y, x) = "
+            f"{recording.shape}. Save the channel by itself."
+        )
+    return _named(path, lambda: prepare(recording.read(), recording.voxel_um))
+
+
+def _from_file(
+    parameters: DeconvolveParameters, source: PsfSource, image_um: Triple, flat: bool
+) -> Psf:
+    recording = source.recording
+    own = recording.voxel_um
+    notes = [f"from {recording.path.name}"]
+    if own is None:
+        notes.append("the file states no voxel size: taken as the image's")
+        own = image_um
+    elif flat or recording.shape[2] == 1:
+        # The z of a single plane means nothing, so it is no reason to resample.
+        image_um = (own[0], *image_um[1:]) if flat else image_um
+        own = own if flat else (image_um[0], *own[1:])
+    values = recording.read(c=source.channel)
+    psf = _named(recording.path, lambda: prepare(values, own, image_um))
+    if any(abs(a / b - 1) > 0.01 for a, b in zip(own, image_um, strict=True)):
+        notes.append(f"voxels of {_um(own)} um in the file, {_um(image_um)} um in the image")
+    return replace(psf, notes=(*notes, *psf.notes))
+
+
+def _fitted(psf: Psf, recording: Recording) -> Psf:
+    """The PSF with as many dimensions as the image, and a note on what does not fit."""
+    size = recording.shape[2:]
+    wider = [axis for axis, n, p in zip("zyx", size, psf.shape, strict=True) if p > 2 * n > 2]
+    if wider:
+        psf = psf.noted(f"wider than the image in {', '.join(wider)}: only the part within is used")
+    return _named(recording.path, lambda: usable_psf(psf, size))
+
+
+def _named(path: Path, make: Callable[[], Psf]) -> Psf:
+    """What `make` makes; its errors begin with the name of the file."""
+    try:
+        return make()
+    except PellucidError as error:
+        raise type(error)(f"{path.name}: {error}") from error
+
+
+def _um(spacing: Sequence[float]) -> str:
+    return "(" + ", ".join(f"{s:.4g}" for s in np.asarray(spacing, dtype=float)) + ")"

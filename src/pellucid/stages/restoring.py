@@ -1,0 +1,42 @@
+"""What a restoration needs before it starts: memory, and the figures of its back projector."""
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+
+from pellucid.core.back_projectors import BackProjector, Figures, figures
+from pellucid.core.deconvolution import back_projector, restorer
+from pellucid.core.fourier import Shape
+from pellucid.core.operators import Blur
+from pellucid.core.problem import Observation, Problem
+from pellucid.core.psf import Psf
+from pellucid.stages.parameters import DeconvolveParameters
+
+
+def peak_bytes(shape: Shape, psf: Psf, parameters: DeconvolveParameters) -> int:
+    """Memory that the restoration of one (z, y, x) volume takes on its device."""
+    # Tensors without memory carry the shapes through the arithmetic.
+    kernel = torch.empty(psf.shape, dtype=torch.float32, device="meta")
+    image = torch.empty(shape, dtype=torch.float32, device="meta")
+    problem = Problem((Observation(image, Blur(kernel, shape)),))
+    chosen = restorer(back_projector(parameters.method), parameters.iterations)
+    return chosen.peak_bytes(problem)
+
+
+def shape_that_fits(
+    shape: Shape, psf: Psf, parameters: DeconvolveParameters, room_bytes: int
+) -> Shape | None:
+    """The largest crop of `shape` in y and x, in steps of 64 voxels, that fits; None if none."""
+    for share in np.arange(0.95, 0.04, -0.05):
+        y, x = (min(n, max(64, math.floor(n * share / 64) * 64)) for n in shape[1:])
+        if peak_bytes((shape[0], y, x), psf, parameters) <= room_bytes:
+            return (shape[0], y, x)
+    return None
+
+
+def back_projector_figures(psf: Psf, projectors: Mapping[str, BackProjector]) -> dict[str, Figures]:
+    """What each of `projectors` does to `psf`, measured on a grid that holds the PSF twice."""
+    blur = Blur(torch.tensor(psf.values, dtype=torch.float32), psf.shape)
+    return {name: figures(projector, blur) for name, projector in projectors.items()}
