@@ -143,6 +143,24 @@ def test_voxels_and_shapes_may_differ():
     assert corner_error(found, truth).mean() < 0.15
 
 
+def test_stacks_of_few_planes():
+    thin = Grid((7, 64, 64), (2.0, 0.75, 0.75), frame="fixed")
+    truth = Affine.from_params(
+        translation_um=(0.4, 2.3, -3.1), rotation_rad=(0.08, 0, 0), centre_um=thin.centre_um,
+        source="fixed", target="moving",
+    )  # fmt: skip
+    places, brightness = spots(4)
+    views = [
+        picture(thin, p, brightness, ROUND, photons=500, seed=n)
+        for n, p in enumerate((places, truth.apply(places)))
+    ]
+    found = register(
+        *views, fixed_spacing_um=thin.spacing_um, moving_spacing_um=thin.spacing_um, model="rigid"
+    )
+    assert found.converged, found.reason
+    assert corner_error(found, truth, thin).mean() < 0.2
+
+
 def test_gain_and_offset_change_nothing():
     first, second = two_views(TRUTHS["affine"])
     plain = register(first, second, fixed_spacing_um=1.0, moving_spacing_um=1.0)

@@ -17,7 +17,7 @@ from torch.nn.functional import avg_pool3d
 
 from pellucid.core.fourier import fast_shape, filtered, frequencies
 from pellucid.core.gauss_newton import Level, inside
-from pellucid.core.geometry import Affine, Grid
+from pellucid.core.geometry import Affine, Grid, as_triple
 from pellucid.core.resampling import resample
 
 Matrix = NDArray[np.float64]
@@ -25,6 +25,9 @@ Matrix = NDArray[np.float64]
 BASE_SIGMA_VOXELS = 1.0
 """Smoothing of both views, in voxels of the level: hides the interpolation's own, varying blur, and
 keeps the noise of dim views (20 photons) out of the curvatures that tell their blurs apart."""
+
+FEWEST_PLANES = 8
+"""Axes are not averaged to fewer: a gradient along them, off the border, needs that many."""
 
 BORDER_SIGMAS = 2.0
 """A Gaussian has 95 % of its weight within two sigmas; what lies outside the view weighs less."""
@@ -47,7 +50,9 @@ def downsampled(image: Tensor, grid: Grid, voxel_um: float) -> tuple[Tensor, Gri
         2 ** max(0, round(np.log2(voxel_um / s))) if n > 1 else 1
         for s, n in zip(grid.spacing_um, grid.shape, strict=True)
     ]
-    factor = [min(f, n) for f, n in zip(factor, grid.shape, strict=True)]
+    for axis, n in enumerate(grid.shape):
+        while factor[axis] > 1 and n // factor[axis] < FEWEST_PLANES:
+            factor[axis] //= 2
     if max(factor) == 1:
         return image, grid
     small = avg_pool3d(image[None, None], factor)[0, 0]
@@ -86,10 +91,8 @@ def matched_levels(
     of_fixed = difference.of_fixed_um2 + base
     of_moving = difference.of_moving_um2 + linear @ base @ linear.T
     return (
-        Level(gaussian_blurred(fixed_image, fixed_grid, of_fixed), fixed_grid, _border(of_fixed)),
-        Level(
-            gaussian_blurred(moving_image, moving_grid, of_moving), moving_grid, _border(of_moving)
-        ),
+        _blurred_level(fixed_image, fixed_grid, of_fixed),
+        _blurred_level(moving_image, moving_grid, of_moving),
     )
 
 
@@ -204,9 +207,12 @@ def _base_covariance(grid: Grid) -> Matrix:
     return np.diag((BASE_SIGMA_VOXELS * spacing) ** 2)
 
 
-def _border(covariance_um2: Matrix) -> tuple[float, float, float]:
-    z, y, x = BORDER_SIGMAS * np.sqrt(np.diag(covariance_um2))
-    return float(z), float(y), float(x)
+def _blurred_level(image: Tensor, grid: Grid, covariance_um2: Matrix) -> Level:
+    """Return the blurred image, with a border of the blur's reach, at most a quarter of an axis."""
+    reach = BORDER_SIGMAS * np.sqrt(np.diag(covariance_um2))
+    quarter = (np.asarray(grid.shape) - 1) * grid.spacing_um / 4
+    border = as_triple(np.minimum(reach, quarter), "border_um")
+    return Level(gaussian_blurred(image, grid, covariance_um2), grid, border)
 
 
 def difference_left(fixed: Level, moving: Level, fixed_to_moving: Affine) -> Matrix:

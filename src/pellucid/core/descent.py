@@ -23,7 +23,7 @@ from pellucid.core.gauss_newton import (
     strongest_gradients,
 )
 from pellucid.core.geometry import Affine, Grid
-from pellucid.core.verdict import Agreement, agreement
+from pellucid.core.verdict import Agreement, agreement, shared_volume
 
 Matrix = NDArray[np.float64]
 
@@ -33,8 +33,11 @@ FINEST_VOXELS = 2_500_000
 JUDGED_VOXELS = 400_000
 """Size at which blur differences and the verdict are measured: enough voxels, little time."""
 
-COARSEST_VOXELS, COARSE_VOXELS = 16, 32
-"""Longest axis of the first level, and of the last one on which several starts compete."""
+COARSEST_VOXELS = 16
+"""Longest axis of the first level, in 3D; planes need more, to have voxels enough for a fit."""
+
+COARSEST_PIXELS = 48
+"""Longest axis of the first level, in 2D."""
 
 MOST_POINTS = 150_000
 """More voxels of strong gradient than this add time but no exactness (their blur overlaps)."""
@@ -89,14 +92,16 @@ def descend(
 ) -> Attempt:
     """Return where the best of the candidates ends; they compete on the coarse levels."""
     sizes = voxel_sizes(fixed.grid)
-    coarse = [h for h in sizes if h == sizes[0] or longest_axis(fixed.grid, h) <= COARSE_VOXELS]
+    # several starts compete on the first level and, where it is still small, on the second
+    small = 2 * _coarsest(fixed.grid)
+    coarse = [h for h in sizes if h == sizes[0] or longest_axis(fixed.grid, h) <= small]
     trials = [_Descent(fixed, moving, candidate) for candidate in candidates]
     for trial in trials:
         for voxel_um in coarse:
             if model in ("similarity", "affine"):
                 trial.align(voxel_um, "rigid", share=0.5)
             trial.align(voxel_um, model, share=0.5)
-    best = max(trials, key=lambda trial: trial.fit.ncc)
+    best = max(trials, key=_Descent.promise)
     for voxel_um in sizes[len(coarse) :]:
         best.align(voxel_um, model)
         # smooth specimens trade a little blur for a little stretch: settle both together
@@ -113,9 +118,13 @@ def voxel_sizes(grid: Grid) -> list[float]:
     while voxels(grid, finest) > FINEST_VOXELS:
         finest *= 2
     sizes = [finest]
-    while longest_axis(grid, 2 * sizes[0]) >= COARSEST_VOXELS:
+    while longest_axis(grid, 2 * sizes[0]) >= _coarsest(grid):
         sizes.insert(0, 2 * sizes[0])
     return sizes
+
+
+def _coarsest(grid: Grid) -> int:
+    return COARSEST_PIXELS if 1 in grid.shape else COARSEST_VOXELS
 
 
 def longest_axis(grid: Grid, voxel_um: float) -> float:
@@ -179,6 +188,11 @@ class _Descent:
         start = self.fit.fixed_to_moving
         self.fit = align(*self.levels, start, model, points=self.points)
         self.iterations += self.fit.iterations
+
+    def promise(self) -> float:
+        """Return the correlation, less where little is shared: little agrees with anything."""
+        shared = shared_volume(self.fixed.grid, self.moving.grid, self.fit.fixed_to_moving)
+        return max(self.fit.ncc, 0.0) * min(1.0, 2 * shared) ** 0.5
 
     def measure_blur(self) -> bool:
         """Correct the difference of blur by what is left of it; return whether that was much."""

@@ -360,7 +360,9 @@ def inside(level: Level) -> Tensor:
     for axis, n in enumerate(level.image.shape):
         if n == 1:
             continue
-        width = max(1, int(np.ceil(level.border_um[axis] / level.grid.spacing_um[axis])))
+        width = int(np.ceil(level.border_um[axis] / level.grid.spacing_um[axis] - 1e-6))
+        # the outermost planes have no central difference, unless there is nothing but such planes
+        width = max(width, 1 if n > 4 else 0)
         usable.narrow(axis, 0, min(width, n)).fill_(False)
         usable.narrow(axis, max(0, n - width), min(width, n)).fill_(False)
     return usable

@@ -34,8 +34,8 @@ MOST_STRETCH = 1.5
 LARGEST_SIGMA = 0.015
 """Of the view's length, at the corners: chance agreement rests on few structures, and wobbles."""
 CLEAR_PEAK = 8.0
-"""Standard deviations; enough by itself, however noisy the views. Pure noise reaches 3."""
-LEAST_PEAK, LEAST_FINE_NCC = 3.5, 0.5
+"""Standard deviations; enough by itself, however noisy the views. Aligned noise reaches 3.4."""
+LEAST_PEAK, LEAST_FINE_NCC = 2.5, 0.5
 """Enough together: specimens of few, large structures have no better peak."""
 
 
