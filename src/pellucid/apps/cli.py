@@ -101,7 +101,7 @@ def _deconvolve(parameters: DeconvolveParameters, *, dry_run: bool, json: bool) 
     if parameters.report:
         from pellucid.apps.report import write_reports
 
-        write_reports(outcome)
+        write_reports(plan, outcome)
     if json:
         print_json(outcome.to_json())
     if outcome.failures:
