@@ -6,6 +6,9 @@
     ├── FrameError       geometry whose frames or units do not meet
     ├── PlanError        a run that would not fit in memory or on disk: refused before it starts
     └── OutputError      a result that could not be written; nothing half-written looks finished
+
+    PellucidWarning(UserWarning)
+    └── RunawayWarning   an unguarded iteration left the data
 """
 
 
@@ -31,3 +34,11 @@ class PlanError(PellucidError):
 
 class OutputError(PellucidError):
     """A result that could not be written."""
+
+
+class PellucidWarning(UserWarning):
+    """Base of every warning that Pellucid issues."""
+
+
+class RunawayWarning(PellucidWarning):
+    """An unguarded iteration left the data: its result is not to be believed."""

@@ -128,7 +128,7 @@ class WienerButterworth(BackProjector):
     Parameters
     ----------
     alpha : noise-to-signal power of the Wiener part; None: from the measured noise
-    beta : gain at the cutoff; None: the OTF's gain there
+    beta : gain at the cutoff; None: the OTF's gain there, or less where alpha leaves less
     order : n of the Butterworth part
     cutoff_fwhm : cutoff as 1 / (cutoff_fwhm * FWHM): 1 as published for confocal and light sheet,
         1 / sqrt(2) for instant SIM; None: the band edge of the OTF
@@ -163,10 +163,13 @@ class WienerButterworth(BackProjector):
         alpha = self.alpha or ALPHA_UNMEASURED
         cutoff_px = cutoff_lengths_px(blur, self.cutoff_fwhm)
         otf = magnitude(blur)
-        beta = self.beta or gain_at_cutoff(otf, blur, cutoff_px)
         wiener = 1 / (otf**2 + alpha)
         at_cutoff = gain_at_cutoff(otf * wiener, blur, cutoff_px)
         power = 2 if self.convention == "paper" else 1
+        # an automatic beta never leaves e^2 below 1: the low-pass takes at least half the power
+        beta = self.beta or min(
+            gain_at_cutoff(otf, blur, cutoff_px), (at_cutoff**power / 2) ** 0.5
+        )
         steepness = at_cutoff**power / beta**2 - 1
         if steepness <= 0:
             raise ParameterError(

@@ -101,6 +101,12 @@ class Blur(LinearOperator):
     def __repr__(self) -> str:
         return f"Blur(psf{tuple(self.psf.shape)}, {self.range_shape})"
 
+    @property
+    def window(self) -> tuple[slice, slice, slice]:
+        """The part of the object that lies behind the image."""
+        z, y, x = (slice(m, m + n) for m, n in zip(self.margin, self.range_shape, strict=True))
+        return z, y, x
+
     def forward(self, x: Tensor) -> Tensor:
         return filtered(x, self.transfer, self.grid, self.range_shape)
 

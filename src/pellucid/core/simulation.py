@@ -19,7 +19,9 @@ Volume = NDArray[np.floating]
 Shape = tuple[int, int, int]
 
 
-def filaments(shape: Shape, seed: int, *, count: int | None = None, radius_px: float = 0.9) -> Volume:
+def filaments(
+    shape: Shape, seed: int, *, count: int | None = None, radius_px: float = 0.9
+) -> Volume:
     """Return (z, y, x) smooth random filaments of unequal brightness, like microtubules; 0 to about 1.
 
     The voxels are taken as isotropic; `count` defaults to one filament per 16,000 voxels.
@@ -40,7 +42,9 @@ def filaments(shape: Shape, seed: int, *, count: int | None = None, radius_px: f
     return _unit_peak(ndimage.gaussian_filter(volume, sigma, mode="constant"))
 
 
-def shells(shape: Shape, seed: int, *, count: int | None = None, thickness_px: float = 1.5) -> Volume:
+def shells(
+    shape: Shape, seed: int, *, count: int | None = None, thickness_px: float = 1.5
+) -> Volume:
     """Return (z, y, x) hollow ellipsoids of unequal size and brightness, like membranes; 0 to about 1."""
     rng = np.random.default_rng(seed)
     volume = np.zeros(shape)

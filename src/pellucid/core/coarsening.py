@@ -1,0 +1,103 @@
+"""The same problem on coarser grids: binned photons are Poisson photons still.
+
+Summing blocks of voxels of a recording gives the recording of a coarser camera, whose PSF is the fine
+one seen through one more box. So the coarse problem is solved by the same restorer, for a fraction of
+the FFTs, and its solution is where the finer one starts.
+"""
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pellucid.core.fourier import Shape
+from pellucid.core.operators import Blur
+from pellucid.core.passband import Lengths
+from pellucid.core.problem import Observation, Problem
+
+SMALLEST = 8
+"""Voxels per axis below which a grid is not binned further."""
+
+
+def bin_factors(fwhm_px: Lengths, shape: Shape, levels: int = 4) -> list[Shape]:
+    """Return binnings from none to coarse: first equal blur on all axes, then every axis by two.
+
+    Parameters
+    ----------
+    fwhm_px : of the PSF on the finest grid (z, y, x); the axes that it blurs most are binned first
+    shape : of the finest image
+    """
+    factors: list[Shape] = [(1, 1, 1)]
+    while len(factors) < levels:
+        last = factors[-1]
+        widths = [w / f for w, f in zip(fwhm_px, last, strict=True)]
+        large = [
+            w > max(widths) / 1.5 and n // f >= 2 * SMALLEST
+            for w, f, n in zip(widths, last, shape, strict=True)
+        ]
+        z, y, x = (2 * f if big else f for f, big in zip(last, large, strict=True))
+        if (z, y, x) == last:
+            break
+        factors.append((z, y, x))
+    return factors
+
+
+def binned(problem: Problem, factors: Shape) -> Problem:
+    """Return the problem that a camera with voxels `factors` times larger would have recorded."""
+    if factors == (1, 1, 1):
+        return problem
+    observations = []
+    for o in problem.observations:
+        assert isinstance(o.operator, Blur)
+        image = binned_image(o.image, factors)
+        psf = binned_psf(o.operator.psf, factors)
+        z, y, x = image.shape
+        blur = Blur(psf, (z, y, x))
+        observations.append(Observation(image, blur, o.background * math.prod(factors)))
+    return Problem(tuple(observations))
+
+
+def binned_image(image: Tensor, factors: Shape) -> Tensor:
+    """Return sums over blocks; a block cut by the border counts its last voxel for the missing ones."""
+    padding: list[int] = []
+    for n, f in zip(reversed(image.shape), reversed(factors), strict=True):
+        padding += [0, -n % f]
+    if any(padding):
+        image = torch.nn.functional.pad(image[None, None], padding, mode="replicate")[0, 0]
+    return torch.nn.functional.avg_pool3d(image[None, None], factors)[0, 0] * math.prod(factors)
+
+
+def binned_psf(psf: Tensor, factors: Shape) -> Tensor:
+    """Return the PSF between blocks: object and camera both seen through a box, flux kept."""
+    for axis, f in enumerate(factors):
+        if f == 1:
+            continue
+        # the blur between two blocks at distance k f is sum_d psf(d) triangle(d - k f) / f
+        n = psf.shape[axis]
+        reach = max(n // 2, n - 1 - n // 2) // f + 1
+        offsets = torch.arange(n) - n // 2
+        places = f * torch.arange(-reach, reach + 1)
+        triangle = (1 - (offsets[None, :] - places[:, None]).abs() / f).clamp_min(0)
+        weights = triangle.to(dtype=psf.dtype, device=psf.device)
+        psf = torch.tensordot(weights, psf, dims=([1], [axis])).movedim(0, axis)
+    return psf.contiguous()
+
+
+def refined(x: Tensor, coarse: Blur, fine: Blur, factors: Shape) -> Tensor:
+    """Return the object `x` of `coarse` on the grid of `fine`, trilinear, with its light shared out.
+
+    Parameters
+    ----------
+    factors : coarse voxels per fine voxel on each axis
+    """
+    for axis, f in enumerate(factors):
+        centre = (np.arange(fine.domain_shape[axis]) - fine.margin[axis] + 0.5) / f - 0.5
+        place = np.clip(centre + coarse.margin[axis], 0, x.shape[axis] - 1)
+        low = np.minimum(np.floor(place).astype(int), max(x.shape[axis] - 2, 0))
+        shape = [-1 if a == axis else 1 for a in range(3)]
+        part = torch.from_numpy((place - low).reshape(shape)).to(x)
+        index = torch.from_numpy(low).to(x.device)
+        above = (index + 1).clamp_max(x.shape[axis] - 1)
+        x = torch.lerp(x.index_select(axis, index), x.index_select(axis, above), part) / f
+    return x

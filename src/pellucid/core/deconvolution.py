@@ -1,0 +1,170 @@
+"""Deconvolve one volume: from camera counts to a Problem, to a Restorer, and back to counts."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pellucid.core.accelerated import Accelerated
+from pellucid.core.back_projectors import METHODS, BackProjector
+from pellucid.core.fourier import Shape
+from pellucid.core.noise import Noise, estimate_background, estimate_noise
+from pellucid.core.operators import Blur
+from pellucid.core.problem import Observation, Problem, Restored
+from pellucid.core.psf import Psf, crop_to_support, focal_plane
+from pellucid.core.psf_preparation import prepare
+from pellucid.core.richardson_lucy import RichardsonLucy
+from pellucid.errors import InputError, ParameterError
+
+Array = NDArray[Any] | Tensor
+
+SUPPORT = 0.995
+"""Share of the PSF's light that its box must hold: what lies beyond is not worth its FFTs."""
+
+
+def deconvolve(
+    volume: Array,
+    psf: Psf | Array,
+    *,
+    method: str = "wiener-butterworth",
+    iterations: int | None = None,
+    background: float | None = None,
+    noise: Noise | None = None,
+    device: str | torch.device | None = None,
+    seed: int = 0,
+) -> Restored:
+    """Return the object behind `volume`, in counts above background, and how it was found.
+
+    Parameters
+    ----------
+    volume : (z, y, x) or (y, x) counts of any real dtype, finite
+    psf : a `Psf`, or an array (z, y, x) or (y, x), centred anywhere, with or without camera offset,
+        on the voxels of the volume; a volume of one plane takes the PSF's focal plane
+    method : back projector, one of `pellucid.core.back_projectors.METHODS`
+    iterations : None for the guarded, automatically stopped restorer (`Accelerated`); a number for
+        exactly that many plain Richardson-Lucy iterations with the back projector of `method`
+    background : counts where there is no object, camera offset included; None: measured
+    noise : the camera; None: measured from the volume
+    device : "cpu", "cuda", "cuda:1"; None: the volume's own, the CPU for NumPy
+    seed : of the photon thinning
+
+    Returns
+    -------
+    Restored
+        image : float32 tensor of the volume's shape on `device`, sum of counts kept
+        stats : noise, background, PSF notes, and what the restorer measured
+
+    Raises
+    ------
+    InputError : volume or PSF that is not finite, not 2D or 3D, or constant
+    ParameterError : unknown method, iterations below 1
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> point = np.zeros((9, 9, 9)); point[4, 4, 4] = 1000.0
+    >>> sharp = deconvolve(point, np.ones((3, 3, 3)), method="matched", iterations=5, background=0)
+    >>> sharp.image.shape
+    torch.Size([9, 9, 9])
+    """
+    image = as_volume(volume, device)
+    projector = back_projector(method)
+    if iterations is not None and iterations < 1:
+        raise ParameterError(
+            f"iterations must be 1 or more, or None for automatic, got {iterations}."
+        )
+    used = usable_psf(psf, image_shape(image))
+    camera = noise or estimate_noise(image.cpu().numpy())
+    level = float(estimate_background(image.cpu().numpy())) if background is None else background
+    problem, gain = problem_of(image, used, level, camera)
+    restored = restorer(projector, iterations, seed)(problem)
+    stats = {
+        **restored.stats,
+        "background": level,
+        "noise": camera.as_dict(),
+        "psf_notes": list(used.notes),
+        "method": method,
+    }
+    counts = restored.image.mul_(gain)
+    return Restored(counts.reshape(tuple(volume.shape)), stats)
+
+
+def back_projector(method: str) -> BackProjector:
+    """Return the back projector of that name."""
+    if method not in METHODS:
+        raise ParameterError(f"method must be one of {', '.join(METHODS)}; got {method!r}.")
+    return METHODS[method]
+
+
+def restorer(
+    projector: BackProjector, iterations: int | None, seed: int = 0
+) -> Accelerated | RichardsonLucy:
+    """Return the guarded restorer, or the plain one for a given number of iterations."""
+    if iterations is None:
+        return Accelerated(projector, seed=seed)
+    return RichardsonLucy(iterations, projector)
+
+
+def as_volume(volume: Array, device: str | torch.device | None = None) -> Tensor:
+    """Return a finite (z, y, x) float32 tensor of `volume` on `device`."""
+    if isinstance(volume, Tensor):
+        tensor = volume.detach()
+    else:
+        array = np.asarray(volume)
+        if array.dtype.kind not in "buif":
+            raise InputError(f"Expected real numbers in the volume, got dtype {array.dtype}.")
+        tensor = torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))
+    if tensor.ndim not in (2, 3):
+        raise InputError(
+            f"Expected a volume (z, y, x) or an image (y, x), got shape {tuple(tensor.shape)}. "
+            "Pass one channel and one time point at a time."
+        )
+    if tensor.numel() == 0:
+        raise InputError(f"The volume has no voxels: its shape is {tuple(tensor.shape)}.")
+    tensor = tensor.to(device=device, dtype=torch.float32)
+    bad = tensor.numel() - int(torch.isfinite(tensor).sum())
+    if bad:
+        raise InputError(
+            f"The volume has {bad} voxels that are NaN or infinite. Replace them, for example by the "
+            "median of their neighbours, before deconvolving."
+        )
+    return tensor if tensor.ndim == 3 else tensor[None]
+
+
+def image_shape(image: Tensor) -> Shape:
+    """Return the shape of a (z, y, x) tensor as three numbers."""
+    z, y, x = image.shape
+    return z, y, x
+
+
+def usable_psf(psf: Psf | Array, shape: Shape) -> Psf:
+    """Return the PSF as a clean `Psf` fit for images of `shape`: one plane for one, cropped boxes."""
+    if not isinstance(psf, Psf):
+        array = psf.detach().cpu().numpy() if isinstance(psf, Tensor) else np.asarray(psf)
+        psf = prepare(array)
+    if shape[0] == 1 and psf.shape[0] > 1:
+        psf = focal_plane(psf).noted("took the focal plane of the PSF for an image of one plane")
+    if psf.shape[0] == 1 and shape[0] > 1:
+        raise InputError(
+            f"Expected a PSF of several planes for a volume of {shape[0]}, got one plane. "
+            "Give a 3D PSF, or deconvolve the planes one by one."
+        )
+    return crop_to_support(psf, SUPPORT)
+
+
+def problem_of(image: Tensor, psf: Psf, background: float, camera: Noise) -> tuple[Problem, float]:
+    """Return the problem in photons, and the counts per photon to come back with.
+
+    Read noise enters as photons added to both image and background (Snyder et al. 1993), which keeps
+    the Poisson model right in mean and variance.
+    """
+    gain = camera.gain if camera.gain > 0 and camera.reliable else 1.0
+    offset = min(camera.offset, background) if camera.reliable else background
+    read_photons = (camera.read_noise / gain) ** 2 if camera.reliable else 0.0
+    photons = ((image - offset) / gain).add_(read_photons).clamp_min_(0)
+    expected = (background - offset) / gain + read_photons
+    kernel = torch.from_numpy(psf.values.astype(np.float32)).to(image.device)
+    blur = Blur(kernel, image_shape(image))
+    return Problem((Observation(photons, blur, expected),)), gain

@@ -1,0 +1,94 @@
+"""The problem a restorer solves: observations of one object, and what comes out."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pellucid.core.fourier import Shape
+from pellucid.core.operators import Blur, LinearOperator
+from pellucid.errors import InputError
+
+Window = tuple[slice, slice, slice]
+
+
+@dataclass(frozen=True)
+class Observation:
+    """One recording: image ~ Poisson(operator(object) + background).
+
+    Parameters
+    ----------
+    image : (z, y, x) photons on the device; see `photons` for what a camera gives
+    operator : from the object to this image
+    background : expected photons per voxel that do not come from the object, above 0
+    """
+
+    image: Tensor
+    operator: LinearOperator
+    background: float = 0.0
+
+    def __post_init__(self) -> None:
+        if tuple(self.image.shape) != self.operator.range_shape:
+            raise InputError(
+                f"Observation: expected an image of shape {self.operator.range_shape} for its "
+                f"operator, got {tuple(self.image.shape)}. Build the operator on the image's shape."
+            )
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Observations of one object, and the window of it that is asked for.
+
+    Parameters
+    ----------
+    observations : one or more, of one object: equal domain shapes
+    window : the part of the object that a restorer returns; None: the image of a single extended
+        `Blur`, else the whole domain
+    """
+
+    observations: tuple[Observation, ...]
+    window: Window | None = None
+
+    def __post_init__(self) -> None:
+        shapes = {o.operator.domain_shape for o in self.observations}
+        if len(shapes) != 1:
+            raise InputError(
+                f"Problem: expected observations of one object, got object shapes {sorted(shapes)}. "
+                "Give every operator the same object grid."
+            )
+
+    @property
+    def shape(self) -> Shape:
+        """Shape (z, y, x) of the object."""
+        return self.observations[0].operator.domain_shape
+
+    def windowed(self, x: Tensor) -> Tensor:
+        """Return the part of the object that is asked for."""
+        operator = self.observations[0].operator
+        if self.window is not None:
+            return x[self.window]
+        if len(self.observations) == 1 and isinstance(operator, Blur):
+            return x[operator.window]
+        return x
+
+
+@dataclass(frozen=True)
+class Restored:
+    """An estimate of the object, and the evidence for it.
+
+    Parameters
+    ----------
+    image : (z, y, x) photons per voxel, not negative
+    stats : what the restorer measured on the way; plain numbers, strings and lists
+    """
+
+    image: Tensor
+    stats: dict[str, Any] = field(default_factory=dict)
+
+
+def sensitivities(problem: Problem) -> list[Tensor]:
+    """Return A_v* 1 for every observation: how much of a voxel's light each image collects."""
+    return [
+        o.operator.adjoint(torch.ones_like(o.image)).clamp_min_(0) for o in problem.observations
+    ]
