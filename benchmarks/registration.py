@@ -198,9 +198,10 @@ def compare(args: argparse.Namespace) -> None:
             f"{found.start}  {'' if found.converged else 'REFUSED: ' + found.reason}",
             flush=True,
         )
-        for name in PEERS if case - args.first < args.peers else ():
+        for name in args.peer_names if case - args.first < args.peers else ():
             if (result := peer(name, args.peer_python, pair)) is not None:
                 theirs[name].append(result)
+                print(f"    {name:10} error {result[0]:7.3f}  {result[1]:6.2f} s", flush=True)
     print(f"\n{args.size}^3, errors are means over eight corners, in voxels")
     print("program      cases  median error  largest  median CPU s  ratio to ours")
     own_seconds = float(np.median([s for _, s in mine]))
@@ -296,6 +297,7 @@ def main() -> None:
     parser.add_argument("--cases", type=int, default=20)
     parser.add_argument("--far", action="store_true", help="30 degrees and 40 voxels at 128^3")
     parser.add_argument("--peers", type=int, default=0, help="cases to run the peers on")
+    parser.add_argument("--peer-names", nargs="*", default=PEERS, choices=PEERS)
     parser.add_argument("--peer-python", default=sys.executable, help="a Python that has the peers")
     parser.add_argument("--failures", type=int, default=0, help="pairs, half of them wrong")
     parser.add_argument("--first", type=int, default=0, help="number of the first case")

@@ -281,7 +281,11 @@ def broken_pairs():
 
 @pytest.mark.parametrize("case", broken_pairs())
 def test_wrong_pairs_are_not_believed(case):
-    found = register(*broken_pairs()[case], fixed_spacing_um=1.0, moving_spacing_um=1.0)
+    # one of them with every start there is, the others with the first: rotations take seconds
+    start = None if case == "another specimen" else "translation"
+    found = register(
+        *broken_pairs()[case], fixed_spacing_um=1.0, moving_spacing_um=1.0, start=start
+    )
     assert not found.converged
     assert found.reason.endswith(".")
     if case == "constant":

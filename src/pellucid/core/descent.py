@@ -1,6 +1,6 @@
 """One descent from coarse to fine: blur both views alike, align, measure what is left, refine."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -60,10 +60,15 @@ class View:
     grid: Grid
     mask: Tensor | None = None
     psf_um2: Matrix | None = None
+    pyramid: dict[float, tuple[Tensor, Grid]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     def at(self, voxel_um: float) -> tuple[Tensor, Grid]:
-        """Return the view averaged down to voxels of about `voxel_um`."""
-        return downsampled(self.image, self.grid, voxel_um)
+        """Return the view averaged down to voxels of about `voxel_um`; averaged once, then kept."""
+        if voxel_um not in self.pyramid:
+            self.pyramid[voxel_um] = downsampled(self.image, self.grid, voxel_um)
+        return self.pyramid[voxel_um]
 
     def mask_at(self, voxel_um: float) -> Tensor | None:
         """Return 1 where all voxels averaged count."""
@@ -192,7 +197,7 @@ class _Descent:
     def promise(self) -> float:
         """Return the correlation, less where little is shared: little agrees with anything."""
         shared = shared_volume(self.fixed.grid, self.moving.grid, self.fit.fixed_to_moving)
-        return max(self.fit.ncc, 0.0) * min(1.0, 2 * shared) ** 0.5
+        return float(max(self.fit.ncc, 0.0) * np.sqrt(min(1.0, 2 * shared)))
 
     def measure_blur(self) -> bool:
         """Correct the difference of blur by what is left of it; return whether that was much."""

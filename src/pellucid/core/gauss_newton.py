@@ -69,15 +69,14 @@ def strongest_gradients(level: Level, most: int, share: float = 0.3) -> Points:
     image, spacing = level.image, level.grid.spacing_um
     gradients = [_central_difference(image, axis, spacing[axis]) for axis in range(3)]
     squared = sum((g.square() for g in gradients), torch.zeros_like(image))
-    usable = inside(level)
-    squared = torch.where(usable, squared, 0.0)
-    candidates = squared[usable]
-    if candidates.numel() == 0:
+    squared *= inside(level)
+    # a threshold from a sample of voxels is enough to choose voxels by
+    sample = squared.ravel()[:: max(1, squared.numel() // 100_000)]
+    sample = sample[sample > 0]
+    if sample.numel() == 0:
         empty = image.new_zeros((0, 3))
         return Points(empty, image.new_zeros(0), empty)
-    # quantiles of a sample are enough to choose voxels by
-    sample = candidates[:: max(1, candidates.numel() // 100_000)]
-    threshold = torch.quantile(sample, 1 - share)
+    threshold = sample.kthvalue(max(1, int((1 - share) * sample.numel()))).values
     index = torch.nonzero((squared > threshold).ravel())[:, 0]
     if index.numel() > most:
         index = index[torch.linspace(0, index.numel() - 1, most, device=index.device).long()]

@@ -169,13 +169,13 @@ class _Template:
 def _rfftn(image: Tensor, shape: Shape) -> Tensor:
     # SciPy's FFT takes half the time of torch's on CPUs without MKL tuning
     if image.device.type != "cpu":
-        return torch.fft.rfftn(image, s=shape)
-    spectrum: Tensor = torch.from_numpy(scipy.fft.rfftn(image.numpy(), s=shape))
-    return spectrum
+        on_device: Tensor = torch.fft.rfftn(image, s=shape)
+        return on_device
+    return torch.from_numpy(scipy.fft.rfftn(image.numpy(), s=shape))
 
 
 def _irfftn(spectrum: Tensor, shape: Shape) -> Tensor:
     if spectrum.device.type != "cpu":
-        return torch.fft.irfftn(spectrum, s=shape)
-    image: Tensor = torch.from_numpy(scipy.fft.irfftn(spectrum.resolve_conj().numpy(), s=shape))
-    return image
+        on_device: Tensor = torch.fft.irfftn(spectrum, s=shape)
+        return on_device
+    return torch.from_numpy(scipy.fft.irfftn(spectrum.resolve_conj().numpy(), s=shape))

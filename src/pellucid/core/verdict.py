@@ -95,10 +95,11 @@ def _slid(first: Tensor, second: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     shape = fast_shape((z, y, x))
 
     def spectrum(image: Tensor) -> Tensor:
-        return torch.fft.rfftn(image, s=shape)
+        whole: Tensor = torch.fft.rfftn(image, s=shape)
+        return whole
 
     def near(product: Tensor) -> Tensor:
-        whole = torch.fft.irfftn(product, s=shape)
+        whole: Tensor = torch.fft.irfftn(product, s=shape)
         for axis, r in enumerate(reach):
             index = torch.arange(-r, r + 1, device=whole.device) % shape[axis]
             whole = whole.index_select(axis, index)
