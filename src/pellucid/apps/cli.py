@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import App, CycloptsError, Parameter
+from pydantic import ValidationError
 
 from pellucid import __version__
 from pellucid.apps.options import as_yaml, given, merged, options_of
@@ -19,7 +20,7 @@ from pellucid.apps.terminal import (
     print_json,
     say,
 )
-from pellucid.stages.parameters import DeconvolveParameters, InputParameters
+from pellucid.stages.parameters import DeconvolveParameters, InputParameters, parameter_error
 
 app = App(
     name="pellucid",
@@ -27,6 +28,7 @@ app = App(
     help="Fluorescence microscopy made clear.",
     default_parameter=Parameter(negative=(), show_default=False),
     result_action="return_value",
+    suppress_keyboard_interrupt=False,
 )
 app.command(psf_app)
 
@@ -174,6 +176,8 @@ def main(tokens: Sequence[str] | None = None) -> int:
         try:
             result = app(tokens, exit_on_error=False, print_error=False)
         except CycloptsError as error:
+            if isinstance(error.__cause__, ValidationError):
+                raise parameter_error(error.__cause__, []) from error
             say(f"pellucid: {str(error).splitlines()[0]} See --help.")
             return USAGE
         return result if isinstance(result, int) else OK

@@ -55,7 +55,7 @@ def given(options: Parameters) -> dict[str, Any]:
 
 def read_config(path: Path) -> dict[str, Any]:
     """The parameters in a YAML file; ParameterError where it is none."""
-    import yaml
+    import yaml  # type: ignore[import-untyped]
 
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))

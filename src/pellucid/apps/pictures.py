@@ -78,11 +78,21 @@ def psf_picture(psf: Psf, path: Path) -> None:
     _curves(grid[1, 1], psf, spacing, f"1/{unit}")
     _projectors(grid[0, 2], psf, axis=2, spacing=spacing, unit=f"1/{unit}")
     _projectors(grid[1, 2], psf, axis=0, spacing=spacing, unit=f"1/{unit}")
+    if psf.shape[0] == 1:
+        # One plane has no z to show.
+        grid[1, 0].set_visible(False)
+        grid[1, 2].set_visible(False)
     write_picture(path, _png(figure))
 
 
 def stopping_picture(path: Sequence[Mapping[str, Any]]) -> bytes:
-    """A PNG of the held-out photons' verdict on every step: kept, or refused."""
+    """A PNG of the held-out photons' verdict on every step on the finest grid: kept, or refused.
+
+    Parameters
+    ----------
+    path : the steps of an `Accelerated` restoration, as kept in its stats
+    """
+    path = [step for step in path if tuple(step["binning"]) == (1, 1, 1)]
     figure = Figure(figsize=(7.5, 3.2), layout="constrained")
     axes = figure.subplots()
     best = max(step["likelihood"] for step in path)

@@ -1,12 +1,14 @@
 """The plan of a deconvolution: everything that can be known, and refused, before work starts."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from pellucid.core.back_projectors import METHODS
+from pellucid.core.back_projectors import Figures
+from pellucid.core.deconvolution import back_projector
 from pellucid.core.psf import Psf, fwhm_px
 from pellucid.data.recording import Recording, open_recordings
 from pellucid.data.writer import check_free_space, check_output_path
@@ -26,7 +28,7 @@ class FilePlan:
     Parameters
     ----------
     times, channels : indices that are taken, in the order of the output
-    psfs : one for each of `channels`
+    psfs, figures : one for each of `channels`, and what the back projector does to it
     peak_bytes : of the restoration of one volume, on the device
     host_bytes : of the volumes that wait to be restored or written, beside it
     """
@@ -37,6 +39,7 @@ class FilePlan:
     channels: tuple[int, ...]
     voxel_um: tuple[float, float, float]
     psfs: tuple[Psf, ...]
+    figures: tuple[Figures, ...]
     peak_bytes: int
     host_bytes: int
     output_bytes: int
@@ -110,22 +113,27 @@ class Plan:
             "peak_bytes": file.peak_bytes,
             "host_bytes": file.host_bytes,
             "psfs": {
-                name: psf_json(psf, self.parameters.method)
-                for name, psf in zip(file.channel_names, file.psfs, strict=True)
+                name: {
+                    "shape_zyx": psf.shape,
+                    "voxel_um": psf.spacing_um,
+                    "fwhm_px": fwhm_px(psf),
+                    "notes": list(psf.notes),
+                    "back_projector": {"name": self.parameters.method, **vars(figures)},
+                }
+                for name, psf, figures in zip(
+                    file.channel_names, file.psfs, file.figures, strict=True
+                )
             },
         }
 
 
-def psf_json(psf: Psf, method: str) -> dict[str, Any]:
-    """Shape, width, notes and the figures of the back projector `method` of a PSF."""
-    projector = back_projector_figures(psf, {method: METHODS[method]})[method]
-    return {
-        "shape_zyx": psf.shape,
-        "voxel_um": psf.spacing_um,
-        "fwhm_px": fwhm_px(psf),
-        "notes": list(psf.notes),
-        "back_projector": {"name": method, **vars(projector)},
-    }
+@dataclass(frozen=True)
+class _Optics:
+    """What files of one shape, voxel size and number of channels share."""
+
+    psfs: tuple[Psf, ...]
+    figures: tuple[Figures, ...]
+    peak_bytes: int
 
 
 def plan_deconvolution(parameters: DeconvolveParameters) -> Plan:
@@ -146,9 +154,10 @@ def plan_deconvolution(parameters: DeconvolveParameters) -> Plan:
     ]
     outputs = _outputs(parameters, recordings)
     room = available_bytes(device)
-    files = []
+    files: list[FilePlan] = []
+    shared: dict[object, _Optics] = {}
     for recording, output in zip(recordings, outputs, strict=True):
-        file = _plan_file(parameters, recording, output)
+        file = _plan_file(parameters, recording, output, shared)
         _check_memory(file, parameters, device, room)
         files.append(file)
     for folder in {file.output.parent for file in files}:
@@ -159,20 +168,40 @@ def plan_deconvolution(parameters: DeconvolveParameters) -> Plan:
     return Plan(parameters, tuple(files), device, room)
 
 
-def _plan_file(parameters: DeconvolveParameters, recording: Recording, output: Path) -> FilePlan:
+def _plan_file(
+    parameters: DeconvolveParameters,
+    recording: Recording,
+    output: Path,
+    shared: dict[object, _Optics],
+) -> FilePlan:
     times = chosen(parameters.time, recording.shape[0], "time", recording)
     channels = chosen(parameters.channel, recording.shape[1], "channel", recording)
-    psfs = channel_psfs(parameters, recording, channels)
-    z, y, x = recording.shape[2:]
-    voxels = z * y * x
-    item = np.dtype(parameters.dtype).itemsize
+    voxel_um = recording.require_voxel_um()
+    key = (channels, recording.shape[1:], voxel_um)
+    if key not in shared:
+        shared[key] = _optics(parameters, recording, channels)
+    optics = shared[key]
+    voxels = math.prod(recording.shape[2:])
     return FilePlan(
-        recording, output, times, channels, recording.require_voxel_um(), psfs,
-        peak_bytes=max(peak_bytes((z, y, x), psf, parameters) for psf in psfs),
+        recording, output, times, channels, voxel_um, optics.psfs, optics.figures,
+        optics.peak_bytes,
         # One volume waits on either side of the work, and one is being turned into float32.
         host_bytes=voxels * (2 * recording.dtype.itemsize + 4 + 4),
-        output_bytes=len(times) * len(channels) * voxels * item,
+        output_bytes=len(times) * len(channels) * voxels * np.dtype(parameters.dtype).itemsize,
     )  # fmt: skip
+
+
+def _optics(
+    parameters: DeconvolveParameters, recording: Recording, channels: tuple[int, ...]
+) -> _Optics:
+    psfs = channel_psfs(parameters, recording, channels)
+    projector = {"": back_projector(parameters.method)}
+    figures: dict[Psf, Figures] = {}
+    for psf in psfs:
+        if psf not in figures:
+            figures[psf] = back_projector_figures(psf, projector)[""]
+    peaks = [peak_bytes(recording.shape[2:], psf, parameters) for psf in figures]
+    return _Optics(psfs, tuple(figures[psf] for psf in psfs), max(peaks))
 
 
 def _check_memory(

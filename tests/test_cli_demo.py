@@ -1,0 +1,57 @@
+"""The demonstration, on a small field: it measures, writes what it says, and shows it."""
+
+import numpy as np
+import pytest
+
+import pellucid
+from pellucid.apps import demo
+from pellucid.apps.cli import main
+from pellucid.core.psf_theory import gaussian
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_a_simulated_recording_gets_closer_to_the_truth(folder, capsys, monkeypatch):
+    monkeypatch.setattr(demo, "SHAPE", (16, 48, 48))
+    monkeypatch.setattr(demo, "MATCHED_ITERATIONS", (2, 4))
+    assert main(["demo", "-o", "shown"]) == 0
+    said = capsys.readouterr().out
+    rows = {line[:16].strip(): line.split() for line in said.splitlines()}
+    assert float(rows["pellucid, defaul"][-2]) > float(rows["recorded"][-2]) + 0.03
+    assert "matched Richardson-Lucy" in said
+    written = {path.name for path in (folder / "shown").iterdir()}
+    assert {"raw.ome.zarr", "restored.ome.zarr", "picture.png", "report.html", "psf.tif"} <= written
+    assert pellucid.open("shown/restored.ome.zarr").voxel_um == demo.VOXEL_UM
+    assert main(["demo", "-o", "shown"]) == 0
+
+
+def test_files_of_one_s_own(folder, capsys):
+    z, y, x = np.indices((20, 32, 32)) - np.array([10, 16, 16]).reshape(3, 1, 1, 1)
+    shell = 300.0 * np.exp(-((np.sqrt(z**2 + y**2 + x**2) - 6) ** 2) / 4) + 10
+    counts = np.random.default_rng(0).poisson(shell).astype(np.uint16)
+    (folder / "mine").mkdir()
+    pellucid.write("mine/raw.tif", counts, voxel_um=(0.2, 0.2, 0.2))
+    psf = gaussian((0.6, 0.5, 0.5), (0.2, 0.2, 0.2)).values.astype(np.float32)
+    pellucid.write("mine/psf_computed.tif", psf, voxel_um=(0.2, 0.2, 0.2))
+    assert main(["demo", "--data", "mine"]) == 0
+    said = capsys.readouterr().out
+    (dip,) = [line for line in said.splitlines() if "hollow bead" in line]
+    before, after = (float(w) for w in dip.replace(",", "").split() if w[:2] == "0.")
+    assert after < before
+    assert (folder / "demo" / "picture.png").is_file()
+
+
+def test_a_folder_without_the_two_files(folder, capsys):
+    assert main(["demo", "--data", str(folder)]) == 1
+    assert "raw.tif: no such file" in capsys.readouterr().err
+
+
+def test_the_centre_of_a_shell():
+    z, y, x = np.indices((21, 21, 21)) - 10
+    radius = np.sqrt(z**2 + y**2 + x**2)
+    assert demo.centre_dip(np.where((radius < 8) & (radius > 5), 1.0, 0.0)) < 0.05
+    assert demo.centre_dip(np.where(radius < 8, 1.0, 0.0)) == pytest.approx(1.0, abs=0.01)
