@@ -14,7 +14,7 @@ photons that it has not seen better than any estimate before it did.
 """
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -44,7 +44,7 @@ LEAST_SENSITIVITY = 0.3
 LARGEST_LOG_STEP = 3.0
 """Momentum brightens no voxel by more than a factor exp(3) a step."""
 
-COARSE_BUDGET = 0.5
+COARSE_BUDGET = 0.25
 """Cost of the iterations on each coarse grid, in iterations on the finest one."""
 
 MOST_COARSE = 8
@@ -92,7 +92,7 @@ class Accelerated:
             finest = factors == (1, 1, 1)
             level = _Level(kept, held, factors, projectors if finest else (Matched(),))
             climb = _Climb(level, self.momentum, path, coarser=climb)
-            climb.run(self.max_iterations if finest else coarse_iterations(factors))
+            climb.run(self.max_iterations if finest else coarse_iterations(factors) - 1)
         assert climb is not None
         image = problem.windowed(climb.p) / (1 - self.held_out)
         return Restored(image, _stats(path, projectors, self.held_out))
@@ -128,7 +128,7 @@ class _Level:
     ) -> None:
         self.factors, self.projectors = factors, projectors
         self.problem = binned(kept, factors)
-        self.held = [binned_held.image for binned_held in binned(held, factors).observations]
+        self.held = [o.image for o in binned(held, factors).observations]
         self.held_ratio = held.observations[0].background / kept.observations[0].background
         self.backwards = [
             [BackProjection(o.operator, projector) for o in self.problem.observations]
@@ -180,7 +180,7 @@ class _Climb:
             self.x = self.before = level.start
             self.momentum = momentum
         else:
-            self.x, self.before = (coarser.on(level, v) for v in (coarser.x, coarser.before))
+            self.x, self.before = coarser.refined_onto(level)
             self.momentum = coarser.momentum
         self.cost = path[-1].cost if path else 0.0
         self.p = continued(self.x, self.before, self.momentum)
@@ -193,13 +193,18 @@ class _Climb:
             while done < most and self._step(projector):
                 done += 1
 
-    def on(self, level: _Level, v: Tensor) -> Tensor:
-        """Return an object of this grid on a finer one."""
+    def refined_onto(self, level: _Level) -> tuple[Tensor, Tensor]:
+        """Return the next estimate and the one before it on a finer grid, which will judge them."""
+        x = self.level.corrected(self.p, self.models, 0)
+        self.path.append(replace(self.path[-1], cost=self.cost + 0.5 * self.level.cost))
         coarse, fine = (lv.problem.observations[0].operator for lv in (self.level, level))
         assert isinstance(coarse, Blur)
         assert isinstance(fine, Blur)
-        z, y, x = (a // b for a, b in zip(self.level.factors, level.factors, strict=True))
-        return refined(v, coarse, fine, (z, y, x))
+        ratio_z, ratio_y, ratio_x = (
+            a // b for a, b in zip(self.level.factors, level.factors, strict=True)
+        )
+        ratio = (ratio_z, ratio_y, ratio_x)
+        return refined(x, coarse, fine, ratio), refined(self.x, coarse, fine, ratio)
 
     def _step(self, projector: int) -> bool:
         """Take one step, with momentum if that helps, without if not; say whether either did."""

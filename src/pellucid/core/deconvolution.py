@@ -78,17 +78,19 @@ def deconvolve(
     used = usable_psf(psf, image_shape(image))
     camera = noise or estimate_noise(image.cpu().numpy())
     level = float(estimate_background(image.cpu().numpy())) if background is None else background
-    problem, gain = problem_of(image, used, level, camera)
-    restored = restorer(projector, iterations, seed)(problem)
     stats = {
-        **restored.stats,
         "background": level,
         "noise": camera.as_dict(),
         "psf_notes": list(used.notes),
         "method": method,
     }
+    if float(image.max()) <= max(float(image.min()), level):
+        dark = torch.zeros(tuple(volume.shape), device=image.device)
+        return Restored(dark, {**stats, "iterations": 0, "stopped_by": "no light above background"})
+    problem, gain = problem_of(image, used, level, camera)
+    restored = restorer(projector, iterations, seed)(problem)
     counts = restored.image.mul_(gain)
-    return Restored(counts.reshape(tuple(volume.shape)), stats)
+    return Restored(counts.reshape(tuple(volume.shape)), {**stats, **restored.stats})
 
 
 def back_projector(method: str) -> BackProjector:
