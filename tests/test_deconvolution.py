@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from microscopes import LIGHT_SHEET, gaussian_psf
 
+from microscopes import LIGHT_SHEET, gaussian_psf
 from pellucid.core.deconvolution import deconvolve
 from pellucid.core.noise import Noise
 from pellucid.core.psf import Psf

@@ -56,7 +56,9 @@ def transfer_function(kernel: Tensor, grid: Shape, origin: Shape) -> Tensor:
     """
     padded = torch.zeros(grid, dtype=kernel.dtype, device=kernel.device)
     padded[tuple(slice(n) for n in kernel.shape)] = kernel
-    return torch.fft.rfftn(torch.roll(padded, [-o for o in origin], dims=(0, 1, 2)))
+    centred: Tensor = torch.roll(padded, [-o for o in origin], dims=(0, 1, 2))
+    spectrum: Tensor = torch.fft.rfftn(centred)
+    return spectrum
 
 
 def filtered(
@@ -74,7 +76,8 @@ def filtered(
         spectrum = torch.fft.rfftn(volume, s=grid)
         spectrum *= transfer.conj() if conjugate else transfer
         z, y, x = out_shape
-        return torch.fft.irfftn(spectrum, s=grid)[:z, :y, :x]
+        whole: Tensor = torch.fft.irfftn(spectrum, s=grid)
+        return whole[:z, :y, :x]
     out = np.empty(out_shape, dtype=volume.numpy().dtype)
     _filter_in_slabs(volume.numpy(), transfer.numpy(), grid, out, conjugate)
     return torch.from_numpy(out)
