@@ -2,6 +2,8 @@
 
 import subprocess
 import sys
+import tomllib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -28,6 +30,11 @@ def test_the_public_names_are_these():
         assert getattr(pellucid, name) is not None
     with pytest.raises(AttributeError, match="has no attribute 'deconvolv'"):
         pellucid.deconvolv  # noqa: B018
+
+
+def test_the_version_is_the_package_s():
+    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
+    assert pellucid.__version__ == project["version"]
 
 
 def test_importing_costs_no_torch():

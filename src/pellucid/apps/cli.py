@@ -82,7 +82,7 @@ def deconvolve(
 
 
 def _deconvolve(parameters: DeconvolveParameters, *, dry_run: bool, json: bool) -> int:
-    from pellucid.apps.text import plan_text
+    from pellucid.apps.text import counted, plan_text
     from pellucid.stages.deconvolve import run
     from pellucid.stages.planning import plan_deconvolution
     from pellucid.stages.resources import describe_device
@@ -95,7 +95,7 @@ def _deconvolve(parameters: DeconvolveParameters, *, dry_run: bool, json: bool) 
             print(plan_text(plan.to_json()), end="")
         return OK
     if not json:
-        say(f"{plan.total} volumes on {describe_device(plan.device)}")
+        say(f"{counted(plan.total, 'volume')} on {describe_device(plan.device)}")
         for sentence in plan.psf_notes():
             say(f"psf: {sentence}")
     with Progress(plan.total, quiet=json) as progress:

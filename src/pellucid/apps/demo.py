@@ -118,7 +118,7 @@ def _on_real_data(output: Path, data: Path) -> None:
     psf = usable_psf(open_recording(kernel).read(), recording.shape[2:])
     lines = _own_evidence(counts, restored, psf, volume, spacing)
     if recording.voxel_um is None:
-        lines.append("the file states no voxel size: lengths are in voxels")
+        lines.append("the file states no voxel size: taken as 1 um, so lengths are in voxels")
     dips = [centre_dip(image) for image in (counts, restored)]
     lines.append(
         f"centre of the object over its brightest rim (a hollow bead: 0 is best): "
@@ -217,7 +217,9 @@ def _own_evidence(
             (n, min(s // 2, n // 4)) for s, n in zip(psf.shape, restored.shape, strict=True)
         )
     )
-    if noise.gain > 0:
+    if not noise.reliable:
+        lines.append(f"blurred again: not judged, as the noise is not known ({noise.reason})")
+    else:
         residual = reblur_residual(counts[inside], model[inside], noise)
         lines.append(f"blurred again: {residual.verdict}")
     return lines

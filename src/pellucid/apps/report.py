@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pellucid.apps.pictures import comparison_picture, stopping_picture
+from pellucid.apps.text import counted
 from pellucid.data.plain_json import plain_json
 from pellucid.data.record import read_record
 from pellucid.data.recording import open_recording
@@ -77,7 +78,7 @@ def write_reports(plan: Plan, outcome: Outcome) -> list[Path]:
         sections.append(_notes(record))
         path = file.output.with_name(file.output.name + ".report.html")
         count = file.shape[0] * file.shape[1]
-        lead = f"{count} volumes with {plan.parameters.method}, {record['started']}."
+        lead = f"{counted(count, 'volume')} with {plan.parameters.method}, {record['started']}."
         write_report(path, f"{file.recording.path.name}, deconvolved", lead, sections, record)
         paths.append(path)
     return paths

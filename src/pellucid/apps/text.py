@@ -150,7 +150,7 @@ def beads_text(found: BeadPsf) -> str:
     notes = "".join(f"note: {note}\n" for note in found.psf.notes)
     return (
         rendered(table)
-        + f"\n{len(found.used)} beads used, {len(found.rejected)} left out\nFWHM {widths} um\n"
+        + f"\n{counted(len(found.used), 'bead')} used, {len(found.rejected)} left out\nFWHM {widths} um\n"
         + notes
     )
 
@@ -160,6 +160,11 @@ def rendered(table: Table) -> str:
     out = StringIO()
     Console(file=out, width=160, color_system=None).print(table)
     return "\n".join(line.rstrip() for line in out.getvalue().splitlines()) + "\n"
+
+
+def counted(count: int, noun: str) -> str:
+    """A number and its noun: 1 volume, 2 volumes."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def _number(value: float | None) -> str:
