@@ -209,6 +209,9 @@ def test_outputs_that_cannot_be(folder, capsys):
     assert (folder / "s.ome.zarr" / "thesis.txt").exists()
     code, sentence = refused(capsys, "raw.ome.tif", "psf.tif", *arguments[1:], "s.tif")
     assert "one file for 2 inputs" in sentence
+    save("raw.tif")
+    code, sentence = refused(capsys, "raw.ome.tif", "raw.tif", *arguments[1:], "out")
+    assert "two inputs would both be written there" in sentence
 
 
 def test_what_does_not_fit_is_refused_with_what_would(folder, capsys, monkeypatch):
@@ -260,6 +263,29 @@ def test_a_full_disk(folder, capsys, tmp_path):
         assert "GiB free. Free some space" in sentence
     finally:
         subprocess.run(["umount", str(small)], check=True)
+
+
+def test_memory_that_runs_out_during_the_work(folder, capsys, monkeypatch):
+    save("series.ome.tif", np.stack([recorded()] * 3)[:, None])
+    works, calls = stage.deconvolve, []
+
+    def runs_out(*arguments, **options):
+        calls.append(1)
+        if len(calls) == 2:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate ...")
+        return works(*arguments, **options)
+
+    monkeypatch.setattr(stage, "deconvolve", runs_out)
+    end = ["--psf", "psf.tif", "--iterations", 1, "-o"]
+    assert refused(capsys, "series.ome.tif", *end, "s.ome.zarr")[0] == 3
+    (failed,) = [
+        v["failed"] for v in read_record("s.ome.zarr")["statistics"]["volumes"] if "failed" in v
+    ]
+    assert "t=1 c=0: out of memory on cpu" in failed
+    calls[:] = [1]
+    code, sentence = refused(capsys, "raw.ome.tif", *end, "s.tif")
+    assert (code, outputs()) == (1, ["s.ome.zarr", "s.ome.zarr.pellucid.json"])
+    assert "take a crop" in sentence
 
 
 @pytest.mark.parametrize("dtype", ["float32", "uint16"])

@@ -106,10 +106,8 @@ class Progress:
         elif self._bar is None and not self._quiet:
             spent = time.perf_counter() - self._begin
             left = spent / self._done * (self._total - self._done)
-            self._line(
-                f"{self._done}/{self._total} {event.what}: {event.seconds:.1f} s, "
-                f"about {_duration(left)} left"
-            )
+            rest = f", about {_duration(left)} left" if self._done < self._total else ""
+            self._line(f"{self._done}/{self._total} {event.what}: {event.seconds:.1f} s{rest}")
         if self._bar is not None:
             self._bar.update(self._task, advance=1, description=event.what)
 

@@ -41,8 +41,11 @@ LEAST_FACTOR = 0.05
 LEAST_SENSITIVITY = 0.3
 """Share of the largest sensitivity below which border voxels are not corrected more strongly."""
 
-LARGEST_LOG_STEP = 3.0
-"""Momentum brightens no voxel by more than a factor exp(3) a step."""
+LARGEST_STEP = 20.0
+"""Momentum brightens no voxel by more than this factor a step, and dims none by more than its square."""
+
+LEAST_MOMENTUM = 1e-3
+"""Momentum below which there is none."""
 
 COARSE_BUDGET = 0.25
 """Cost of the iterations on each coarse grid, in iterations on the finest one."""
@@ -135,7 +138,6 @@ class _Level:
             for projector in projectors
         ]
         seen = sensitivities(self.problem)
-        self.start = flat_start(self.problem, seen)
         total = sum(seen[1:], start=seen[0])
         largest = float(total.max())
         self.weight = 1 / total.clamp_min(LEAST_SENSITIVITY * largest)
@@ -168,8 +170,7 @@ class _Level:
 class _Climb:
     """The guarded iteration on one grid, started from the coarser one's result.
 
-    `x` is the last corrected estimate, `before` the one before it, and `p` their continuation: the
-    estimate whose model was judged.
+    `x` is the last corrected estimate, and `p` its continuation: the estimate that was judged.
     """
 
     def __init__(
@@ -177,13 +178,13 @@ class _Climb:
     ) -> None:
         self.level, self.path = level, path
         if coarser is None:
-            self.x = self.before = level.start
+            self.x = before = flat_start(level.problem, sensitivities(level.problem))
             self.momentum = momentum
         else:
-            self.x, self.before = coarser.refined_onto(level)
+            self.x, before = coarser.refined_onto(level)
             self.momentum = coarser.momentum
         self.cost = path[-1].cost if path else 0.0
-        self.p = continued(self.x, self.before, self.momentum)
+        self.p = continued(self.x, before, self.momentum)
         self.models, self.score = self._judge(self.p, "start", self.momentum)
 
     def run(self, most: int) -> None:
@@ -216,7 +217,7 @@ class _Climb:
             models, score = self._judge(p, name, beta)
             if score > self.score:
                 self.momentum = min(self.momentum * (BOLDER if beta else 1), BOLDEST)
-                self.before, self.x = self.x, x
+                self.x = x
                 self.p, self.models, self.score = p, models, score
                 return True
             self.momentum *= CALMER
@@ -236,11 +237,12 @@ class _Climb:
 
 def continued(x: Tensor, before: Tensor, beta: float) -> Tensor:
     """Return x (x / before)^beta with the light of x: geometric momentum."""
-    if beta == 0.0 or x is before:
+    if beta < LEAST_MOMENTUM or x is before:
         return x
     tiny = 1e-6 * float(x.mean())
-    step = (x.clamp_min(tiny) / before.clamp_min(tiny)).log_().mul_(beta)
-    p = step.clamp_(-2 * LARGEST_LOG_STEP, LARGEST_LOG_STEP).exp_().mul_(x)
+    ratio = torch.div(x.clamp_min(tiny), before.clamp_min(tiny))
+    steepest = LARGEST_STEP ** (1 / beta)
+    p = ratio.clamp_(steepest**-2, steepest).pow_(beta).mul_(x)
     return p.mul_(float(x.sum() / p.sum()))
 
 

@@ -14,7 +14,7 @@ import torch
 from pellucid.core.deconvolution import deconvolve
 from pellucid.core.psf import fwhm_um
 from pellucid.data.record import RunRecord, fingerprint, write_record
-from pellucid.errors import InputError, PellucidError
+from pellucid.errors import PellucidError, PlanError
 from pellucid.stages.events import FileDone, OnEvent, VolumeDone, VolumeFailed, Warned, ignore
 from pellucid.stages.lanes import ReadAhead, WriteBehind
 from pellucid.stages.planning import FilePlan, Plan
@@ -179,11 +179,16 @@ class _Series:
                 self.on_event(Warned(sentence))
             begin = time.perf_counter()
             image, stats = self._compute(job, read)
-        except (PellucidError, MemoryError, torch.OutOfMemoryError) as error:
-            why = str(error) or "out of memory"
-            if self.plan.total == 1:
-                raise error if isinstance(error, PellucidError) else InputError(why) from error
-            return self._failed(begun, job, why)
+        except PellucidError as error:
+            return self._failed(begun, job, error)
+        except (MemoryError, torch.OutOfMemoryError) as error:
+            why = (
+                f"{job.name}: out of memory on {self.plan.device}. Close what else runs there, "
+                "take a crop, or choose another device."
+            )
+            # What the traceback holds would keep the memory from the volumes that follow.
+            error.__traceback__ = None
+            return self._failed(begun, job, PlanError(why))
         seconds = time.perf_counter() - begin
         begun.spend("deconvolve", seconds)
         t, c = job.source
@@ -208,9 +213,12 @@ class _Series:
         )
         return restored.image.cpu().numpy(), restored.stats
 
-    def _failed(self, begun: _FileRun, job: Job, why: str) -> Float32:
+    def _failed(self, begun: _FileRun, job: Job, error: PellucidError) -> Float32:
+        if self.plan.total == 1:
+            raise error
         begun.failed += 1
         t, c = job.source
+        why = str(error)
         begun.volumes.append({"t": t, "c": c, "failed": why})
         self.outcome.failures.append((job.name, why))
         self.on_event(VolumeFailed(self._index, self.plan.total, job.name, why))
