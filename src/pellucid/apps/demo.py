@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 from scipy.ndimage import gaussian_filter
 
-from pellucid.apps.pictures import comparison_picture, write_picture
+from pellucid.apps.pictures import comparison_picture, section_picture, write_picture
 from pellucid.apps.report import Section, stopping_words, volume_section, write_report
 from pellucid.apps.terminal import say
 from pellucid.core.deconvolution import deconvolve, usable_psf
@@ -126,8 +126,14 @@ def _on_real_data(output: Path, data: Path) -> None:
     )
     print("\n".join(lines))
     write(output / "raw.ome.zarr", counts, voxel_um=spacing, overwrite=True)
-    png = comparison_picture({"recorded": counts, "restored": restored}, recording.voxel_um)
-    sections = [volume_section("Picture", png, volume), Section("Measured", sentences=lines)]
+    pair = {"recorded": counts, "restored": restored}
+    png = section_picture(pair, recording.voxel_um)
+    inside = ("cut through the middle, across z (above) and y (below)", png)
+    sections = [
+        Section("Measured", sentences=lines),
+        Section("Inside", pictures=[inside]),
+        volume_section("Outside", comparison_picture(pair, recording.voxel_um), volume),
+    ]
     _show(output, png, sections, record_json, str(data))
 
 

@@ -32,31 +32,46 @@ def comparison_picture(images: Mapping[str, Array], voxel_um: Triple | None) -> 
     images : name and (z, y, x) volume, all of one shape
     voxel_um : (z, y, x) micrometres, for the scale bar and the proportions; None for cubes
     """
-    spacing = voxel_um or (1.0, 1.0, 1.0)
-    z, y, x = (n * s for n, s in zip(next(iter(images.values())).shape, spacing, strict=True))
-    flat = next(iter(images.values())).shape[0] == 1
-    heights = [y] if flat else [y, z]
+    views = {name: (volume.max(axis=0), volume.max(axis=1)) for name, volume in images.items()}
+    return _side_by_side(views, next(iter(images.values())).shape, voxel_um)
+
+
+def section_picture(images: Mapping[str, Array], voxel_um: Triple | None) -> bytes:
+    """A PNG of volumes side by side, cut through the middle: what lies inside a hollow object.
+
+    Parameters are those of `comparison_picture`.
+    """
+    z, y, _ = (n // 2 for n in next(iter(images.values())).shape)
+    views = {name: (volume[z], volume[:, y]) for name, volume in images.items()}
+    return _side_by_side(views, next(iter(images.values())).shape, voxel_um)
+
+
+def _side_by_side(
+    views: Mapping[str, tuple[Array, Array]], shape: Sequence[int], voxel_um: Triple | None
+) -> bytes:
+    """Two views of each image, in proportion; one contrast for both views of an image."""
+    z, y, x = (n * s for n, s in zip(shape, voxel_um or (1.0, 1.0, 1.0), strict=True))
+    heights = [y] if shape[0] == 1 else [y, z]
     across = 4.2
-    figure = Figure(figsize=(across * len(images), across * sum(heights) / x + 0.35 * len(heights)))
+    size = (across * len(views), across * sum(heights) / x + 0.35 * len(heights))
+    figure = Figure(figsize=size)
     axes = figure.subplots(
         len(heights),
-        len(images),
+        len(views),
         squeeze=False,
         gridspec_kw={"height_ratios": heights, "wspace": 0.02, "hspace": 0.03},
     )
-    for column, (name, volume) in enumerate(images.items()):
+    for column, (name, pair) in enumerate(views.items()):
         axes[0, column].set_title(name, color=INK, fontsize=12, loc="left")
-        views = [volume.max(axis=0)] if flat else [volume.max(axis=0), volume.max(axis=1)]
-        # One contrast for both views of an image.
-        low, high = _contrast(views[0])
-        for row, view in enumerate(views):
+        low, high = _contrast(pair[0])
+        for row, height in enumerate(heights):
             at: Axes = axes[row, column]
             at.imshow(
-                np.clip(view, low, high),
+                np.clip(pair[row], low, high),
                 cmap="magma",
                 vmin=low,
                 vmax=high,
-                extent=(0, x, heights[row], 0),
+                extent=(0, x, height, 0),
                 interpolation="nearest",
             )
             at.set_axis_off()

@@ -14,7 +14,7 @@ photons that it has not seen better than any estimate before it did.
 """
 
 import math
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -179,11 +179,10 @@ class _Climb:
         self.level, self.path = level, path
         if coarser is None:
             self.x = before = flat_start(level.problem, sensitivities(level.problem))
-            self.momentum = momentum
+            self.momentum, self.cost = momentum, 0.0
         else:
             self.x, before = coarser.refined_onto(level)
-            self.momentum = coarser.momentum
-        self.cost = path[-1].cost if path else 0.0
+            self.momentum, self.cost = coarser.momentum, coarser.cost
         self.p = continued(self.x, before, self.momentum)
         self.models, self.score = self._judge(self.p, "start", self.momentum)
 
@@ -197,7 +196,7 @@ class _Climb:
     def refined_onto(self, level: _Level) -> tuple[Tensor, Tensor]:
         """Return the next estimate and the one before it on a finer grid, which will judge them."""
         x = self.level.corrected(self.p, self.models, 0)
-        self.path.append(replace(self.path[-1], cost=self.cost + 0.5 * self.level.cost))
+        self.cost += 0.5 * self.level.cost
         coarse, fine = (lv.problem.observations[0].operator for lv in (self.level, level))
         assert isinstance(coarse, Blur)
         assert isinstance(fine, Blur)

@@ -76,7 +76,7 @@ def parameter_error(error: ValidationError, names: list[str]) -> ParameterError:
         hint = f"Did you mean {near[0]!r}?" if near else f"There are: {', '.join(names)}."
         return ParameterError(f"{name}: no such parameter. {hint}")
     if first["type"] == "missing":
-        return ParameterError(f"{name}: needed, and not given.")
+        return ParameterError(f"{name}: needed, and not given. See --help.")
     said = first["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
     return ParameterError(f"{name}: expected {said}, got {first['input']!r}.")
 
