@@ -127,8 +127,8 @@ def _on_real_data(output: Path, data: Path) -> None:
     print("\n".join(lines))
     write(output / "raw.ome.zarr", counts, voxel_um=spacing, overwrite=True)
     pair = {"recorded": counts, "restored": restored}
-    png = section_picture(pair, recording.voxel_um)
-    inside = ("cut through the middle, across z (above) and y (below)", png)
+    png = section_picture(pair, recording.voxel_um, object_centre(restored))
+    inside = ("cut through the centre, across z (above) and y (below)", png)
     sections = [
         Section("Measured", sentences=lines),
         Section("Inside", pictures=[inside]),
@@ -231,18 +231,30 @@ def _own_evidence(
     return lines
 
 
-def centre_dip(image: npt.NDArray[Any]) -> float:
-    """Level at the centre of an object over its brightest along z, y and x through the centre.
-
-    The centre is that of the light above half of the maximum, the level a mean of 3^3 voxels.
-    """
-    soft = gaussian_filter(image.astype(np.float64), 0.5)
-    bright = soft - np.percentile(soft, 5)
-    places = np.argwhere(bright > 0.5 * bright.max())
+def object_centre(image: npt.NDArray[Any]) -> tuple[int, int, int]:
+    """The voxel (z, y, x) in the middle of what is brighter than half of the maximum."""
+    places = np.argwhere(_above_background(image) > 0.5)
     z, y, x = np.round((places.min(axis=0) + places.max(axis=0)) / 2).astype(int)
+    return int(z), int(y), int(x)
+
+
+def centre_dip(image: npt.NDArray[Any]) -> float:
+    """Level at the centre of an object over its brightest along the y and x through the centre.
+
+    The level is a mean of 3^3 voxels.
+    """
+    bright = _above_background(image)
+    z, y, x = object_centre(image)
     centre = bright[z - 1 : z + 2, y - 1 : y + 2, x - 1 : x + 2].mean()
     rim = np.mean([bright[z, y].max(), bright[z, :, x].max()])
     return float(centre / rim)
+
+
+def _above_background(image: npt.NDArray[Any]) -> Volume:
+    """The image lightly smoothed, 0 at its background and 1 at its maximum."""
+    soft = gaussian_filter(image.astype(np.float64), 0.5)
+    bright = soft - np.percentile(soft, 5)
+    return np.asarray(bright / bright.max())
 
 
 def _show(

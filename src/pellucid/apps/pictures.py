@@ -36,12 +36,14 @@ def comparison_picture(images: Mapping[str, Array], voxel_um: Triple | None) -> 
     return _side_by_side(views, next(iter(images.values())).shape, voxel_um)
 
 
-def section_picture(images: Mapping[str, Array], voxel_um: Triple | None) -> bytes:
-    """A PNG of volumes side by side, cut through the middle: what lies inside a hollow object.
+def section_picture(
+    images: Mapping[str, Array], voxel_um: Triple | None, through: tuple[int, int, int]
+) -> bytes:
+    """A PNG of volumes side by side, cut `through` a voxel: what lies inside a hollow object.
 
-    Parameters are those of `comparison_picture`.
+    The other parameters are those of `comparison_picture`.
     """
-    z, y, _ = (n // 2 for n in next(iter(images.values())).shape)
+    z, y, _ = through
     views = {name: (volume[z], volume[:, y]) for name, volume in images.items()}
     return _side_by_side(views, next(iter(images.values())).shape, voxel_um)
 
@@ -63,7 +65,7 @@ def _side_by_side(
     )
     for column, (name, pair) in enumerate(views.items()):
         axes[0, column].set_title(name, color=INK, fontsize=12, loc="left")
-        low, high = _contrast(pair[0])
+        low, high = _contrast(np.concatenate([view.ravel() for view in pair]))
         for row, height in enumerate(heights):
             at: Axes = axes[row, column]
             at.imshow(
@@ -135,8 +137,8 @@ def write_picture(path: Path, png: bytes) -> None:
         raise OutputError(f"{path}: the picture cannot be written ({error.strerror}).") from error
 
 
-def _contrast(view: Array) -> tuple[float, float]:
-    finite = view[np.isfinite(view)]
+def _contrast(values: Array) -> tuple[float, float]:
+    finite = values[np.isfinite(values)]
     if finite.size == 0:
         return 0.0, 1.0
     low, high = np.percentile(finite, (1.0, 99.8))
