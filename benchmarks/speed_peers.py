@@ -271,10 +271,12 @@ def deconwolf(job: Job, border: str) -> Callable[[], Timed]:
         wall, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
         return wall, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
+    program(job.iterations)
+    result = tifffile.imread(folder / "out.tif")
+
     def run() -> Timed:
         long, short = program(job.iterations + 1), program(1)
-        program(job.iterations)
-        return tifffile.imread(folder / "out.tif"), long[0] - short[0], long[1] - short[1]
+        return result, long[0] - short[0], long[1] - short[1]
 
     return run
 
