@@ -1,0 +1,96 @@
+"""Weighted averages of registered views: blended at their borders, or led by what each sees sharply."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pellucid.core.blur_matching import gaussian_blurred
+from pellucid.core.fourier import Shape
+from pellucid.core.geometry import Affine, Grid
+from pellucid.core.resampling import Resample
+
+Weighting = Literal["average", "content-average"]
+
+BORDER_SHARE = 0.1
+"""Part of a view's length, at each end, over which its weight rises from zero to one."""
+
+FINE_SIGMA_VOXELS, WIDE_SIGMA_VOXELS = 1.5, 4.0
+"""Of content weights: structure finer than the first counts, averaged over the second. Preibisch et
+al. use 20 and 40 pixels, for contrast over cells; sharpness shows at the scale of the blur."""
+
+LEAST_WEIGHT = 1e-4
+"""Sum of border weights below which a voxel is not seen by any view."""
+
+
+def border_weights(shape: Shape, share: float = BORDER_SHARE) -> Tensor:
+    """Return (z, y, x) weights: 1 inside, falling as a squared cosine towards the borders.
+
+    Half a voxel beyond the border it would reach zero, so that every voxel counts for something.
+    """
+    weights = torch.ones(shape, dtype=torch.float64)
+    for axis, n in enumerate(shape):
+        if n == 1:
+            continue
+        ramp = max(share * n, 1.0)
+        index = np.arange(n)
+        depth = np.minimum(np.minimum(index, n - 1 - index) + 0.5, ramp) / ramp
+        profile = torch.from_numpy(np.sin(0.5 * np.pi * depth) ** 2)
+        weights *= profile.reshape([-1 if a == axis else 1 for a in range(3)])
+    return weights
+
+
+def content_weights(image: Tensor, grid: Grid) -> Tensor:
+    """Return the local energy of fine structure, G_wide * (I - G_fine * I)^2; all at least 0.
+
+    The content-based weights of Preibisch et al. (2008, SPIE 6914), which approximate local entropy:
+    a view counts where it shows detail that a blurred view does not.
+    """
+    spacing = np.diag(np.asarray(grid.spacing_um) ** 2)
+    detail = image - gaussian_blurred(image, grid, spacing * FINE_SIGMA_VOXELS**2)
+    return gaussian_blurred(detail.square_(), grid, spacing * WIDE_SIGMA_VOXELS**2).clamp_min_(0)
+
+
+def averaged(
+    images: Sequence[Tensor],
+    grids: Sequence[Grid],
+    world_to_views: Sequence[Affine],
+    world: Grid,
+    weighting: Weighting = "average",
+) -> tuple[Tensor, Tensor]:
+    """Return the weighted average of views on `world`, 0 where none sees it, and where any does.
+
+    Parameters
+    ----------
+    images : (z, y, x) each, background subtracted, of equal brightness
+    grids, world_to_views : where each view's voxels are
+    weighting : "average" (border weights) or "content-average" (times content weights)
+    """
+    total = images[0].new_zeros(world.shape)
+    weights, seen = torch.zeros_like(total), torch.zeros_like(total)
+    for image, grid, world_to_view in zip(images, grids, world_to_views, strict=True):
+        sample = Resample(grid, world, world_to_view)
+        border = sample.forward(border_weights(grid.shape).to(image))
+        on_world, _ = on_other_grid(image, sample)
+        weight = border
+        if weighting == "content-average":
+            weight = border * content_weights(on_world, world)
+        total += weight * on_world
+        weights += weight
+        seen += border
+    inside = seen > LEAST_WEIGHT
+    floor = 1e-12 * float(weights.max())
+    return (total / weights.clamp_min(floor)).masked_fill_(~inside, 0), inside
+
+
+def on_other_grid(image: Tensor, sample: Resample) -> tuple[Tensor, Tensor]:
+    """Return the image resampled, its mean where it does not reach, and where it does.
+
+    Voxels that half belong to the image are not half as bright: interpolation is renormalised.
+    """
+    support = sample.forward(torch.ones_like(image))
+    inside = support > 0.5
+    values = sample.forward(image) / support.clamp_min(0.5)
+    return torch.where(inside, values, image.mean()), inside
