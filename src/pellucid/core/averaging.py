@@ -73,16 +73,16 @@ def averaged(
     for image, grid, world_to_view in zip(images, grids, world_to_views, strict=True):
         sample = Resample(grid, world, world_to_view)
         border = sample.forward(border_weights(grid.shape).to(image))
-        on_world, _ = on_other_grid(image, sample)
-        weight = border
+        on_world, inside = on_other_grid(image, sample)
+        weight = border = border * inside
         if weighting == "content-average":
             weight = border * content_weights(on_world, world)
         total += weight * on_world
         weights += weight
         seen += border
-    inside = seen > LEAST_WEIGHT
+    anywhere = seen > LEAST_WEIGHT
     floor = 1e-12 * float(weights.max())
-    return (total / weights.clamp_min(floor)).masked_fill_(~inside, 0), inside
+    return (total / weights.clamp_min(floor)).masked_fill_(~anywhere, 0), anywhere
 
 
 def on_other_grid(image: Tensor, sample: Resample) -> tuple[Tensor, Tensor]:

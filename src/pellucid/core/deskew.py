@@ -131,7 +131,11 @@ class StageScan:
         reach_um = np.asarray(psf.shape) // 2 * old
         planes = math.floor(reach_um[0] / self.plane_distance_um)
         sideways_um = reach_um[2] + planes * abs(self.slide_um)
-        reach = (planes, int(reach_um[1] / self.spacing_um[1]), int(sideways_um / self.spacing_um[2]))
+        reach = (
+            planes,
+            int(reach_um[1] / self.spacing_um[1]),
+            int(sideways_um / self.spacing_um[2]),
+        )
         index = np.stack(np.meshgrid(*[np.arange(-r, r + 1) for r in reach], indexing="ij"), -1)
         offsets_um = (index * self.spacing_um) @ self.scan_to_view.linear.T
         places = offsets_um / old + np.asarray(psf.centre)

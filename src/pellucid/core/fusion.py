@@ -127,8 +127,10 @@ def fuse(
             "update='alternating'."
         )
     world = _checked_world(views, world)
-    device = views[0].image.device if device is None and isinstance(views[0].image, Tensor) else device
-    lit = brightened([_prepared(view, device) for view in views], world)
+    device = (
+        views[0].image.device if device is None and isinstance(views[0].image, Tensor) else device
+    )
+    lit = brightened([prepared(view, device) for view in views], world)
     stats: dict[str, Any] = {
         "how": how,
         "world": world.to_dict(),
@@ -158,7 +160,9 @@ def proposed_world(
         corners = view.world_to_view.inverse().apply(view.grid.corners_um())
         boxes.append((corners.min(0), corners.max(0)))
         spacing = np.asarray(view.grid.spacing_um)
-        finest.append(plane_distances_um(spacing, view.world_to_view)[np.array(view.grid.shape) > 1])
+        finest.append(
+            plane_distances_um(spacing, view.world_to_view)[np.array(view.grid.shape) > 1]
+        )
     lows, highs = (np.array(ends) for ends in zip(*boxes, strict=True))
     low = lows.min(0) if cover == "all" else lows.max(0)
     high = highs.max(0) if cover == "all" else highs.min(0)
@@ -301,7 +305,7 @@ def _checked_world(views: Sequence[View], world: Grid | None) -> Grid:
     return proposed_world(views) if world is None else world
 
 
-def _prepared(view: View, device: str | torch.device | None) -> LitView:
+def prepared(view: View, device: str | torch.device | None) -> LitView:
     """Return the view in photons, read noise added to both image and background (Snyder 1993)."""
     image = as_volume(view.image, device)
     counts = image.cpu().numpy()
@@ -397,5 +401,3 @@ def _restorer(
         return Accelerated(projector, seed=seed)
     start: Literal["flat", "low-passed"] = "flat" if projector == Matched() else "low-passed"
     return RichardsonLucy(iterations, projector, start=start, update=update)
-
-

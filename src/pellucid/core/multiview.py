@@ -196,7 +196,9 @@ def _margin(world: Grid, arms: Sequence[Arm]) -> Shape:
     for arm in arms:
         reach = np.asarray(arm.psf.shape) // 2
         ends = np.array([-reach, np.asarray(_fine_shape(arm)) - 1 + reach]) * world.spacing_um
-        corners = np.array([[ends[i, 0], ends[j, 1], ends[k, 2]] for i, j, k in np.ndindex(2, 2, 2)])
+        corners = np.array(
+            [[ends[i, 0], ends[j, 1], ends[k, 2]] for i, j, k in np.ndindex(2, 2, 2)]
+        )
         places = world.um_to_index.apply(arm.world_to_view.inverse().apply(corners))
         low, high = np.minimum(low, places.min(0)), np.maximum(high, places.max(0))
     grown = np.maximum(-low, high - np.asarray(world.shape) + 1)

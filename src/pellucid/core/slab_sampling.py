@@ -59,7 +59,9 @@ class SlabSample(LinearOperator):
         return x
 
 
-def plane_distances_um(spacing_um: NDArray[np.float64], world_to_view: Affine) -> NDArray[np.float64]:
+def plane_distances_um(
+    spacing_um: NDArray[np.float64], world_to_view: Affine
+) -> NDArray[np.float64]:
     """Return how far apart neighbouring planes z, y, x of a view lie in the world, (3,)."""
     distances: NDArray[np.float64] = spacing_um / np.linalg.norm(world_to_view.linear, axis=1)
     return distances
@@ -80,9 +82,7 @@ def _triangle(
         along_axes.append(
             [(normal * distance * k / n, (1 - abs(k) / n) / n) for k in range(1 - n, n)]
         )
-    return [
-        (z[0] + y[0] + x[0], float(z[1] * y[1] * x[1])) for z, y, x in product(*along_axes)
-    ]
+    return [(z[0] + y[0] + x[0], float(z[1] * y[1] * x[1])) for z, y, x in product(*along_axes)]
 
 
 def _shifted(shift_um: NDArray[np.float64], frame: str) -> Affine:
