@@ -65,13 +65,15 @@ class Accelerated:
     ----------
     back_projector : for the finest grid; its alpha, if open, is set from the photon numbers
     max_iterations : bound on the iterations on the finest grid
+    tolerance : two steps that gain less than this share of the climb on their grid are the last
     held_out : share of the photons that judge and take no other part
     momentum : beta of the first geometric continuation, adapted from then on; 0 for none
     seed : of the thinning
     """
 
     back_projector: BackProjector = WienerButterworth(cutoff_fwhm=2**-0.5)
-    max_iterations: int = 20
+    max_iterations: int = 40
+    tolerance: float = 0.01
     held_out: float = 0.05
     momentum: float = 0.8
     seed: int = 0
@@ -94,11 +96,13 @@ class Accelerated:
         for factors in reversed(_binnings(problem)):
             finest = factors == (1, 1, 1)
             level = _Level(kept, held, factors, projectors if finest else (Matched(),))
-            climb = _Climb(level, self.momentum, path, coarser=climb)
+            climb = _Climb(level, self.momentum, self.tolerance, path, climb)
             climb.run(self.max_iterations if finest else coarse_iterations(factors) - 1)
         assert climb is not None
-        image = problem.windowed(climb.p) / (1 - self.held_out)
-        return Restored(image, _stats(path, projectors, self.held_out))
+        share = 1 - self.held_out
+        image = problem.windowed(climb.p) / share
+        models = tuple(model / share for model in climb.models)
+        return Restored(image, _stats(path, projectors, self.held_out, self.max_iterations), models)
 
 
 @dataclass(frozen=True)
@@ -174,15 +178,22 @@ class _Climb:
     """
 
     def __init__(
-        self, level: _Level, momentum: float, path: list[Step], coarser: "_Climb | None"
+        self,
+        level: _Level,
+        momentum: float,
+        tolerance: float,
+        path: list[Step],
+        coarser: "_Climb | None",
     ) -> None:
-        self.level, self.path = level, path
+        self.level, self.momentum, self.path = level, momentum, path
+        self.tolerance = tolerance
+        self.accepted_scores: list[float] = []
         if coarser is None:
             self.x = before = flat_start(level.problem, sensitivities(level.problem))
-            self.momentum, self.cost = momentum, 0.0
+            self.cost = 0.0
         else:
             self.x, before = coarser.refined_onto(level)
-            self.momentum, self.cost = coarser.momentum, coarser.cost
+            self.cost = coarser.cost
         self.p = continued(self.x, before, self.momentum)
         self.models, self.score = self._judge(self.p, "start", self.momentum)
 
@@ -192,6 +203,15 @@ class _Climb:
         for projector in range(len(self.level.projectors)):
             while done < most and self._step(projector):
                 done += 1
+                if self._flattened():
+                    return
+
+    def _flattened(self) -> bool:
+        """Say whether the last two steps gained next to nothing of the climb on this grid."""
+        scores = self.accepted_scores
+        return len(scores) > 3 and scores[-1] - scores[-3] < self.tolerance * (
+            scores[-1] - scores[0]
+        )
 
     def refined_onto(self, level: _Level) -> tuple[Tensor, Tensor]:
         """Return the next estimate and the one before it on a finer grid, which will judge them."""
@@ -231,6 +251,8 @@ class _Climb:
         accepted = made_by == "start" or score > self.score
         step = Step(self.level.factors, made_by, momentum, score, accepted, self.cost)
         self.path.append(step)
+        if accepted:
+            self.accepted_scores.append(score)
         return models, score
 
 
@@ -294,14 +316,17 @@ def _distinct(*projectors: BackProjector) -> tuple[BackProjector, ...]:
 
 
 def _stats(
-    path: list[Step], projectors: tuple[BackProjector, ...], held_out: float
+    path: list[Step], projectors: tuple[BackProjector, ...], held_out: float, most: int
 ) -> dict[str, Any]:
     fine = [step for step in path if step.binning == (1, 1, 1)]
-    stopped = not fine[-1].accepted
+    if sum(step.accepted for step in fine[1:]) >= most:
+        stopped = "max_iterations"
+    else:
+        stopped = "next to nothing gained" if fine[-1].accepted else "held-out photons lost"
     return {
         "iterations": sum(step.accepted for step in fine[1:]),
         "cost_iterations": path[-1].cost,
-        "stopped_by": "held-out photons" if stopped else "max_iterations",
+        "stopped_by": stopped,
         "held_out": held_out,
         "back_projectors": [repr(projector) for projector in projectors],
         "path": [asdict(step) for step in path],

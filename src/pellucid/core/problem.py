@@ -81,10 +81,13 @@ class Restored:
     ----------
     image : (z, y, x) photons per voxel, not negative
     stats : what the restorer measured on the way; plain numbers, strings and lists
+    models : the expected images A x + b of the estimate, where the restorer has them: what the
+        recordings would be without noise if the estimate were the object
     """
 
     image: Tensor
     stats: dict[str, Any] = field(default_factory=dict)
+    models: tuple[Tensor, ...] = ()
 
 
 def sensitivities(problem: Problem) -> list[Tensor]:
