@@ -89,6 +89,26 @@ def test_coarse_planes_see_every_plane_of_the_object():
     np.testing.assert_allclose(operator.forward(line)[:, 5, 5], [0, 2 / 3, 1 / 3, *[0] * 6])
 
 
+@pytest.mark.parametrize("origin", [(0, 0, 0), (-3, 2, 5), (30, 0, 0)])
+@pytest.mark.parametrize("spacing", [1.0, (3.0, 1.0, 2.0)])
+def test_aligned_grids_are_sampled_as_any_others(origin, spacing):
+    view = Grid((9, 28, 15), spacing, origin, "view")
+    x = torch.rand(WORLD.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    aligned = SlabSample(WORLD, view, Affine.identity(target="view"))
+    nearly = SlabSample(WORLD, view, Affine.translation((0, 0, 2e-6), target="view"))
+    assert dot_test(aligned) < 1e-14
+    np.testing.assert_allclose(aligned.forward(x), nearly.forward(x), atol=1e-5)
+    y = torch.ones(view.shape, dtype=torch.float64)
+    np.testing.assert_allclose(aligned.adjoint(y), nearly.adjoint(y), atol=1e-5)
+
+
+def test_a_view_beside_the_world_holds_nothing():
+    beside = Grid((4, 4, 4), 1.0, (40, 0, 0), "view")
+    sample = SlabSample(WORLD, beside, Affine.identity(target="view"))
+    assert not sample.forward(torch.ones(WORLD.shape)).any()
+    assert not sample.adjoint(torch.ones(beside.shape)).any()
+
+
 def test_one_view_at_rest_is_plain_deconvolution():
     recording = recorded((0.0,))
     view = views_of(recording)[0]
@@ -227,7 +247,11 @@ def test_the_proposed_world_covers_all_views_or_what_they_share():
     recording = recorded(planes_every=2)
     views = views_of(recording)
     everything, shared = proposed_world(views), proposed_world(views, cover="overlap")
-    assert everything.frame == "world"
+    for world in (everything, shared):
+        offset = (np.array(world.origin_um) - recording.views[0].grid.origin_um) / 1.0
+        assert world.frame == "world"
+        if world.spacing_um == (1.0, 1.0, 1.0):
+            np.testing.assert_allclose(offset, np.rint(offset), atol=1e-9)
     assert len(set(everything.spacing_um)) == 1
     assert everything.spacing_um[0] == pytest.approx(1.0, abs=0.05)
     assert all(a >= b for a, b in zip(everything.shape, shared.shape, strict=True))

@@ -174,9 +174,13 @@ def proposed_world(
     spacing = np.asarray(
         as_triple(np.concatenate(finest).min() if spacing_um is None else spacing_um, "spacing_um")
     )
-    z, y, x = (int(n) for n in np.floor((high - low) / spacing + 1e-6).astype(int) + 1)
-    middle = (low + high) / 2
-    origin = middle - (np.array((z, y, x)) - 1) / 2 * spacing
+    # voxels of the first view that are voxels of the world need no interpolation
+    first = views[0].world_to_view.inverse().apply(views[0].grid.origin_um)
+    outward = 1 if cover == "all" else -1
+    start = outward * np.floor(outward * (low - first) / spacing + 1e-6)
+    end = outward * np.ceil(outward * (high - first) / spacing - 1e-6)
+    z, y, x = (int(n) for n in (end - start).astype(int) + 1)
+    origin = first + start * spacing
     frame = views[0].world_to_view.source
     return Grid((z, y, x), as_triple(spacing, "spacing_um"), as_triple(origin, "origin"), frame)
 

@@ -12,9 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pellucid.core.fourier import Shape
 from pellucid.core.geometry import Affine, Grid
 from pellucid.core.operators import LinearOperator
 from pellucid.core.resampling import Resample
+
+ALIGNED = 1e-6
+"""Fraction of a voxel within which grids are taken to be aligned."""
 
 
 class SlabSample(LinearOperator):
@@ -35,9 +39,8 @@ class SlabSample(LinearOperator):
     def __init__(self, world: Grid, view: Grid, world_to_view: Affine) -> None:
         self.world, self.view, self.world_to_view = world, view, world_to_view
         self.domain_shape, self.range_shape = world.shape, view.shape
-        view_to_world = world_to_view.inverse()
         self._parts = [
-            (weight, Resample(world, view, _shifted(shift_um, world.frame) @ view_to_world))
+            (weight, _sampling(world, view, _shifted(shift_um, world.frame), world_to_view))
             for shift_um, weight in _triangle(world, view, world_to_view)
         ]
 
@@ -59,12 +62,53 @@ class SlabSample(LinearOperator):
         return x
 
 
+class StridedSample(LinearOperator):
+    """Every `steps`-th voxel from `offset` on, zero outside: sampling where voxels meet voxels.
+
+    What `Resample` gives between grids that are aligned, in a hundredth of its time.
+    """
+
+    def __init__(self, domain: Shape, range_shape: Shape, steps: Shape, offset: Shape) -> None:
+        self.domain_shape, self.range_shape = domain, range_shape
+        source, target = [], []
+        for size, n, step, start in zip(domain, range_shape, steps, offset, strict=True):
+            first = max(0, -(start // step))
+            last = min(n, (size - 1 - start) // step + 1)
+            target.append(slice(first, max(first, last)))
+            begin = start + first * step
+            source.append(slice(begin, begin + max(last - first, 0) * step, step))
+        self._source, self._target = tuple(source), tuple(target)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x.new_zeros(self.range_shape)
+        y[self._target] = x[self._source]
+        return y
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        x = y.new_zeros(self.domain_shape)
+        x[self._source] = y[self._target]
+        return x
+
+
 def plane_distances_um(
     spacing_um: NDArray[np.float64], world_to_view: Affine
 ) -> NDArray[np.float64]:
     """Return how far apart neighbouring planes z, y, x of a view lie in the world, (3,)."""
     distances: NDArray[np.float64] = spacing_um / np.linalg.norm(world_to_view.linear, axis=1)
     return distances
+
+
+def _sampling(world: Grid, view: Grid, shift: Affine, world_to_view: Affine) -> LinearOperator:
+    """Return the cheapest exact sampling of the shifted object at the voxels of the view."""
+    view_to_world = shift @ world_to_view.inverse()
+    index_map = (world.um_to_index @ view_to_world @ view.index_to_um).matrix
+    whole = np.rint(index_map)
+    steps, offset = np.diag(whole)[:3].astype(int).tolist(), whole[:3, 3].astype(int).tolist()
+    aligned = np.array_equal(whole[:3, :3], np.diag(steps)) and min(steps) > 0
+    # the last voxel of a view a thousand voxels long is then off by a thousandth at most
+    if aligned and np.abs(index_map - whole).max() < ALIGNED:
+        return StridedSample(world.shape, view.shape, tuple(steps), tuple(offset))
+    return Resample(world, view, view_to_world)
 
 
 def _triangle(
