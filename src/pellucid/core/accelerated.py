@@ -27,12 +27,12 @@ from pellucid.core.back_projectors import (
     WienerButterworth,
 )
 from pellucid.core.coarsening import bin_factors, binned, refined
-from pellucid.core.fourier import Shape
+from pellucid.core.fourier import Shape, empty
 from pellucid.core.noise import Noise, thin
 from pellucid.core.operators import Blur
 from pellucid.core.passband import fwhm_of
 from pellucid.core.problem import Observation, Problem, Restored, sensitivities
-from pellucid.core.richardson_lucy import UNSEEN, flat_start, peak_bytes
+from pellucid.core.richardson_lucy import UNSEEN, correct, flat_start, peak_bytes
 from pellucid.errors import ParameterError
 
 LEAST_FACTOR = 0.05
@@ -145,30 +145,45 @@ class _Level:
         total = sum(seen[1:], start=seen[0])
         largest = float(total.max())
         self.weight = 1 / total.clamp_min(LEAST_SENSITIVITY * largest)
-        self.weight[total < UNSEEN * largest] = -1  # dims to LEAST_FACTOR a step: unseen stays dark
+        self.weight[total < UNSEEN * largest] = 0
         self.cost = math.prod(self.problem.shape) / math.prod(kept.shape)
 
-    def models(self, p: Tensor) -> list[Tensor]:
-        """Return the expected images of the object `p`, never below the background's thousandth."""
-        return [
-            o.operator.forward(p).clamp_min_(-0.999 * o.background).add_(o.background)
-            for o in self.problem.observations
-        ]
+    def judged(self, p: Tensor) -> tuple[list[Tensor], float]:
+        """Return the expected images of p, and the mean log-likelihood per held-out photon.
+
+        Images are never below the background's thousandth; the likelihood is up to a constant.
+        """
+        models, total, photons = [], 0.0, 0.0
+        for o, held in zip(self.problem.observations, self.held, strict=True):
+            model, terms = self._judged_view(o, held, p)
+            models.append(model)
+            total += terms
+            photons += float(held.sum(dtype=torch.float64))
+        return models, total / photons
+
+    def _judged_view(self, o: Observation, held: Tensor, p: Tensor) -> tuple[Tensor, float]:
+        model = empty(tuple(o.image.shape), o.image)
+        terms: dict[int, float] = {}
+
+        def finish(planes: slice, slab: Tensor) -> None:
+            slab.clamp_min_(-0.999 * o.background).add_(o.background)
+            model[planes] = slab
+            gain = slab.log().mul_(held[planes]).sub_(slab, alpha=self.held_ratio)
+            terms[planes.start] = float(gain.sum(dtype=torch.float64))
+
+        o.operator.forward_slabs(p, finish)
+        return model, sum(terms[start] for start in sorted(terms))
 
     def corrected(self, p: Tensor, models: list[Tensor], projector: int) -> Tensor:
         """Return p times one plus the mismatch sent back."""
-        views = zip(self.problem.observations, models, self.backwards[projector], strict=True)
-        backs = [back.forward((o.image / model).sub_(1)) for o, model, back in views]
-        correction = sum(backs[1:], start=backs[0])
-        return correction.mul_(self.weight).add_(1).clamp_min_(LEAST_FACTOR).mul_(p)
-
-    def score(self, models: list[Tensor]) -> float:
-        """Return the mean log-likelihood per held-out photon, up to a constant."""
-        total = photons = 0.0
-        for held, model in zip(self.held, models, strict=True):
-            total += float((held * model.log()).sub_(model, alpha=self.held_ratio).double().sum())
-            photons += float(held.double().sum())
-        return total / photons
+        backwards = self.backwards[projector]
+        ratios = [
+            (o.image / model).sub_(1)
+            for o, model in zip(self.problem.observations, models, strict=True)
+        ]
+        x = empty(tuple(p.shape), p).copy_(p)
+        correct(x, backwards, ratios, self.weight, least=LEAST_FACTOR)
+        return x
 
 
 class _Climb:
@@ -245,8 +260,7 @@ class _Climb:
         return False
 
     def _judge(self, p: Tensor, made_by: str, momentum: float) -> tuple[list[Tensor], float]:
-        models = self.level.models(p)
-        score = self.level.score(models)
+        models, score = self.level.judged(p)
         self.cost += 0.5 * self.level.cost
         accepted = made_by == "start" or score > self.score
         step = Step(self.level.factors, made_by, momentum, score, accepted, self.cost)

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pellucid.core.fourier import Shape, filtered
+from pellucid.core.fourier import Finish, filter_slabs, filtered
 from pellucid.core.operators import Blur, Composed, LinearOperator
 from pellucid.core.passband import (
     Lengths,
@@ -263,31 +263,41 @@ class BackProjection(LinearOperator):
     def __init__(self, operator: LinearOperator, projector: BackProjector) -> None:
         self.domain_shape, self.range_shape = operator.range_shape, operator.domain_shape
         self.inner = operator.inner if isinstance(operator, Composed) else None
-        self.blur = operator.outer if isinstance(operator, Composed) else operator
-        if not isinstance(self.blur, Blur):
+        blur = operator.outer if isinstance(operator, Composed) else operator
+        if not isinstance(blur, Blur):
             raise ParameterError(
                 f"BackProjection: expected a Blur, or Blur @ something, got {operator!r}. "
                 "Use the matched back projector for other operators."
             )
+        self.blur = blur
         self.transfer_function = (
             None if isinstance(projector, Matched) else projector.transfer(self.blur)
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        assert isinstance(self.blur, Blur)
-        back = self._filter(x, self.blur.grid, self.blur.domain_shape, conjugate=False)
+        transfer, conjugate = self._transfer()
+        back = filtered(x, transfer, self.blur.grid, self.blur.domain_shape, conjugate=conjugate)
         return back if self.inner is None else self.inner.adjoint(back)
 
-    def adjoint(self, y: Tensor) -> Tensor:
-        assert isinstance(self.blur, Blur)
-        y = y if self.inner is None else self.inner.forward(y)
-        return self._filter(y, self.blur.grid, self.blur.range_shape, conjugate=True)
+    def forward_slabs(self, x: Tensor, finish: Finish) -> None:
+        if self.inner is not None:
+            super().forward_slabs(x, finish)
+            return
+        transfer, conjugate = self._transfer()
+        blur = self.blur
+        filter_slabs(x, transfer, blur.grid, blur.domain_shape, finish, conjugate=conjugate)
 
-    def _filter(self, x: Tensor, grid: Shape, out_shape: Shape, *, conjugate: bool) -> Tensor:
-        assert isinstance(self.blur, Blur)
-        if self.transfer_function is None:  # matched: the blur's own OTF, never a second copy
-            return filtered(x, self.blur.transfer, grid, out_shape, conjugate=not conjugate)
-        return filtered(x, self.transfer_function, grid, out_shape, conjugate=conjugate)
+    def adjoint(self, y: Tensor) -> Tensor:
+        y = y if self.inner is None else self.inner.forward(y)
+        transfer, conjugate = self._transfer()
+        blur = self.blur
+        return filtered(y, transfer, blur.grid, blur.range_shape, conjugate=not conjugate)
+
+    def _transfer(self) -> tuple[Tensor, bool]:
+        """The matched one is the blur's own OTF, conjugated on the way: never a second copy."""
+        if self.transfer_function is None:
+            return self.blur.transfer, True
+        return self.transfer_function, False
 
 
 def cutoff_lengths_px(blur: Blur, cutoff_fwhm: float | None) -> Lengths:

@@ -7,7 +7,7 @@ voxels that are known to be zero, or that nobody asks for, are skipped. Any othe
 torch. Both give the same numbers to rounding.
 """
 
-import os
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -15,9 +15,13 @@ from functools import cache
 import numpy as np
 import scipy.fft
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 Shape = tuple[int, int, int]
+Finish = Callable[[slice, Tensor], None]
+"""What is done to planes of a result while they are in cache: finish(planes, values); may be called
+from several threads at once, for different planes; the values may be overwritten, not kept."""
 
 SLAB = 4
 """Planes or rows per slab: few enough for the cache, enough to hide Python (measured 1 to 16)."""
@@ -54,11 +58,24 @@ def transfer_function(kernel: Tensor, grid: Shape, origin: Shape) -> Tensor:
     -------
     (z, y, x // 2 + 1) complex tensor, of the kernel's precision and device
     """
+    if kernel.device.type == "cpu":
+        return torch.from_numpy(_transfer_in_slabs(kernel.numpy(), grid, origin))
     padded = torch.zeros(grid, dtype=kernel.dtype, device=kernel.device)
     padded[tuple(slice(n) for n in kernel.shape)] = kernel
     centred: Tensor = torch.roll(padded, [-o for o in origin], dims=(0, 1, 2))
     spectrum: Tensor = torch.fft.rfftn(centred)
     return spectrum
+
+
+def empty(shape: tuple[int, ...], like: Tensor) -> Tensor:
+    """Return an uninitialised tensor of `like`'s dtype and device.
+
+    On the CPU through NumPy, which asks for huge pages: torch's come 4 kB at a time, and fetching
+    them costs as much as a pass over the volume.
+    """
+    if like.device.type == "cpu":
+        return torch.from_numpy(np.empty(shape, dtype=like.numpy().dtype))
+    return torch.empty(shape, dtype=like.dtype, device=like.device)
 
 
 def filtered(
@@ -72,41 +89,102 @@ def filtered(
     transfer : half spectrum of `grid`, on the volume's device
     conjugate : filter by the complex conjugate of `transfer`: correlation, not convolution
     """
-    if volume.device.type != "cpu":
-        spectrum = torch.fft.rfftn(volume, s=grid)
-        spectrum *= transfer.conj() if conjugate else transfer
-        z, y, x = out_shape
-        whole: Tensor = torch.fft.irfftn(spectrum, s=grid)
-        return whole[:z, :y, :x]
-    out = np.empty(out_shape, dtype=volume.numpy().dtype)
-    _filter_in_slabs(volume.numpy(), transfer.numpy(), grid, out, conjugate)
-    return torch.from_numpy(out)
+    out = empty(out_shape, volume)
+
+    def keep(planes: slice, values: Tensor) -> None:
+        out[planes] = values
+
+    filter_slabs(volume, transfer, grid, out_shape, keep, conjugate=conjugate)
+    return out
 
 
-def _filter_in_slabs(
-    volume: np.ndarray, transfer: np.ndarray, grid: Shape, out: np.ndarray, conjugate: bool
+def filter_slabs(
+    volume: Tensor,
+    transfer: Tensor,
+    grid: Shape,
+    out_shape: Shape,
+    finish: Finish,
+    *,
+    conjugate: bool = False,
+) -> None:
+    """Filter as `filtered` does, and hand the result to `finish` a few planes at a time.
+
+    What would be a pass over a volume of its own happens while its planes are in cache, and the
+    result need not be stored. A device other than the CPU hands over all planes at once.
+    """
+    if volume.device.type == "cpu":
+        _filter_on_cpu(volume.numpy(), transfer.numpy(), grid, out_shape, finish, conjugate)
+        return
+    spectrum = torch.fft.rfftn(volume, s=grid)
+    spectrum *= transfer.conj() if conjugate else transfer
+    z, y, x = out_shape
+    finish(slice(0, z), torch.fft.irfftn(spectrum, s=grid)[:z, :y, :x])
+
+
+def _filter_on_cpu(
+    volume: NDArray[np.floating],
+    transfer: NDArray[np.complexfloating],
+    grid: Shape,
+    out_shape: Shape,
+    finish: Finish,
+    conjugate: bool,
 ) -> None:
     depth, height, width = grid
-    nz, ny, nx = out.shape
-    mz = volume.shape[0]
-    spectrum = np.empty(transfer.shape, dtype=transfer.dtype)
+    nz, ny, nx = out_shape
+    mz, my, _ = volume.shape
+    half = width // 2 + 1
+    spectrum = np.empty((max(mz, nz), height, half), dtype=transfer.dtype)
+    # every slab is transformed in place, and a thread keeps its columns: temporaries of a megabyte
+    # go back to the system when freed, and fetching their pages again costs as much as the transform
+    own = threading.local()
 
     def to_spectrum(planes: slice) -> None:
-        rows = scipy.fft.rfft(volume[planes], n=width, axis=2)
-        spectrum[planes] = scipy.fft.fft(rows, n=height, axis=1, overwrite_x=True)
+        part = spectrum[planes]
+        part[:, :my] = scipy.fft.rfft(volume[planes], n=width, axis=2)
+        part[:, my:] = 0
+        part[...] = scipy.fft.fft(part, axis=1, overwrite_x=True)
 
     def times_transfer(rows: slice) -> None:
-        columns = scipy.fft.fft(spectrum[:mz, rows], n=depth, axis=0)
+        if not hasattr(own, "columns"):
+            own.columns = np.empty((depth, SLAB, half), dtype=transfer.dtype)
+        columns = own.columns[:, : rows.stop - rows.start]
+        columns[:mz] = spectrum[:mz, rows]
+        columns[mz:] = 0
+        columns = scipy.fft.fft(columns, axis=0, overwrite_x=True)
         columns *= transfer[:, rows].conj() if conjugate else transfer[:, rows]
         spectrum[:nz, rows] = scipy.fft.ifft(columns, axis=0, overwrite_x=True)[:nz]
 
     def to_volume(planes: slice) -> None:
-        rows = scipy.fft.ifft(spectrum[planes], axis=1)[:, :ny]
-        out[planes] = scipy.fft.irfft(rows, n=width, axis=2, overwrite_x=True)[:, :, :nx]
+        rows = scipy.fft.ifft(spectrum[planes], axis=1, overwrite_x=True)[:, :ny]
+        values = scipy.fft.irfft(rows, n=width, axis=2, overwrite_x=True)[:, :, :nx]
+        finish(planes, torch.from_numpy(values))
 
     _in_parallel(to_spectrum, mz)
     _in_parallel(times_transfer, height)
     _in_parallel(to_volume, nz)
+
+
+def _transfer_in_slabs(
+    kernel: NDArray[np.floating], grid: Shape, origin: Shape
+) -> NDArray[np.complexfloating]:
+    """Return the half spectrum of a kernel that fills few of the grid's planes and rows."""
+    depth, height, width = grid
+    z, y, x = (
+        (np.arange(n) - o) % size for n, o, size in zip(kernel.shape, origin, grid, strict=True)
+    )
+    dtype = np.result_type(kernel.dtype, np.complex64)
+    spectrum = np.zeros((depth, height, width // 2 + 1), dtype=dtype)
+    lines = np.zeros((len(y), width), dtype=kernel.dtype)
+
+    def columns(rows: slice) -> None:
+        spectrum[:, rows] = scipy.fft.fft(spectrum[:, rows], axis=0)
+
+    for place, plane in zip(z, kernel, strict=True):
+        lines[:, x] = plane
+        spectrum[place, y] = scipy.fft.rfft(lines, axis=1)
+        spectrum[place] = scipy.fft.fft(spectrum[place], axis=0, overwrite_x=True)
+    _in_parallel(columns, height)
+    return spectrum
 
 
 def _in_parallel(work: Callable[[slice], None], length: int) -> None:
@@ -121,9 +199,22 @@ def _in_parallel(work: Callable[[slice], None], length: int) -> None:
     if threads <= 1:
         share(0)
     else:
-        list(_pool().map(share, range(threads)))
+        list(_pool(torch.get_num_threads()).map(share, range(threads)))
 
 
 @cache
-def _pool() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="pellucid-fft")
+def _pool(threads: int) -> ThreadPoolExecutor:
+    """Return threads that each compute alone: torch would split a slab among threads of its own."""
+    all_here = threading.Barrier(threads)
+
+    def alone() -> None:
+        torch.get_num_threads()  # torch sets this thread up at its first call, and would undo ours
+        torch.set_num_threads(1)
+
+    def wait(_: int) -> None:
+        all_here.wait()
+
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="pellucid-fft", initializer=alone)
+    list(pool.map(wait, range(threads)))
+    torch.set_num_threads(threads)
+    return pool

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from pellucid.core.back_projectors import BackProjection, BackProjector, Matched
+from pellucid.core.fourier import SLAB, empty
 from pellucid.core.operators import Blur
 from pellucid.core.problem import Observation, Problem, Restored, sensitivities
 from pellucid.errors import ParameterError, RunawayWarning
@@ -82,34 +83,28 @@ class RichardsonLucy:
         views = range(len(problem.observations))
         backwards = [BackProjection(o.operator, self.back_projector) for o in problem.observations]
         seen = sensitivities(problem)
+        x = _start(problem, self.start, seen)
         groups = [list(views)] if self.update == "additive" else [[v] for v in views]
         weights = [inverse_sensitivity([seen[v] for v in group]) for group in groups]
-        x = _start(problem, self.start, seen)
         del seen
         momentum: _NoMomentum | _HeavyBall = _MOMENTA[self.momentum]()
         divergences: list[float] = []
         for _ in range(self.iterations):
             p = momentum.continued(x)
-            corrected = p
             for group, weight in zip(groups, weights, strict=True):
                 ratios = []
                 for v in group:
-                    o = problem.observations[v]
-                    model = o.operator.forward(corrected).clamp_min_(_floor(o)).add_(o.background)
+                    ratio, divergence = mismatch(problem.observations[v], p)
+                    ratios.append(ratio)
                     if v == 0:
-                        divergences.append(i_divergence(o.image, model))
-                    ratios.append(torch.div(o.image, model, out=model).sub_(1))
+                        divergences.append(divergence)
                 if not math.isfinite(divergences[-1]):
                     break
-                correction = _summed(
-                    backwards[v].forward(r) for v, r in zip(group, ratios, strict=True)
-                )
-                correction.mul_(weight).add_(1).clamp_min_(0)
-                corrected = correction.mul_(corrected)
+                correct(p, [backwards[v] for v in group], ratios, weight)
             if not math.isfinite(divergences[-1]):
                 break
-            momentum.learn(p, corrected)
-            x = corrected
+            momentum.learn(p)
+            x = p
         stats: dict[str, Any] = {
             "iterations": len(divergences),
             "i_divergence": divergences,
@@ -118,21 +113,66 @@ class RichardsonLucy:
         if stats["ran_away"]:
             warnings.warn(
                 f"{type(self.back_projector).__name__} ran away from the data after "
-                f"{divergences.index(min(divergences)) + 1} iterations: use fewer, a larger alpha, or "
-                "the guarded restorer (iterations=None).",
+                f"{divergences.index(min(divergences)) + 1} iterations: use fewer, a larger alpha, "
+                "or the guarded restorer (iterations=None).",
                 RunawayWarning,
                 stacklevel=2,
             )
         return Restored(problem.windowed(x).contiguous(), stats)
 
 
+def mismatch(o: Observation, x: Tensor) -> tuple[Tensor, float]:
+    """Return y / (A x + b) - 1, and the mean I-divergence of y from A x + b on a share of its planes.
+
+    The divergence sum(y log(y / m) - y + m) / voxels is taken on at most about 16 slabs.
+    """
+    ratio = empty(tuple(o.image.shape), o.image)
+    floor = 1e-6 * float(o.image.mean().clamp_min(1e-30))  # relative to the data, never absolute
+    every = max(1, o.image.shape[0] // (16 * SLAB))
+    sums: list[tuple[float, int]] = []
+
+    def finish(planes: slice, model: Tensor) -> None:
+        model.clamp_min_(floor).add_(o.background)
+        y = o.image[planes]
+        torch.div(y, model, out=ratio[planes])
+        if planes.start // SLAB % every == 0:
+            terms = torch.xlogy(y, ratio[planes]).sub_(y).add_(model)
+            sums.append((float(terms.sum(dtype=torch.float64)), terms.numel()))
+        ratio[planes].sub_(1)
+
+    o.operator.forward_slabs(x, finish)
+    return ratio, sum(total for total, _ in sums) / sum(count for _, count in sums)
+
+
+def correct(
+    x: Tensor,
+    backwards: list[BackProjection],
+    ratios: list[Tensor],
+    weight: Tensor,
+    *,
+    least: float = 0.0,
+) -> None:
+    """Multiply x in place by 1 + weight * (the views' mismatches, sent back), at least by `least`."""
+    others: Tensor | None = None
+    for backward, ratio in zip(backwards[:-1], ratios[:-1], strict=True):
+        back = backward.forward(ratio)
+        others = back if others is None else others.add_(back)
+
+    def finish(planes: slice, back: Tensor) -> None:
+        if others is not None:
+            back.add_(others[planes])
+        x[planes].mul_(back.mul_(weight[planes]).add_(1).clamp_min_(least))
+
+    backwards[-1].forward_slabs(ratios[-1], finish)
+
+
 class _NoMomentum:
-    """Every step starts from the last estimate."""
+    """Every step starts from the last estimate. What `continued` returns is corrected in place."""
 
     def continued(self, x: Tensor) -> Tensor:
         return x
 
-    def learn(self, p: Tensor, corrected: Tensor) -> None:
+    def learn(self, corrected: Tensor) -> None:
         pass
 
 
@@ -144,8 +184,8 @@ class _HeavyBall:
         self.before: Tensor | None = None
 
     def continued(self, x: Tensor) -> Tensor:
-        weight = self.weight()
-        p = x if self.before is None else torch.lerp(self.before, x, 1 + weight).clamp_min_(0)
+        before = x if self.before is None else self.before
+        p = torch.lerp(before, x, 1 + self.weight()).clamp_min_(0)
         self.before = x
         self.k += 1
         return p
@@ -153,7 +193,7 @@ class _HeavyBall:
     def weight(self) -> float:
         return max(self.k - 1, 0) / (self.k + 2)
 
-    def learn(self, p: Tensor, corrected: Tensor) -> None:
+    def learn(self, corrected: Tensor) -> None:
         pass
 
 
@@ -163,6 +203,12 @@ class _BiggsAndrews(_HeavyBall):
     def __init__(self) -> None:
         super().__init__()
         self.steps: list[Tensor] = []
+        self.p: Tensor | None = None
+
+    def continued(self, x: Tensor) -> Tensor:
+        p = super().continued(x)
+        self.p = p.clone()
+        return p
 
     def weight(self) -> float:
         if len(self.steps) < 2:
@@ -171,8 +217,9 @@ class _BiggsAndrews(_HeavyBall):
         ratio = float(torch.sum(last * before) / torch.sum(before * before).clamp_min(1e-30))
         return min(max(ratio, 0.0), 1.0)
 
-    def learn(self, p: Tensor, corrected: Tensor) -> None:
-        self.steps = [*self.steps[-1:], corrected - p]
+    def learn(self, corrected: Tensor) -> None:
+        assert self.p is not None
+        self.steps = [*self.steps[-1:], corrected - self.p]
 
 
 _MOMENTA: dict[str, type[_NoMomentum] | type[_HeavyBall]] = {
@@ -180,13 +227,6 @@ _MOMENTA: dict[str, type[_NoMomentum] | type[_HeavyBall]] = {
     "heavy-ball": _HeavyBall,
     "biggs-andrews": _BiggsAndrews,
 }
-
-
-def i_divergence(image: Tensor, model: Tensor) -> float:
-    """Return the mean I-divergence sum(y log(y / m) - y + m) / voxels, on at most 16 planes."""
-    planes = slice(None, None, max(1, image.shape[0] // 16))
-    y, m = image[planes], model[planes]
-    return float((torch.xlogy(y, y / m) - y + m).mean(dtype=torch.float64))
 
 
 def ran_away(divergences: list[float]) -> bool:
@@ -247,8 +287,3 @@ def _summed(terms: Iterator[Tensor]) -> Tensor:
     for term in terms:
         total = total.add(term)
     return total
-
-
-def _floor(o: Observation) -> float:
-    """Return the smallest model that is divided by; relative to the data, never absolute."""
-    return 1e-6 * float(o.image.mean().clamp_min(1e-30))

@@ -152,7 +152,7 @@ def record(
         raise ParameterError(f"record: peak_photons must be above 0, got {peak_photons}.")
     before = [s // 2 for s in psf.shape]
     wide = tuple(n + s - 1 for n, s in zip(shape, psf.shape, strict=True))
-    whole = structure(wide, seed)  # type: ignore[arg-type]
+    whole = structure(wide, seed)
     # index j of a kernel is offset j - s // 2, so voxel i of the valid part sits at i + (s - 1 - s // 2)
     inside = tuple(
         slice(s - 1 - b, s - 1 - b + n) for s, b, n in zip(psf.shape, before, shape, strict=True)
