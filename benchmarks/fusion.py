@@ -26,7 +26,7 @@ import torch
 from scipy import ndimage
 
 from pellucid.core.back_projectors import Matched, WienerButterworth
-from pellucid.core.fusion import View, fuse
+from pellucid.core.fusion import fuse
 from pellucid.core.geometry import Affine, Grid
 from pellucid.core.multiview import (
     DUAL_DEG,
@@ -43,6 +43,8 @@ from pellucid.core.quality import ncc
 from pellucid.core.registration import register
 from pellucid.core.simulation import STRUCTURES, Camera
 from pellucid.core.starts import view_turn
+from pellucid.core.views import View
+from pellucid.core.virtual_views import VirtualViews
 from pellucid.errors import RunawayWarning
 
 CAMERA = Camera(gain=1.0, offset=100.0, read_noise=1.5)
@@ -76,6 +78,8 @@ def methods() -> Iterator[Method]:
             yield Method(f"{short}, WB {n}", plain(how, n, wb))
         for n in (1, 2, 3):
             yield Method(f"{short}, WB {n} alt", plain(how, n, wb, "alternating"))
+        for n in (3, 10):
+            yield Method(f"{short}, virtual views {n}", plain(how, n, VirtualViews()))
         yield Method(f"{short}, guarded", {"how": how})
 
 
@@ -151,7 +155,7 @@ def report(recording: MultiViewRecording, registered: bool, only: str) -> None:
     truth = recording.truth[inner]
     sigma = min(fwhm_px(recording.views[0].psf)) / 2 / 2.3548
     half = ndimage.gaussian_filter(recording.truth, sigma)[inner]
-    print(f"{'method':24}  ncc   half   z    y    x  (period)  light  iterations  seconds")
+    print(f"{'method':27}  ncc   half   z    y    x  (period)  light  iterations  seconds")
     for method in methods():
         if only not in method.name:
             continue
@@ -167,7 +171,7 @@ def report(recording: MultiViewRecording, registered: bool, only: str) -> None:
         iterations = restored.stats.get("iterations", "-")
         flag = "  ran away" if caught else ""
         print(
-            f"{method.name:24} {ncc(image, truth):5.3f} {ncc(soft, half):5.3f} {z:4.1f} {y:4.1f} "
+            f"{method.name:27} {ncc(image, truth):5.3f} {ncc(soft, half):5.3f} {z:4.1f} {y:4.1f} "
             f"{x:4.1f}          {light:6.3f}  {iterations!s:>10} {seconds:8.1f}{flag}",
             flush=True,
         )

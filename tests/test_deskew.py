@@ -7,12 +7,13 @@ import pytest
 import torch
 
 from pellucid.core.deskew import StageScan, deskew, deskewed_grid
-from pellucid.core.fusion import View, fuse
+from pellucid.core.fusion import fuse
 from pellucid.core.geometry import Grid
 from pellucid.core.noise import Noise
 from pellucid.core.psf import Psf
 from pellucid.core.psf_theory import gaussian
 from pellucid.core.resampling import resample
+from pellucid.core.views import View
 from pellucid.errors import InputError, ParameterError
 
 QUARTER = math.pi / 4

@@ -7,28 +7,22 @@ import pytest
 import torch
 
 from pellucid.core.averaging import averaged, border_weights, content_weights
-from pellucid.core.back_projectors import Matched
-from pellucid.core.fusion import (
-    View,
-    brightened,
-    extended_grid,
-    fuse,
-    joint_problem,
-    prepared,
-    proposed_world,
-)
+from pellucid.core.back_projectors import BackProjection, Matched
+from pellucid.core.fusion import extended_grid, fuse, joint_problem, sharpened
 from pellucid.core.geometry import Affine, Grid
 from pellucid.core.multiview import DUAL_DEG, QUAD_DEG, record_views, turned_arms
 from pellucid.core.noise import Noise
 from pellucid.core.operators import Blur
 from pellucid.core.problem import Observation, Problem
-from pellucid.core.psf import Psf, centroid
+from pellucid.core.psf import Psf, centroid, fwhm_px
 from pellucid.core.psf_theory import gaussian
 from pellucid.core.quality import ncc
 from pellucid.core.richardson_lucy import RichardsonLucy
 from pellucid.core.rotated_psf import rotated_psf
 from pellucid.core.simulation import STRUCTURES, Camera
-from pellucid.core.slab_sampling import SlabSample
+from pellucid.core.slab_sampling import SlabSample, sampling_variance_px
+from pellucid.core.views import View, brightened, prepared, proposed_world
+from pellucid.core.virtual_views import VirtualViews, virtual_views
 from pellucid.errors import FrameError, InputError, ParameterError
 from pellucid.testing import dot_test
 
@@ -225,6 +219,59 @@ def test_averages_are_those_of_the_views_and_dark_where_none_sees():
     assert 2 < row[26] < row[27] < row[28] < row[29] < 4
     assert row[56:] == [0.0] * 6
     assert inside[4, 4].tolist() == [True] * 56 + [False] * 6
+
+
+def test_virtual_views_by_hand_and_faster_than_matched():
+    # two views at rest: b = f* . (f* (x) f (x) f*), in a Gaussian's case another Gaussian
+    psf = gaussian((9.42, 4.71, 4.71), (1.0, 1.0, 1.0))  # sigma 4, 2, 2
+    blur = Blur(torch.from_numpy(psf.values.copy()), (40, 40, 40))
+    made = virtual_views([blur, blur], [psf, psf], [np.eye(3)] * 2, [(1.0, 1.0, 1.0)] * 2)
+    kernel = Psf.normalised(made.kernels[0][1].numpy())
+    expected = np.array([4.0, 2.0, 2.0]) * 2.3548 * np.sqrt(3 / 4)  # 1 / (1 / s^2 + 1 / 3 s^2)
+    np.testing.assert_allclose(fwhm_px(kernel), expected, rtol=0.02)
+    with pytest.raises(ParameterError, match="fuse"):
+        VirtualViews().transfer(blur)
+    recording = recorded()
+    views = views_of(recording)
+    for how in ("joint", "resample-then-joint"):
+        options = {"how": how, "iterations": 5}
+        matched = score(fuse(views, WORLD, back_projector=Matched(), **options), recording)
+        virtual = score(fuse(views, WORLD, back_projector=VirtualViews(), **options), recording)
+        assert virtual > matched + 0.01
+
+
+def test_a_point_stays_in_place_through_virtual_views():
+    skewed = np.zeros((5, 4, 5))
+    skewed[2, 2, 2], skewed[3, 2, 2], skewed[2, 1, 3] = 3.0, 2.0, 1.0
+    psf = Psf.normalised(skewed)
+    blur = Blur(torch.from_numpy(psf.values.copy()), (9, 9, 9))
+    made = virtual_views([blur, blur], [psf, psf], [np.eye(3)] * 2, [(1.0, 1.0, 1.0)] * 2)
+    point = torch.zeros(blur.domain_shape, dtype=torch.float64)
+    point[tuple(4 + m for m in blur.margin)] = 1.0
+    back = BackProjection(blur, made).forward(blur.forward(point))
+    where = np.unravel_index(int(back.argmax()), back.shape)
+    assert where == tuple(4 + m for m in blur.margin)
+    assert float(back.sum()) == pytest.approx(1.0, abs=1e-6)
+
+
+@pytest.mark.parametrize("view", [COARSE, Grid((24, 24, 24), 1.0, frame="view")], ids=repr)
+def test_sampling_blurs_by_the_variance_that_the_psf_is_sharpened_by(view):
+    axes = np.ogrid[:32, :32, :32]
+    middle = (15.6, 15.2, 15.9)
+    spot = np.exp(-0.5 * sum(((a - c) / 2.2) ** 2 for a, c in zip(axes, middle, strict=True)))
+    image = SlabSample(WORLD, view, TILTED).forward(torch.from_numpy(spot)).numpy()
+    index = np.stack(np.meshgrid(*[np.arange(n) for n in view.shape], indexing="ij"), -1)
+    mean = (image[..., None] * index).sum((0, 1, 2)) / image.sum()
+    seen = (image[..., None] * (index - mean) ** 2).sum((0, 1, 2)) / image.sum()
+    exact = (2.2 / np.asarray(view.spacing_um)) ** 2
+    np.testing.assert_allclose(
+        seen - exact, sampling_variance_px(WORLD, view, TILTED), rtol=0.15, atol=0.01
+    )
+    psf = gaussian((6.0, 5.0, 5.0), (1.0, 1.0, 1.0)).values
+    sharper = fwhm_px(Psf.normalised(sharpened(psf, np.array([0.5, 0.0, 0.2]))))
+    before = fwhm_px(Psf.normalised(psf))
+    after = [np.sqrt(w**2 - 8 * np.log(2) * v) for w, v in zip(before, (0.5, 0, 0.2), strict=True)]
+    np.testing.assert_allclose(sharper, after, rtol=0.01)
 
 
 def test_a_rotated_psf_by_hand():

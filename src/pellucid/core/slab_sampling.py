@@ -90,6 +90,25 @@ class StridedSample(LinearOperator):
         return x
 
 
+def sampling_variance_px(world: Grid, view: Grid, world_to_view: Affine) -> NDArray[np.float64]:
+    """Return the variance, in voxels^2 of the view (z, y, x), by which `SlabSample` blurs.
+
+    A triangle n voxels wide on either side has (n^2 - 1) / 6; linear interpolation at a part p
+    of an object voxel has p (1 - p), on average over all places 1 / 6.
+    """
+    distances = plane_distances_um(np.asarray(view.spacing_um), world_to_view)
+    counts = _samples_per_voxel(world, view, world_to_view)
+    voxels = distances / counts  # of the samples, um
+    variance = voxels**2 * (counts**2 - 1) / 6
+    index_map = (world.um_to_index @ world_to_view.inverse() @ view.index_to_um).matrix[:3]
+    whole = np.abs(index_map[:, :3] - np.rint(index_map[:, :3])).max(1) < ALIGNED
+    part = index_map[:, 3] % 1
+    between = np.where(whole, part * (1 - part), 1 / 6)  # object voxels^2, on each of its axes
+    variance += _normals(world_to_view) ** 2 @ (between * np.asarray(world.spacing_um) ** 2)
+    seen: NDArray[np.float64] = variance / distances**2
+    return seen
+
+
 def plane_distances_um(
     spacing_um: NDArray[np.float64], world_to_view: Affine
 ) -> NDArray[np.float64]:
@@ -115,18 +134,31 @@ def _triangle(
     world: Grid, view: Grid, world_to_view: Affine
 ) -> list[tuple[NDArray[np.float64], float]]:
     """Return the offsets (um, in the world) at which a voxel is sampled, and their weights."""
-    # row d of the linear part is the gradient of view coordinate d: the normal of its planes
-    gradients = world_to_view.linear
-    normals = gradients / np.linalg.norm(gradients, axis=1, keepdims=True)
     distances = plane_distances_um(np.asarray(view.spacing_um), world_to_view)
+    counts = _samples_per_voxel(world, view, world_to_view).tolist()
     along_axes = []
-    for normal, distance, size in zip(normals, distances, view.shape, strict=True):
-        voxel = 1 / np.linalg.norm(normal / world.spacing_um)
-        n = max(round(distance / voxel), 1) if size > 1 else 1
+    for normal, distance, n in zip(_normals(world_to_view), distances, counts, strict=True):
         along_axes.append(
             [(normal * distance * k / n, (1 - abs(k) / n) / n) for k in range(1 - n, n)]
         )
     return [(z[0] + y[0] + x[0], float(z[1] * y[1] * x[1])) for z, y, x in product(*along_axes)]
+
+
+def _samples_per_voxel(world: Grid, view: Grid, world_to_view: Affine) -> NDArray[np.int64]:
+    """Return how many object voxels lie between neighbouring planes of the view, 1 at least."""
+    distances = plane_distances_um(np.asarray(view.spacing_um), world_to_view)
+    voxels = 1 / np.linalg.norm(_normals(world_to_view) / world.spacing_um, axis=1)
+    counts = np.maximum(np.rint(distances / voxels), 1).astype(np.int64)
+    several: NDArray[np.int64] = np.where(np.asarray(view.shape) > 1, counts, 1)
+    return several
+
+
+def _normals(world_to_view: Affine) -> NDArray[np.float64]:
+    """Return unit normals of the view's planes z, y, x in the world, (3, 3)."""
+    # row d of the linear part is the gradient of view coordinate d
+    gradients = world_to_view.linear
+    normals: NDArray[np.float64] = gradients / np.linalg.norm(gradients, axis=1, keepdims=True)
+    return normals
 
 
 def _shifted(shift_um: NDArray[np.float64], frame: str) -> Affine:

@@ -1,0 +1,187 @@
+"""Views of one object: what was recorded, where, through what; and in photons of equal brightness."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pellucid.core.deconvolution import Array, as_volume, image_shape, usable_psf
+from pellucid.core.geometry import Affine, Grid, as_triple
+from pellucid.core.noise import Noise, estimate_background, estimate_noise
+from pellucid.core.psf import Psf
+from pellucid.core.slab_sampling import SlabSample, plane_distances_um
+from pellucid.errors import FrameError, InputError
+
+BRIGHTNESS_LATTICE = 48
+"""Voxels along each axis at which the brightness of views is compared: sums need no more."""
+
+
+@dataclass(frozen=True)
+class View:
+    """One recording of the object, and where and how it was made.
+
+    Parameters
+    ----------
+    image : (z, y, x) counts as recorded, finite; an array or a tensor
+    grid : where its voxels are, in a frame of its own
+    world_to_view : maps micrometres of the world to micrometres of `grid.frame`; for registered
+        views `Registration.fixed_to_moving`, and the identity for the fixed one
+    psf : on the voxels of this view, in its orientation; a `Psf` or an array. None: only averages
+    background : counts where there is no object, camera offset included; None: measured
+    noise : the camera; None: measured
+    brightness : light collected relative to the first view; None: measured where views overlap
+    """
+
+    image: Array
+    grid: Grid
+    world_to_view: Affine
+    psf: Psf | Array | None = None
+    background: float | None = None
+    noise: Noise | None = None
+    brightness: float | None = None
+
+    def __post_init__(self) -> None:
+        if tuple(self.image.shape) != self.grid.shape:
+            raise InputError(
+                f"View: expected an image of the grid's shape {self.grid.shape}, got "
+                f"{tuple(self.image.shape)}. Give a 2D image a leading axis."
+            )
+        if self.world_to_view.target != self.grid.frame:
+            raise FrameError(
+                f"View: expected world_to_view to reach the grid's frame {self.grid.frame!r}, it "
+                f"reaches {self.world_to_view.target!r}. Invert it, or rename with with_frames()."
+            )
+
+    @property
+    def voxel_um3(self) -> float:
+        """Volume of a voxel in the world: the transform may stretch."""
+        volume = math.prod(self.grid.spacing_um) / abs(np.linalg.det(self.world_to_view.linear))
+        return float(volume)
+
+
+def proposed_world(
+    views: Sequence[View], *, cover: Literal["all", "overlap"] = "all", spacing_um: Any = None
+) -> Grid:
+    """Return an isotropic grid over the views, in the frame that their transforms start from.
+
+    Parameters
+    ----------
+    cover : "all" that any view shows, or the box of the "overlap" of all
+    spacing_um : None: the smallest distance between planes of any view, isotropic
+    """
+    boxes, finest = [], []
+    for view in views:
+        corners = view.world_to_view.inverse().apply(view.grid.corners_um())
+        boxes.append((corners.min(0), corners.max(0)))
+        spacing = np.asarray(view.grid.spacing_um)
+        finest.append(
+            plane_distances_um(spacing, view.world_to_view)[np.array(view.grid.shape) > 1]
+        )
+    lows, highs = (np.array(ends) for ends in zip(*boxes, strict=True))
+    low = lows.min(0) if cover == "all" else lows.max(0)
+    high = highs.max(0) if cover == "all" else highs.min(0)
+    if (high < low).any():
+        raise InputError(
+            "fuse: the views do not overlap in the world. Check the registration, and that "
+            "world_to_view is not its inverse."
+        )
+    spacing = np.asarray(
+        as_triple(np.concatenate(finest).min() if spacing_um is None else spacing_um, "spacing_um")
+    )
+    # voxels of the first view that are voxels of the world need no interpolation
+    first = views[0].world_to_view.inverse().apply(views[0].grid.origin_um)
+    outward = 1 if cover == "all" else -1
+    start = outward * np.floor(outward * (low - first) / spacing + 1e-6)
+    end = outward * np.ceil(outward * (high - first) / spacing - 1e-6)
+    z, y, x = (int(n) for n in (end - start).astype(int) + 1)
+    origin = first + start * spacing
+    frame = views[0].world_to_view.source
+    return Grid((z, y, x), as_triple(spacing, "spacing_um"), as_triple(origin, "origin"), frame)
+
+
+@dataclass(frozen=True)
+class LitView:
+    """A view in photons: image ~ Poisson(brightness * blurred object + background).
+
+    Parameters
+    ----------
+    photons : (z, y, x) on the device
+    background : expected photons per voxel that are not the object's
+    gain : counts per photon; level : counts of the background
+    """
+
+    photons: Tensor
+    grid: Grid
+    world_to_view: Affine
+    psf: Psf | None
+    background: float
+    gain: float
+    level: float
+    voxel_um3: float
+    brightness: float | None
+
+    @property
+    def light(self) -> Tensor:
+        """Photons above background; may be negative."""
+        return self.photons - self.background
+
+
+def prepared(view: View, device: str | torch.device | None) -> LitView:
+    """Return the view in photons, read noise added to both image and background (Snyder 1993)."""
+    image = as_volume(view.image, device)
+    counts = image.cpu().numpy()
+    camera = view.noise or estimate_noise(counts)
+    level = float(estimate_background(counts)) if view.background is None else view.background
+    known = camera.reliable and camera.gain > 0
+    gain = camera.gain if known else 1.0
+    offset = min(camera.offset, level) if known else level
+    read_photons = (camera.read_noise / gain) ** 2 if known else 0.0
+    photons = ((image - offset) / gain).add_(read_photons).clamp_min_(0)
+    expected = (level - offset) / gain + read_photons
+    psf = None if view.psf is None else usable_psf(view.psf, image_shape(image))
+    # floors as in the single-view restorer: a background of zero would forbid a single stray photon
+    expected = max(expected, 1e-3 * float(photons.mean()))
+    # brightness is told in counts, and used in photons
+    return LitView(
+        photons, view.grid, view.world_to_view, psf, expected, gain, level, view.voxel_um3,
+        view.brightness,
+    )  # fmt: skip
+
+
+def brightened(views: Sequence[LitView], world: Grid) -> list[LitView]:
+    """Return the views with their brightness, measured against the first where it is not given.
+
+    The ratio of the summed light where both views see; 1 where they share nothing.
+    """
+    factors = [max(1, -(-n // BRIGHTNESS_LATTICE)) for n in world.shape]
+    lattice = world.with_spacing(np.asarray(world.spacing_um) * factors)
+
+    def light(view: LitView) -> tuple[Tensor, Tensor]:
+        sample = SlabSample(view.grid, lattice, view.world_to_view.inverse())
+        support = sample.forward(torch.ones_like(view.photons))
+        return sample.forward(view.light) / view.voxel_um3, support > 0.99
+
+    first, first_seen = light(views[0])
+    lit = [replace(views[0], brightness=1.0)]
+    for view in views[1:]:
+        if view.brightness is None:
+            other, seen = light(view)
+            both = seen & first_seen
+            sums = float(other[both].sum()), float(first[both].sum())
+            view = replace(view, brightness=sums[0] / sums[1] if min(sums) > 0 else 1.0)
+        lit.append(view)
+    return lit
+
+
+def on_equal_terms(
+    views: Sequence[LitView],
+) -> tuple[list[Tensor], list[Grid], list[Affine]]:
+    """Return light per voxel of the first view, as bright as the first view; grids; transforms."""
+    images = [
+        v.light * (views[0].voxel_um3 / (v.voxel_um3 * float(v.brightness or 1))) for v in views
+    ]
+    return images, [v.grid for v in views], [v.world_to_view for v in views]
