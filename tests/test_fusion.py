@@ -17,10 +17,12 @@ from pellucid.core.problem import Observation, Problem
 from pellucid.core.psf import Psf, centroid, fwhm_px
 from pellucid.core.psf_theory import gaussian
 from pellucid.core.quality import ncc
+from pellucid.core.registration import register
 from pellucid.core.richardson_lucy import RichardsonLucy
 from pellucid.core.rotated_psf import rotated_psf
 from pellucid.core.simulation import STRUCTURES, Camera
 from pellucid.core.slab_sampling import SlabSample, sampling_variance_px
+from pellucid.core.starts import view_turn
 from pellucid.core.views import View, brightened, prepared, proposed_world
 from pellucid.core.virtual_views import VirtualViews, virtual_views
 from pellucid.errors import FrameError, InputError, ParameterError
@@ -145,6 +147,36 @@ def test_joint_deconvolution_beats_averages_and_single_views():
     assert joint > average + 0.1
     assert score(guarded, recording) > single + 0.05
     assert guarded.stats["stopped_by"]
+
+
+def test_registered_views_fuse_as_well_as_those_of_known_place():
+    world = Grid((40, 40, 40), 1.0, frame="fixed")
+    arms = turned_arms(DUAL_DEG, world, [PSF], misplaced=1.0, seed=4)
+    recording = record_views(
+        STRUCTURES["filaments"], world, arms, peak_photons=300, camera=CLEAN, seed=6
+    )
+    first, second = recording.views
+    nominal = view_turn(first.grid, second.grid, "y", np.pi / 2)
+    found = register(
+        first.counts,
+        second.counts,
+        fixed_spacing_um=1.0,
+        moving_spacing_um=1.0,
+        nominal=nominal.with_frames(source="fixed", target="moving"),
+        fixed_psf=PSF.values,
+        moving_psf=PSF.values,
+    )
+    assert found.converged, found.reason
+    shape = first.counts.shape
+    registered = [
+        View(
+            first.counts, Grid(shape, frame="fixed"),
+            Affine.identity(source="fixed", target="fixed"), PSF, 2.0, PHOTONS,
+        ),
+        View(second.counts, Grid(shape, frame="moving"), found.fixed_to_moving, PSF, 2.0, PHOTONS),
+    ]  # fmt: skip
+    known = score(fuse(views_of(recording), world), recording)
+    assert score(fuse(registered, world), recording) > known - 0.02
 
 
 def test_alternating_is_faster_than_additive():

@@ -42,10 +42,6 @@ from pellucid.errors import FrameError, InputError, ParameterError
 Method = Literal["joint", "resample-then-joint", "average", "content-average"]
 METHODS = ("joint", "resample-then-joint", "average", "content-average")
 
-TOLERANCE = 0.001
-"""Of the guarded restorer, a tenth of what serves one view: without coarser grids its climb starts
-from a flat object, and a hundredth of that climb is still structure (0.01 of correlation, measured)."""
-
 
 def fuse(
     views: Sequence[View],
@@ -278,6 +274,6 @@ def _restorer(
     seed: int,
 ) -> Accelerated | RichardsonLucy:
     if iterations is None:
-        return Accelerated(projector, tolerance=TOLERANCE, seed=seed)
+        return Accelerated(projector, seed=seed)
     start: Literal["flat", "low-passed"] = "flat" if projector == Matched() else "low-passed"
     return RichardsonLucy(iterations, projector, start=start, update=update)
