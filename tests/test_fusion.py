@@ -8,6 +8,7 @@ import torch
 
 from pellucid.core.averaging import averaged, border_weights, content_weights
 from pellucid.core.back_projectors import BackProjection, Matched
+from pellucid.core.deskew import StageScan
 from pellucid.core.fusion import extended_grid, fuse, joint_problem, sharpened
 from pellucid.core.geometry import Affine, Grid
 from pellucid.core.multiview import DUAL_DEG, QUAD_DEG, record_views, turned_arms
@@ -72,6 +73,19 @@ def test_slab_samples_have_exact_adjoints_and_keep_flat_objects_flat(view):
     flat = operator.forward(torch.ones(WORLD.shape, dtype=torch.float64))
     np.testing.assert_allclose(flat.max(), 1.0, rtol=1e-12)
     assert float(flat[view.shape[0] // 2, 15, 7]) == pytest.approx(1.0)
+
+
+def test_sheared_views_are_sampled_along_the_normal_of_their_planes():
+    scan = StageScan(3.0, np.pi / 4, 1.0)  # planes 2.1 um apart that slide by 2.1 um
+    view = scan.grid((9, 20, 24))
+    to_scan = scan.scan_to_view.with_frames(source="scan", target="world").inverse()
+    operator = SlabSample(WORLD, view, to_scan)
+    assert dot_test(operator) < 1e-14
+    # an object that changes across the view's x only is not blurred by the distance of planes
+    ramp = torch.arange(32, dtype=torch.float64).expand(WORLD.shape) ** 2
+    x = np.arange(24) + 4 * scan.slide_um
+    seen = operator.forward(ramp.contiguous())[4, 10, 4:18].numpy()
+    np.testing.assert_allclose(seen, x[4:18] ** 2, atol=0.26)
 
 
 def test_coarse_planes_see_every_plane_of_the_object():

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pellucid.core.fourier import Shape
-from pellucid.core.geometry import Affine, Grid
+from pellucid.core.geometry import Affine, Grid, as_triple
 from pellucid.core.operators import LinearOperator
 from pellucid.core.resampling import Resample
 
@@ -21,11 +21,15 @@ ALIGNED = 1e-6
 """Fraction of a voxel within which grids are taken to be aligned."""
 
 
+MOST_SLIDE = 0.25
+"""Object voxels by which planes may slide against the next and still count as standing upright."""
+
+
 class SlabSample(LinearOperator):
     """Mean of an object around the voxel centres of a view, over triangles as wide as its voxels.
 
     Along view axes whose planes are `n` object voxels apart (rounded; 1 where the view is the finer)
-    the object is sampled at 2 n - 1 offsets with the weights of a triangle, along the normal of the
+    the object is sampled at 2 n - 1 places with the weights of a triangle, along the normal of the
     planes: also right for a sheared grid, whose axis is not the normal. A flat object gives the same
     flat image whatever the voxel sizes: values are densities.
 
@@ -39,26 +43,89 @@ class SlabSample(LinearOperator):
     def __init__(self, world: Grid, view: Grid, world_to_view: Affine) -> None:
         self.world, self.view, self.world_to_view = world, view, world_to_view
         self.domain_shape, self.range_shape = world.shape, view.shape
-        self._parts = [
-            (weight, _sampling(world, view, _shifted(shift_um, world.frame), world_to_view))
-            for shift_um, weight in _triangle(world, view, world_to_view)
-        ]
+        counts = _samples_per_voxel(world, view, world_to_view)
+        self._sample: LinearOperator
+        if _slide_voxels(world, view, world_to_view, counts) > MOST_SLIDE:
+            self._sample = _WeightedSum(
+                [
+                    (weight, _sampling(world, view, shift_um, world_to_view))
+                    for shift_um, weight in _triangle(view, world_to_view, counts)
+                ]
+            )
+        else:
+            z, y, x = counts.tolist()
+            pool = TrianglePool(view.shape, (z, y, x))
+            fine = pool.fine_grid(view)
+            self._sample = pool @ _sampling(world, fine, np.zeros(3), world_to_view)
 
     def __repr__(self) -> str:
         return f"SlabSample({self.world!r}, {self.view!r}, {self.world_to_view!r})"
 
     def forward(self, x: Tensor) -> Tensor:
-        (first, sample), *rest = self._parts
-        y = sample.forward(x) * first
-        for weight, sample in rest:
-            y.add_(sample.forward(x), alpha=weight)
+        return self._sample.forward(x)
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        return self._sample.adjoint(y)
+
+
+class TrianglePool(LinearOperator):
+    """Means over triangles as wide as coarse voxels: from `counts` times finer voxels, on each axis.
+
+    Fine voxel n - 1 + i n lies at the centre of coarse voxel i.
+    """
+
+    def __init__(self, shape: Shape, counts: Shape) -> None:
+        self.counts, self.range_shape = counts, shape
+        z, y, x = (m * n + n - 1 for m, n in zip(shape, counts, strict=True))
+        self.domain_shape = (z, y, x)
+
+    def fine_grid(self, grid: Grid) -> Grid:
+        """Return where the fine voxels are when the coarse ones are at `grid`."""
+        counts = np.asarray(self.counts)
+        origin = grid.index_to_um.apply((1 - counts) / counts)
+        spacing = np.asarray(grid.spacing_um) / counts
+        return Grid(
+            self.domain_shape,
+            as_triple(spacing, "spacing"),
+            as_triple(origin, "origin"),
+            grid.frame,
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        for axis, (n, size) in enumerate(zip(self.counts, self.range_shape, strict=True)):
+            if n > 1:
+                terms = [x[_every(axis, k, n, size)] * w for k, w in _weights(n)]
+                x = sum(terms[1:], start=terms[0])
+        return x
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        for axis, (n, size) in enumerate(zip(self.counts, self.range_shape, strict=True)):
+            if n > 1:
+                shape = [self.domain_shape[a] if a == axis else m for a, m in enumerate(y.shape)]
+                fine = y.new_zeros(shape)
+                for k, weight in _weights(n):
+                    fine[_every(axis, k, n, size)].add_(y, alpha=weight)
+                y = fine
+        return y
+
+
+class _WeightedSum(LinearOperator):
+    """sum of weight * operator."""
+
+    def __init__(self, parts: list[tuple[float, LinearOperator]]) -> None:
+        self.parts = parts
+        self.domain_shape, self.range_shape = parts[0][1].domain_shape, parts[0][1].range_shape
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x.new_zeros(self.range_shape)
+        for weight, operator in self.parts:
+            y.add_(operator.forward(x), alpha=weight)
         return y
 
     def adjoint(self, y: Tensor) -> Tensor:
-        (first, sample), *rest = self._parts
-        x = sample.adjoint(y) * first
-        for weight, sample in rest:
-            x.add_(sample.adjoint(y), alpha=weight)
+        x = y.new_zeros(self.domain_shape)
+        for weight, operator in self.parts:
+            x.add_(operator.adjoint(y), alpha=weight)
         return x
 
 
@@ -117,8 +184,11 @@ def plane_distances_um(
     return distances
 
 
-def _sampling(world: Grid, view: Grid, shift: Affine, world_to_view: Affine) -> LinearOperator:
-    """Return the cheapest exact sampling of the shifted object at the voxels of the view."""
+def _sampling(
+    world: Grid, view: Grid, shift_um: NDArray[np.float64], world_to_view: Affine
+) -> LinearOperator:
+    """Return the cheapest exact sampling of the object at the voxels of the view, shifted."""
+    shift = Affine.translation(shift_um, source=world.frame, target=world.frame)
     view_to_world = shift @ world_to_view.inverse()
     index_map = (world.um_to_index @ view_to_world @ view.index_to_um).matrix
     whole = np.rint(index_map)
@@ -131,17 +201,37 @@ def _sampling(world: Grid, view: Grid, shift: Affine, world_to_view: Affine) -> 
 
 
 def _triangle(
-    world: Grid, view: Grid, world_to_view: Affine
+    view: Grid, world_to_view: Affine, counts: NDArray[np.int64]
 ) -> list[tuple[NDArray[np.float64], float]]:
     """Return the offsets (um, in the world) at which a voxel is sampled, and their weights."""
     distances = plane_distances_um(np.asarray(view.spacing_um), world_to_view)
-    counts = _samples_per_voxel(world, view, world_to_view).tolist()
-    along_axes = []
-    for normal, distance, n in zip(_normals(world_to_view), distances, counts, strict=True):
-        along_axes.append(
-            [(normal * distance * k / n, (1 - abs(k) / n) / n) for k in range(1 - n, n)]
+    along_axes = [
+        [(normal * distance * (k + 1 - n) / n, weight) for k, weight in _weights(n)]
+        for normal, distance, n in zip(
+            _normals(world_to_view), distances, counts.tolist(), strict=True
         )
-    return [(z[0] + y[0] + x[0], float(z[1] * y[1] * x[1])) for z, y, x in product(*along_axes)]
+    ]
+    return [(z[0] + y[0] + x[0], z[1] * y[1] * x[1]) for z, y, x in product(*along_axes)]
+
+
+def _weights(n: int) -> list[tuple[int, float]]:
+    """Return the 2 n - 1 weights of a triangle with sum 1, numbered from 0."""
+    return [(k, (1 - abs(k + 1 - n) / n) / n) for k in range(2 * n - 1)]
+
+
+def _every(axis: int, start: int, step: int, size: int) -> tuple[slice, ...]:
+    taken = slice(start, start + (size - 1) * step + 1, step)
+    return tuple(taken if a == axis else slice(None) for a in range(3))
+
+
+def _slide_voxels(
+    world: Grid, view: Grid, world_to_view: Affine, counts: NDArray[np.int64]
+) -> float:
+    """Return how far sampled planes slide sideways against their neighbours, in object voxels."""
+    steps = np.linalg.inv(world_to_view.linear).T * np.asarray(view.spacing_um)[:, None]
+    distances = plane_distances_um(np.asarray(view.spacing_um), world_to_view)
+    slides = steps - _normals(world_to_view) * distances[:, None]
+    return float((np.linalg.norm(slides / world.spacing_um, axis=1) * (counts > 1)).max())
 
 
 def _samples_per_voxel(world: Grid, view: Grid, world_to_view: Affine) -> NDArray[np.int64]:
@@ -159,7 +249,3 @@ def _normals(world_to_view: Affine) -> NDArray[np.float64]:
     gradients = world_to_view.linear
     normals: NDArray[np.float64] = gradients / np.linalg.norm(gradients, axis=1, keepdims=True)
     return normals
-
-
-def _shifted(shift_um: NDArray[np.float64], frame: str) -> Affine:
-    return Affine.translation(shift_um, source=frame, target=frame)
