@@ -140,9 +140,9 @@ class watched:
         accelerated._Climb._judge = self.judge
 
     def _learning(self, original: Callable) -> Callable:
-        def learn(momentum, p, corrected):
+        def learn(momentum, corrected):
             self.scores.append(self.case.scores(corrected))
-            return original(momentum, p, corrected)
+            return original(momentum, corrected)
 
         return learn
 
@@ -160,7 +160,8 @@ def default_path(case: Case, most: int) -> tuple[np.ndarray, np.ndarray, float]:
     """Return costs and scores of the default's accepted estimates, and what the whole run cost."""
     path: list = []
     with watched(Accelerated, case, path):
-        restored = Accelerated(max_iterations=most)(case.problem)
+        tolerance = 0.0 if most > 40 else Accelerated().tolerance
+        restored = Accelerated(max_iterations=most, tolerance=tolerance)(case.problem)
     costs, scores = zip(*path, strict=True)
     return np.array(costs), np.array(scores), restored.stats["cost_iterations"]
 
@@ -175,7 +176,7 @@ def judged(case: Case) -> dict[str, np.ndarray]:
     """Return the gap (matched at its best minus method) of each method: NCC, NCC at half width."""
     matched = per_iteration(case, Matched(), MOST_MATCHED)
     best = matched.max(axis=0)
-    costs, scores, whole = default_path(case, most=20)
+    costs, scores, whole = default_path(case, most=40)
     _, long, _ = default_path(case, most=100)
     published = WienerButterworth(alpha=0.05)
     omw = OtfMaskedWiener(alpha=0.005)

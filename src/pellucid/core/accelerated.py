@@ -38,7 +38,7 @@ from pellucid.errors import ParameterError
 LEAST_FACTOR = 0.05
 """One step dims no voxel below this share of itself: negative lobes do not blacken it for good."""
 
-LEAST_SENSITIVITY = 0.3
+LEAST_SENSITIVITY = 0.1
 """Share of the largest sensitivity below which border voxels are not corrected more strongly."""
 
 LARGEST_STEP = 20.0
