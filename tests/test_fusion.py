@@ -353,6 +353,28 @@ def test_the_proposed_world_covers_all_views_or_what_they_share():
         proposed_world([views[0], apart], cover="overlap")
 
 
+@pytest.mark.parametrize("how", ["joint", "average"])
+def test_dark_views_fuse_to_darkness_and_one_dark_view_is_named(how):
+    first, second = views_of(recorded())
+    dark = [replace(view, image=np.full(WORLD.shape, 2.0)) for view in (first, second)]
+    restored = fuse(dark, WORLD, how=how)
+    assert restored.image.shape == WORLD.shape
+    assert not restored.image.any()
+    assert restored.stats["stopped_by"] == "no light above background"
+    with pytest.raises(InputError, match=r"view 1 \('view 1'\) shows no light"):
+        fuse([first, dark[1]], WORLD, how=how)
+
+
+def test_noise_background_and_psf_arrays_are_measured_and_prepared():
+    recording = recorded(structure="nuclei")
+    views = [View(v.counts, v.grid, v.world_to_view, v.psf.values + 0.0) for v in recording.views]
+    restored = fuse(views, WORLD)
+    assert restored.stats["background"] == pytest.approx([2.0, 2.0], abs=1.0)
+    assert score(restored, recording) > score(
+        fuse(views_of(recording), WORLD, how="average"), recording
+    )
+
+
 def test_what_cannot_be_fused_is_refused_in_a_sentence():
     recording = recorded()
     first, second = views_of(recording)

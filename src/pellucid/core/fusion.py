@@ -77,7 +77,8 @@ def fuse(
 
     Raises
     ------
-    InputError : views that are not finite volumes, do not overlap `world`, or lack a PSF
+    InputError : views that are not finite volumes, do not overlap `world`, are dark beside others
+        that are not, or lack a PSF
     FrameError : views whose transforms do not start in the frame of `world`
     ParameterError : unknown `how`, or an `update` that needs a number of iterations
     """
@@ -92,7 +93,11 @@ def fuse(
     device = (
         views[0].image.device if device is None and isinstance(views[0].image, Tensor) else device
     )
-    lit = brightened([prepared(view, device) for view in views], world)
+    seen = [prepared(view, device) for view in views]
+    if all(view.dark for view in seen):
+        dark = torch.zeros(world.shape, device=seen[0].photons.device)
+        return Restored(dark, {"how": how, "stopped_by": "no light above background"})
+    lit = brightened(_lit(seen), world)
     stats: dict[str, Any] = {
         "how": how,
         "world": world.to_dict(),
@@ -179,6 +184,16 @@ def extended_grid(grid: Grid, blur: Blur) -> Grid:
     """Return the grid of the object behind a blurred image: object voxel = image voxel + margin."""
     origin = grid.index_to_um.apply(-np.asarray(blur.margin, dtype=np.float64))
     return Grid(blur.domain_shape, grid.spacing_um, as_triple(origin, "origin"), grid.frame)
+
+
+def _lit(views: list[LitView]) -> list[LitView]:
+    for number, view in enumerate(views):
+        if view.dark:
+            raise InputError(
+                f"fuse: view {number} ({view.grid.frame!r}) shows no light above its background of "
+                f"{view.level:.4g} counts. Check the recording and the background, or leave it out."
+            )
+    return views
 
 
 def _virtual_views(problem: Problem, views: Sequence[LitView], world: Grid | None) -> VirtualViews:

@@ -33,7 +33,7 @@ class View:
     psf : on the voxels of this view, in its orientation; a `Psf` or an array. None: only averages
     background : counts where there is no object, camera offset included; None: measured
     noise : the camera; None: measured
-    brightness : light collected relative to the first view; None: measured where views overlap
+    brightness : photons collected relative to the first view; None: measured where views overlap
     """
 
     image: Array
@@ -125,6 +125,11 @@ class LitView:
     brightness: float | None
 
     @property
+    def dark(self) -> bool:
+        """Whether no voxel stands above the background."""
+        return float(self.light.max()) <= 0
+
+    @property
     def light(self) -> Tensor:
         """Photons above background; may be negative."""
         return self.photons - self.background
@@ -145,7 +150,6 @@ def prepared(view: View, device: str | torch.device | None) -> LitView:
     psf = None if view.psf is None else usable_psf(view.psf, image_shape(image))
     # floors as in the single-view restorer: a background of zero would forbid a single stray photon
     expected = max(expected, 1e-3 * float(photons.mean()))
-    # brightness is told in counts, and used in photons
     return LitView(
         photons, view.grid, view.world_to_view, psf, expected, gain, level, view.voxel_um3,
         view.brightness,
