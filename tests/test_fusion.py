@@ -212,6 +212,25 @@ def test_part_of_the_world_is_the_part_of_the_whole():
     assert float((tile - whole)[inner].abs().max() / whole.max()) < 0.03
 
 
+@pytest.mark.parametrize("how", ["joint", "resample-then-joint", "average"])
+def test_voxels_in_no_view_are_dark_and_all_others_are_not(how):
+    endless = recorded((30.0,), structure=lambda shape, _: np.ones(shape))
+    view = views_of(endless)[0]
+    world = proposed_world([view])
+    options = {"iterations": 3, "back_projector": Matched()} if "joint" in how else {}
+    image = fuse([view], world, how=how, **options).image.numpy()
+    index = np.stack(np.meshgrid(*[np.arange(n) for n in world.shape], indexing="ij"), -1)
+    place = view.grid.um_to_index.apply(view.world_to_view.apply(world.index_to_um.apply(index)))
+    outside = ((place < -0.6) | (place > np.array(view.grid.shape) - 0.4)).any(-1)
+    inside = ((place > 2) & (place < np.array(view.grid.shape) - 3)).all(-1)
+    assert outside.sum() > 1000
+    assert not image[outside].any()
+    # the classic path sees a border where the image ends, and rings there
+    tolerance = 0.1 if how == "resample-then-joint" else 0.03
+    assert image[inside].mean() == pytest.approx(200, rel=tolerance)
+    assert image[inside].min() > 100
+
+
 def test_brightness_is_measured_where_views_overlap():
     recording = recorded(brightness=0.4, structure="nuclei")
     lit = brightened([prepared(view, None) for view in views_of(recording)], WORLD)

@@ -58,7 +58,7 @@ def fuse(
 
     Values are densities: counts per voxel *of the first view*, so that a fused volume is as bright
     as the first view whatever the voxels of `world`, and the light (values times voxel volume) is
-    kept.
+    kept. Voxels that lie in no view's image are 0.
 
     Parameters
     ----------
@@ -111,7 +111,8 @@ def fuse(
     if isinstance(projector, VirtualViews):
         projector = _virtual_views(problem, lit, world if how == "resample-then-joint" else None)
     restored = _restorer(projector, iterations, update, seed)(problem)
-    return Restored(restored.image.mul_(lit[0].gain), {**stats, **restored.stats})
+    image = restored.image.mul_(lit[0].gain).mul_(covered(lit, world))
+    return Restored(image, {**stats, **restored.stats})
 
 
 def joint_problem(views: Sequence[LitView], world: Grid) -> Problem:
@@ -159,6 +160,19 @@ def resampled_problem(views: Sequence[LitView], world: Grid) -> Problem:
     blur = observations[0].operator
     assert isinstance(blur, Blur)
     return Problem(tuple(observations), blur.window)
+
+
+def covered(views: Sequence[LitView], world: Grid) -> Tensor:
+    """Return 1 where a voxel of `world` lies in some view's image, else 0.
+
+    Beside an image the restorer has to account for the light that falls in, but what it finds there
+    is a guess.
+    """
+    seen = torch.zeros(world.shape, device=views[0].photons.device)
+    for view in views:
+        sample = Resample(view.grid, world, view.world_to_view)
+        seen = torch.maximum(seen, sample.forward(torch.ones_like(view.photons)))
+    return (seen > 0.5).to(seen)
 
 
 def averaged_light(views: Sequence[LitView], world: Grid, weighting: Weighting) -> Tensor:
