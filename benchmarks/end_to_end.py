@@ -35,7 +35,9 @@ def write_stack(path: Path, shape: tuple[int, int, int]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("--shape", type=int, nargs=3, default=[256, 512, 512])
     parser.add_argument("--iterations", default="auto")
     arguments = parser.parse_args()
@@ -54,9 +56,11 @@ def main() -> None:
         usage = resource.getrusage(resource.RUSAGE_CHILDREN)
         record_json = json.loads(Path(f"{output}.pellucid.json").read_text())
     voxels = float(np.prod(shape))
-    print(f"\n{shape[0]}x{shape[1]}x{shape[2]} uint16, iterations {arguments.iterations}: {wall:.1f} s wall, "
-          f"{usage.ru_utime + usage.ru_stime:.1f} s CPU, {voxels / wall / 1e6:.2f} Mvoxel/s, "
-          f"peak memory {usage.ru_maxrss / 2**20:.2f} GiB ({usage.ru_maxrss * 1024 / voxels:.0f} bytes a voxel)")
+    print(
+        f"\n{shape[0]}x{shape[1]}x{shape[2]} uint16, iterations {arguments.iterations}: {wall:.1f} s wall, "
+        f"{usage.ru_utime + usage.ru_stime:.1f} s CPU, {voxels / wall / 1e6:.2f} Mvoxel/s, "
+        f"peak {usage.ru_maxrss / 2**20:.2f} GiB ({usage.ru_maxrss * 1024 / voxels:.0f} bytes a voxel)"
+    )
     print("| part | seconds | share of the wall time |")
     print("|---|--:|--:|")
     for part, seconds in record_json["timings_s"].items():

@@ -20,8 +20,8 @@ import tifffile
 import torch
 
 from pellucid.core.beads import distill
-from pellucid.core.decorrelation import volume_decorrelation
 from pellucid.core.deconvolution import deconvolve, problem_of, usable_psf
+from pellucid.core.decorrelation import volume_decorrelation
 from pellucid.core.noise import Noise
 from pellucid.core.psf import Psf
 from pellucid.core.psf_preparation import prepare
@@ -54,16 +54,22 @@ def stacks(data: Path) -> list[Stack]:
 def centre_dip(volume: np.ndarray) -> float:
     """Return the centre of a bright shell relative to its rim: the mean over the lines y and x."""
     bright = np.clip(volume - 0.5 * volume.max(), 0, None)
-    z, y, x = (int(round(float(c))) for c in np.array(np.nonzero(bright)).mean(axis=1))
+    z, y, x = (round(float(c)) for c in np.array(np.nonzero(bright)).mean(axis=1))
     lines = volume[z, y, :], volume[z, :, x]
-    return float(np.mean([line[c - 2 : c + 3].min() / line.max() for line, c in zip(lines, (x, y), strict=True)]))
+    return float(
+        np.mean(
+            [line[c - 2 : c + 3].min() / line.max() for line, c in zip(lines, (x, y), strict=True)]
+        )
+    )
 
 
 def residual(stack: Stack, stats: dict, restored: torch.Tensor) -> str:
     """Say whether the result, blurred again, is the recording but for noise."""
     camera = Noise(**stats["noise"])
     image = torch.from_numpy(stack.counts.astype(np.float32))
-    problem, gain = problem_of(image, usable_psf(stack.psf, tuple(image.shape)), stats["background"], camera)
+    problem, _ = problem_of(
+        image, usable_psf(stack.psf, tuple(image.shape)), stats["background"], camera
+    )
     operator = problem.observations[0].operator
     x = torch.zeros(operator.domain_shape)
     x[operator.window] = restored
@@ -72,11 +78,15 @@ def residual(stack: Stack, stats: dict, restored: torch.Tensor) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("data", type=Path)
     parser.add_argument("--pictures", type=Path)
     arguments = parser.parse_args()
-    print("| recording | method | s | cost | lateral um | axial um | centre of the shell | residual |")
+    print(
+        "| recording | method | s | cost | lateral um | axial um | centre of the shell | residual |"
+    )
     print("|---|---|--:|--:|--:|--:|--:|---|")
     for stack in stacks(arguments.data):
         shown = {"raw": stack.counts.astype(float)}
@@ -94,14 +104,19 @@ def main() -> None:
             picture(stack, shown, arguments.pictures)
 
 
-def show(stack: Stack, name: str, volume: np.ndarray, seconds: str, cost: str, verdict: str) -> None:
+def show(
+    stack: Stack, name: str, volume: np.ndarray, seconds: str, cost: str, verdict: str
+) -> None:
     measured = volume_decorrelation(volume, stack.voxel_um)
     lateral, axial = (
         f"{r.resolution_um:.3f}" if r is not None and r.resolution_um else "-"
         for r in (measured.lateral, measured.axial)
     )
     dip = f"{centre_dip(volume - volume.min()):.2f}" if stack.name == "bead_shell" else ""
-    print(f"| {stack.name} | {name} | {seconds} | {cost} | {lateral} | {axial} | {dip} | {verdict} |", flush=True)
+    print(
+        f"| {stack.name} | {name} | {seconds} | {cost} | {lateral} | {axial} | {dip} | {verdict} |",
+        flush=True,
+    )
 
 
 def picture(stack: Stack, shown: dict[str, np.ndarray], folder: Path) -> None:
@@ -111,7 +126,9 @@ def picture(stack: Stack, shown: dict[str, np.ndarray], folder: Path) -> None:
     for column, (name, volume) in enumerate(shown.items()):
         top = np.percentile(volume, 99.9)
         axes[0, column].imshow(volume.max(axis=0), cmap="gray", vmax=max(top, volume.max() * 0.3))
-        axes[1, column].imshow(volume.max(axis=1), cmap="gray", vmax=max(top, volume.max() * 0.3), aspect=aspect)
+        axes[1, column].imshow(
+            volume.max(axis=1), cmap="gray", vmax=max(top, volume.max() * 0.3), aspect=aspect
+        )
         axes[0, column].set_title(f"{stack.name}: {name}")
     for axis in axes.flat:
         axis.axis("off")

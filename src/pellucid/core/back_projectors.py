@@ -12,7 +12,7 @@ Every one is a transfer function on the FFT grid of a `Blur`. With H = F / F(0) 
 where w = sum_d (f_d / fc_d)^2 and fc_d = 1 / (cutoff_fwhm * FWHM_d), in cycles per voxel. All have
 the gain of the matched one at zero frequency. How we differ from the published programs:
 frequencies come from `fftfreq`, so that even sizes are not half a bin off; powers are formed in
-float64 logarithms, so that w^n cannot overflow; and parameters that leave no real e^2 are refused.
+logarithms, so that w^n cannot overflow; and parameters that leave no real e^2 are refused.
 """
 
 from abc import ABC, abstractmethod
@@ -177,7 +177,7 @@ class WienerButterworth(BackProjector):
                 f"cutoff, too low for beta={beta:.3g}. Lower alpha or beta, or raise cutoff_fwhm."
             )
         low_pass = butterworth(blur, cutoff_px, steepness, self.order)
-        return _matched_times(blur, (1 + alpha) * wiener * low_pass)
+        return _matched_times(blur, wiener.mul_(low_pass).mul_(1 + alpha))
 
 
 @dataclass(frozen=True)
@@ -310,7 +310,7 @@ def cutoff_lengths_px(blur: Blur, cutoff_fwhm: float | None) -> Lengths:
 
 def _matched_times(blur: Blur, gain: Tensor) -> Tensor:
     real = gain.to(device=blur.transfer.device, dtype=blur.transfer.real.dtype)
-    return (blur.transfer.conj() * real).resolve_conj()
+    return blur.transfer.conj_physical().mul_(real)
 
 
 def _check(value: float | None, name: str, low: float, high: float) -> None:

@@ -58,23 +58,22 @@ def gain_at_cutoff(gain: Tensor, blur: Blur, cutoff_px: Lengths) -> float:
 
 
 def magnitude(blur: Blur) -> Tensor:
-    """Return |H| on the half spectrum, float64 on the CPU, 1 at zero frequency."""
-    absolute = blur.transfer.abs().double().cpu()
-    return absolute / absolute[0, 0, 0]
+    """Return |H| on the half spectrum, on the CPU, in the blur's precision; 1 at zero frequency."""
+    absolute: Tensor = blur.transfer.abs().cpu()
+    return absolute.div_(float(absolute[0, 0, 0]))
 
 
 def radius_squared(blur: Blur, length_px: Lengths) -> Tensor:
     """Return sum_d (f_d length_d)^2 on the half spectrum."""
-    f_z, f_y, f_x = frequencies(blur.grid)
+    f_z, f_y, f_x = (f.to(blur.transfer.real.dtype) for f in frequencies(blur.grid))
     return (f_z * length_px[0]) ** 2 + (f_y * length_px[1]) ** 2 + (f_x * length_px[2]) ** 2
 
 
 def butterworth(blur: Blur, cutoff_px: Lengths, steepness: float, order: float) -> Tensor:
     """Return 1 / sqrt(1 + steepness w^order) with w = radius_squared(blur, cutoff_px)."""
-    w = radius_squared(blur, cutoff_px)
-    exponent = np.log(max(steepness, 1e-300)) + order * torch.log(w.clamp_min(1e-300))
-    # 1 / sqrt(1 + exp(t)) without overflow
-    return torch.exp(-0.5 * torch.nn.functional.softplus(exponent))
+    # in logarithms, so that w^order cannot overflow: 1 / sqrt(1 + exp(t)) = exp(-softplus(t) / 2)
+    exponent = radius_squared(blur, cutoff_px).log_().mul_(order).add_(np.log(max(steepness, 1e-30)))
+    return torch.nn.functional.softplus(exponent).mul_(-0.5).exp_()
 
 
 def centred(blur: Blur, gain: Tensor) -> Tensor:
