@@ -150,7 +150,8 @@ def test_a_beta_above_the_wiener_gain_is_refused_with_a_way_out(published_blur):
         WienerButterworth(alpha=1.0, beta=0.9).transfer(published_blur)
 
 
-def test_a_flat_psf_has_no_cutoff_and_the_message_says_what_to_use():
+def test_a_psf_without_a_width_takes_the_band_edge_of_its_otf():
     blur = Blur(torch.ones(5, 5, 5, dtype=torch.float64), (16, 16, 16))
-    with pytest.raises(ParameterError, match="otf-masked-wiener"):
-        WienerButterworth().transfer(blur)
+    assert torch.isfinite(torch.view_as_real(WienerButterworth().transfer(blur))).all()
+    with pytest.raises(ParameterError, match="another back projector"):
+        Gaussian().transfer(blur)

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from scipy.ndimage import gaussian_filter
 
 from microscopes import LIGHT_SHEET, gaussian_psf
 from pellucid.core.deconvolution import deconvolve
@@ -80,6 +81,34 @@ def test_the_number_of_iterations_is_the_plain_scheme(camera_recording):
     assert len(found.stats["i_divergence"]) == 7
 
 
+@pytest.mark.parametrize("planes", [2, 3, 6])
+def test_a_psf_deeper_than_the_stack_keeps_the_light(planes):
+    """Not several times too bright: most of the PSF lies outside, and its light is not lost but shared."""
+    psf = gaussian_psf((41, 9, 9), (14, 3, 3))
+    recording = record(STRUCTURES["nuclei"], psf, (planes, 40, 40), peak_photons=300, seed=2)
+    for options in ({"method": "matched", "iterations": 10}, {}):
+        found = deconvolve(recording.counts, psf, background=102, noise=Noise(1, 100, 2), **options)
+        assert float(found.image.sum()) == pytest.approx(float(recording.truth.sum()), rel=0.35)
+
+
+@pytest.mark.parametrize("unit", [1e-6, 1e3])
+def test_the_unit_of_a_denoised_image_does_not_matter(camera_recording, unit):
+    image = gaussian_filter(camera_recording.counts.astype(np.float64), 1.0) - 100
+    a = deconvolve(image, LIGHT_SHEET)
+    b = deconvolve(image * unit, LIGHT_SHEET)
+    assert not a.stats["noise"]["reliable"]
+    assert ncc(a.image, b.image) > 0.999
+    assert float(b.image.sum()) == pytest.approx(unit * float(a.image.sum()), rel=0.01)
+
+
+@pytest.mark.parametrize("photons", [1, 3, 10])
+def test_a_handful_of_photons_is_no_reason_to_fail(photons):
+    dim = np.zeros((12, 32, 32), np.uint16)
+    dim.flat[np.random.default_rng(photons).integers(0, dim.size, photons)] += 1
+    found = deconvolve(dim, LIGHT_SHEET)
+    assert torch.isfinite(found.image).all()
+
+
 def test_nothing_to_see_gives_nothing():
     """An all-dark recording is no error in a series; it must not turn into NaN or invented light."""
     found = deconvolve(np.zeros((8, 16, 16), np.uint16), LIGHT_SHEET)
@@ -100,6 +129,7 @@ def bad_volume(fill):
         (np.ones((2, 8, 16, 16)), LIGHT_SHEET, "one channel and one time point"),
         (np.ones((0, 16, 16)), LIGHT_SHEET, "no voxels"),
         (np.ones((8, 16, 16), complex), LIGHT_SHEET, "real numbers"),
+        (torch.ones(8, 16, 16, dtype=torch.complex64), LIGHT_SHEET, "real numbers"),
         (np.ones((8, 16, 16)), np.ones((5, 5, 5)), "flat"),
         (np.ones((8, 16, 16)), np.zeros((5, 5, 5)), "light"),
         (np.ones((8, 16, 16)), np.full((5, 5, 5), np.nan), "NaN"),
@@ -117,6 +147,8 @@ def test_unknown_methods_and_iterations_are_refused():
         deconvolve(volume, LIGHT_SHEET, method="magic")
     with pytest.raises(ParameterError, match="automatic"):
         deconvolve(volume, LIGHT_SHEET, iterations=0)
+    with pytest.raises(ParameterError, match="number of counts"):
+        deconvolve(volume, LIGHT_SHEET, background=float("nan"))
 
 
 def test_a_prepared_psf_is_taken_as_it_is(camera_recording):

@@ -8,9 +8,9 @@ iterations do on the fine one (`pellucid.core.coarsening`).
 projector (Guo et al. 2020), and every step is continued geometrically: x <- x (x / x_before)^beta,
 the exponential form of the vector extrapolation of Biggs & Andrews (1997), which keeps x positive.
 *Held-out photons.* A share of the photons is set aside by binomial thinning before anything starts.
-An estimate is kept only if it makes those photons more likely; a step that fails is retried without
+A step is kept only if it makes those photons more likely; one that fails is retried without
 momentum, then with the matched projector, and then the iteration stops. So the result explains
-photons that it has not seen better than any estimate before it did.
+photons that it has not seen better than any estimate before it on the finest grid.
 """
 
 import math
@@ -30,7 +30,7 @@ from pellucid.core.coarsening import bin_factors, binned, refined
 from pellucid.core.fourier import Shape, empty
 from pellucid.core.noise import Noise, thin
 from pellucid.core.operators import Blur
-from pellucid.core.passband import fwhm_of
+from pellucid.core.passband import band_edge_px, widths_of
 from pellucid.core.problem import Observation, Problem, Restored, sensitivities
 from pellucid.core.richardson_lucy import UNSEEN, correct, flat_start, peak_bytes
 from pellucid.errors import ParameterError
@@ -98,7 +98,9 @@ class Accelerated:
         path: list[Step] = []
         for factors in reversed(_binnings(problem)):
             finest = factors == (1, 1, 1)
-            level = _Level(kept, held, factors, projectors if finest else (Matched(),))
+            level = _Level(
+                kept, held, self.held_out, factors, projectors if finest else (Matched(),)
+            )
             climb = _Climb(level, self.momentum, self.tolerance, path, climb)
             climb.run(self.max_iterations if finest else coarse_iterations(factors) - 1)
         assert climb is not None
@@ -134,12 +136,19 @@ class _Level:
     """The problem on one grid: models, corrections, and the score of the held-out photons."""
 
     def __init__(
-        self, kept: Problem, held: Problem, factors: Shape, projectors: tuple[BackProjector, ...]
+        self,
+        kept: Problem,
+        held: Problem,
+        held_out: float,
+        factors: Shape,
+        projectors: tuple[BackProjector, ...],
     ) -> None:
         self.factors, self.projectors = factors, projectors
         self.problem = binned(kept, factors)
         self.held = [o.image for o in binned(held, factors).observations]
-        self.held_ratio = held.observations[0].background / kept.observations[0].background
+        self.held_ratio = held_out / (1 - held_out)
+        # the thinned photons of a nearly dark recording may sum to nothing, or less
+        self.photons = max(sum(float(image.sum(dtype=torch.float64)) for image in self.held), 1.0)
         self.backwards = [
             [BackProjection(o.operator, projector) for o in self.problem.observations]
             for projector in projectors
@@ -156,13 +165,12 @@ class _Level:
 
         Images are never below the background's thousandth; the likelihood is up to a constant.
         """
-        models, total, photons = [], 0.0, 0.0
+        models, total = [], 0.0
         for o, held in zip(self.problem.observations, self.held, strict=True):
             model, terms = self._judged_view(o, held, p)
             models.append(model)
             total += terms
-            photons += float(held.sum(dtype=torch.float64))
-        return models, total / photons
+        return models, total / self.photons
 
     def _judged_view(self, o: Observation, held: Tensor, p: Tensor) -> tuple[Tensor, float]:
         model = empty(tuple(o.image.shape), o.image)
@@ -329,7 +337,10 @@ def _binnings(problem: Problem) -> list[Shape]:
     operators = [o.operator for o in problem.observations]
     if len(operators) > 1 or not isinstance(operators[0], Blur):
         return [(1, 1, 1)]
-    return bin_factors(fwhm_of(operators[0]), operators[0].range_shape)
+    widths = widths_of(operators[0])
+    if not all(math.isfinite(w) for w in widths):
+        widths = band_edge_px(operators[0])
+    return bin_factors(widths, operators[0].range_shape)
 
 
 def _distinct(*projectors: BackProjector) -> tuple[BackProjector, ...]:

@@ -35,6 +35,7 @@ from pellucid.core.passband import (
     gain_at_cutoff,
     magnitude,
     radius_squared,
+    widths_of,
 )
 from pellucid.errors import ParameterError
 
@@ -167,9 +168,7 @@ class WienerButterworth(BackProjector):
         at_cutoff = gain_at_cutoff(otf * wiener, blur, cutoff_px)
         power = 2 if self.convention == "paper" else 1
         # an automatic beta never leaves e^2 below 1: the low-pass takes at least half the power
-        beta = self.beta or min(
-            gain_at_cutoff(otf, blur, cutoff_px), (at_cutoff**power / 2) ** 0.5
-        )
+        beta = self.beta or min(gain_at_cutoff(otf, blur, cutoff_px), (at_cutoff**power / 2) ** 0.5)
         steepness = at_cutoff**power / beta**2 - 1
         if steepness <= 0:
             raise ParameterError(
@@ -186,7 +185,7 @@ class OtfMaskedWiener(BackProjector):
 
     The support is where |H| exceeds the level above which `energy` of the summed |H| lies, and
     never below 0.001. The gain falls from 1 to 0 as a squared cosine over the outer part of the
-    support, measured along each direction. Fits OTFs that no ellipsoid fits: lattice light sheets,
+    support, measured to its nearest edge. Fits OTFs that no ellipsoid fits: lattice light sheets,
     skewed data.
 
     Parameters
@@ -235,9 +234,9 @@ class Figures:
 
 def figures(projector: BackProjector, blur: Blur) -> Figures:
     """Measure `projector` on `blur`."""
-    widths = fwhm_of(blur)
+    widths = widths_of(blur)
     cutoff_px = cutoff_lengths_px(blur, getattr(projector, "cutoff_fwhm", 1.0))
-    back = projector.transfer(blur).abs().double()
+    back = projector.transfer(blur).abs().double().cpu()
     back = back / back[0, 0, 0]
     product = back * magnitude(blur)
     lateral = product[0, 0]
@@ -301,8 +300,8 @@ class BackProjection(LinearOperator):
 
 
 def cutoff_lengths_px(blur: Blur, cutoff_fwhm: float | None) -> Lengths:
-    """Return 1 / fc in voxels (z, y, x): a multiple of the FWHM; None: the OTF's band edge."""
-    if cutoff_fwhm is None:
+    """Return 1 / fc in voxels (z, y, x): a multiple of the FWHM; without one, the OTF's band edge."""
+    if cutoff_fwhm is None or not all(np.isfinite(widths_of(blur))):
         return band_edge_px(blur)
     z, y, x = (cutoff_fwhm * w for w in fwhm_of(blur))
     return z, y, x

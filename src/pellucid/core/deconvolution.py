@@ -1,5 +1,6 @@
 """Deconvolve one volume: from camera counts to a Problem, to a Restorer, and back to counts."""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,10 @@ Array = NDArray[Any] | Tensor
 
 SUPPORT = 0.995
 """Share of the PSF's light that its box must hold: what lies beyond is not worth its FFTs."""
+
+
+SUPPOSED_PHOTONS = 1000.0
+"""Photons that the brightest voxels are taken to hold in an image whose noise cannot be measured."""
 
 
 def deconvolve(
@@ -70,6 +75,8 @@ def deconvolve(
     torch.Size([9, 9, 9])
     """
     image = as_volume(volume, device)
+    if background is not None and not math.isfinite(background):
+        raise ParameterError(f"background must be a number of counts, got {background}.")
     projector = back_projector(method)
     if iterations is not None and iterations < 1:
         raise ParameterError(
@@ -85,12 +92,12 @@ def deconvolve(
         "method": method,
     }
     if float(image.max()) <= max(float(image.min()), level):
-        dark = torch.zeros(tuple(volume.shape), device=image.device)
+        dark = torch.zeros(tuple(np.shape(volume)), device=image.device)
         return Restored(dark, {**stats, "iterations": 0, "stopped_by": "no light above background"})
     problem, gain = problem_of(image, used, level, camera)
     restored = restorer(projector, iterations, seed)(problem)
     counts = restored.image.mul_(gain)
-    return Restored(counts.reshape(tuple(volume.shape)), {**stats, **restored.stats})
+    return Restored(counts.reshape(tuple(np.shape(volume))), {**stats, **restored.stats})
 
 
 def back_projector(method: str) -> BackProjector:
@@ -113,6 +120,8 @@ def as_volume(volume: Array, device: str | torch.device | None = None) -> Tensor
     """Return a finite (z, y, x) float32 tensor of `volume` on `device`."""
     if isinstance(volume, Tensor):
         tensor = volume.detach()
+        if tensor.is_complex():
+            raise InputError(f"Expected real numbers in the volume, got dtype {tensor.dtype}.")
     else:
         array = np.asarray(volume)
         if array.dtype.kind not in "buif":
@@ -156,15 +165,28 @@ def usable_psf(psf: Psf | Array, shape: Shape) -> Psf:
     return crop_to_support(psf, SUPPORT)
 
 
+def unknown_gain(image: Tensor, background: float) -> float:
+    """Return counts per photon where no noise can be measured: brightest voxels hold 1000 photons.
+
+    In proportion to the signal, so that a result does not depend on the unit of the image.
+    """
+    planes = image[:: max(1, image.shape[0] // 16)]
+    bright = float(np.quantile(planes.cpu().numpy(), 0.999))
+    top = max(bright, background + 0.1 * (float(image.max()) - background))
+    return (top - background) / SUPPOSED_PHOTONS
+
+
 def problem_of(image: Tensor, psf: Psf, background: float, camera: Noise) -> tuple[Problem, float]:
     """Return the problem in photons, and the counts per photon to come back with.
 
     Read noise enters as photons added to both image and background (Snyder et al. 1993), which keeps
     the Poisson model right in mean and variance.
     """
-    gain = camera.gain if camera.gain > 0 and camera.reliable else 1.0
-    offset = min(camera.offset, background) if camera.reliable else background
-    read_photons = (camera.read_noise / gain) ** 2 if camera.reliable else 0.0
+    if camera.reliable and camera.gain > 0:
+        gain, offset = camera.gain, min(camera.offset, background)
+        read_photons = (camera.read_noise / gain) ** 2
+    else:
+        gain, offset, read_photons = unknown_gain(image, background), background, 0.0
     photons = ((image - offset) / gain).add_(read_photons).clamp_min_(0)
     expected = (background - offset) / gain + read_photons
     kernel = torch.from_numpy(psf.values.astype(np.float32)).to(image.device)

@@ -7,6 +7,7 @@ voxels that are known to be zero, or that nobody asks for, are skipped. Any othe
 torch. Both give the same numbers to rounding.
 """
 
+import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -202,8 +203,16 @@ def _in_parallel(work: Callable[[slice], None], length: int) -> None:
         list(_pool(torch.get_num_threads()).map(share, range(threads)))
 
 
-@cache
+_making_a_pool = threading.Lock()
+
+
 def _pool(threads: int) -> ThreadPoolExecutor:
+    with _making_a_pool:
+        return _new_pool(threads)
+
+
+@cache
+def _new_pool(threads: int) -> ThreadPoolExecutor:
     """Return threads that each compute alone: torch would split a slab among threads of its own."""
     all_here = threading.Barrier(threads)
 
@@ -218,3 +227,8 @@ def _pool(threads: int) -> ThreadPoolExecutor:
     list(pool.map(wait, range(threads)))
     torch.set_num_threads(threads)
     return pool
+
+
+if hasattr(os, "register_at_fork"):
+    # the threads do not come along into a forked process: waiting for them would never end
+    os.register_at_fork(after_in_child=_new_pool.cache_clear)

@@ -92,7 +92,8 @@ class Blur(LinearOperator):
                 f"Blur: expected a (z, y, x) PSF, got shape {tuple(psf.shape)}. "
                 "Give a 2D PSF a leading axis of 1."
             )
-        psf = _within_reach(psf, image_shape)
+        if not extended:
+            psf = _within_reach(psf, image_shape)
         self.psf = psf
         self.range_shape = image_shape
         # a kernel index k is an offset k - n // 2: light moves up to n - 1 - n // 2 voxels forward
@@ -134,7 +135,7 @@ def _triple(values: Iterable[int]) -> Shape:
 
 
 def _within_reach(psf: Tensor, image_shape: Shape) -> Tensor:
-    """Crop the PSF to the offsets that join two voxels of the image: the rest cannot be observed."""
+    """Crop the PSF to the offsets that join two voxels of the image: no other is ever used."""
     for axis, n in enumerate(image_shape):
         size = psf.shape[axis]
         reach_low, reach_high = min(size // 2, n - 1), min(size - 1 - size // 2, n - 1)

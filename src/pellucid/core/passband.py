@@ -14,18 +14,22 @@ from pellucid.errors import ParameterError
 Lengths = tuple[float, float, float]
 
 
+def widths_of(blur: Blur) -> Lengths:
+    """Return the FWHM of the blur's PSF in voxels (z, y, x), NaN where it never falls to half."""
+    widths = fwhm_px(Psf.normalised(blur.psf.double().clamp_min(0).cpu().numpy()))
+    z, y, x = (1.0 if n == 1 else w for w, n in zip(widths, blur.grid, strict=True))
+    return z, y, x
+
+
 def fwhm_of(blur: Blur) -> Lengths:
     """Return the FWHM of the blur's PSF in voxels (z, y, x); refuse a PSF that has none."""
-    widths = fwhm_px(Psf.normalised(blur.psf.double().clamp_min(0).cpu().numpy()))
-    one_plane = [n == 1 for n in blur.grid]
-    known = [1.0 if flat else w for w, flat in zip(widths, one_plane, strict=True)]
-    if not all(np.isfinite(known)):
+    widths = widths_of(blur)
+    if not all(np.isfinite(widths)):
         raise ParameterError(
             f"The PSF never falls to half its peak on every axis (FWHM {widths} voxels, z y x), so "
-            "it gives no cutoff. Use a larger PSF, or method='otf-masked-wiener', which measures "
-            "the OTF."
+            "there is no Gaussian as wide. Use a larger PSF, or another back projector."
         )
-    return known[0], known[1], known[2]
+    return widths
 
 
 def band_edge_px(blur: Blur, level: float = 1e-3) -> Lengths:
@@ -72,7 +76,9 @@ def radius_squared(blur: Blur, length_px: Lengths) -> Tensor:
 def butterworth(blur: Blur, cutoff_px: Lengths, steepness: float, order: float) -> Tensor:
     """Return 1 / sqrt(1 + steepness w^order) with w = radius_squared(blur, cutoff_px)."""
     # in logarithms, so that w^order cannot overflow: 1 / sqrt(1 + exp(t)) = exp(-softplus(t) / 2)
-    exponent = radius_squared(blur, cutoff_px).log_().mul_(order).add_(np.log(max(steepness, 1e-30)))
+    exponent = (
+        radius_squared(blur, cutoff_px).log_().mul_(order).add_(np.log(max(steepness, 1e-30)))
+    )
     return torch.nn.functional.softplus(exponent).mul_(-0.5).exp_()
 
 

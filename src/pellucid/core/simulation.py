@@ -90,7 +90,7 @@ STRUCTURES: dict[str, Callable[[Shape, int], Volume]] = {
 
 @dataclass(frozen=True)
 class Camera:
-    """counts = gain * Poisson(photons) + Normal(offset, read_noise), as acquired (uint16) or float32.
+    """counts = gain * Poisson(photons) + Normal(offset, read_noise), rounded and clipped to uint16.
 
     Parameters
     ----------
