@@ -47,7 +47,8 @@ def main() -> None:
         write_stack(stack, shape)
         options = [f"--{name.replace('_', '-')}={value}" for name, value in OPTICS.items()]
         command = [
-            sys.executable, "-c", "from pellucid.apps.cli import main; raise SystemExit(main())", "deconvolve", str(stack), "-o", str(output),
+            sys.executable, "-c", "from pellucid.apps.cli import main; raise SystemExit(main())",
+            "deconvolve", str(stack), "-o", str(output),
             "--modality=light-sheet", f"--iterations={arguments.iterations}", *options,
         ]  # fmt: skip
         begin = time.perf_counter()

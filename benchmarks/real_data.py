@@ -17,12 +17,12 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 import tifffile
-import torch
 
 from pellucid.core.beads import distill
-from pellucid.core.deconvolution import deconvolve, problem_of, usable_psf
+from pellucid.core.deconvolution import deconvolve
 from pellucid.core.decorrelation import volume_decorrelation
 from pellucid.core.noise import Noise
+from pellucid.core.problem import Restored
 from pellucid.core.psf import Psf
 from pellucid.core.psf_preparation import prepare
 from pellucid.core.psf_theory import theoretical_psf
@@ -63,18 +63,12 @@ def centre_dip(volume: np.ndarray) -> float:
     )
 
 
-def residual(stack: Stack, stats: dict, restored: torch.Tensor) -> str:
+def residual(stack: Stack, found: Restored) -> str:
     """Say whether the result, blurred again, is the recording but for noise."""
-    camera = Noise(**stats["noise"])
-    image = torch.from_numpy(stack.counts.astype(np.float32))
-    problem, _ = problem_of(
-        image, usable_psf(stack.psf, tuple(image.shape)), stats["background"], camera
-    )
-    operator = problem.observations[0].operator
-    x = torch.zeros(operator.domain_shape)
-    x[operator.window] = restored
-    model = operator.forward(x).numpy() + stats["background"]
-    return reblur_residual(image.numpy(), model, camera).verdict
+    camera = Noise(**found.stats["noise"])
+    if not found.models or not camera.reliable:
+        return "" if camera.reliable else f"noise not known: {camera.reason}"
+    return reblur_residual(stack.counts, found.models[0].numpy(), camera).verdict
 
 
 def main() -> None:
@@ -99,7 +93,7 @@ def main() -> None:
             seconds = f"{time.perf_counter() - begin:.1f}"
             cost = f"{found.stats.get('cost_iterations', found.stats['iterations']):.0f}"
             shown[name] = found.image.numpy()
-            show(stack, name, shown[name], seconds, cost, residual(stack, found.stats, found.image))
+            show(stack, name, shown[name], seconds, cost, residual(stack, found))
         if arguments.pictures:
             picture(stack, shown, arguments.pictures)
 

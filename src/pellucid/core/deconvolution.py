@@ -60,6 +60,8 @@ def deconvolve(
     Restored
         image : float32 tensor of the volume's shape on `device`, sum of counts kept
         stats : noise, background, PSF notes, and what the restorer measured
+        models : where the restorer is the guarded one, the counts that the recording would be
+            without noise if the estimate were the object
 
     Raises
     ------
@@ -96,8 +98,13 @@ def deconvolve(
         return Restored(dark, {**stats, "iterations": 0, "stopped_by": "no light above background"})
     problem, gain = problem_of(image, used, level, camera)
     restored = restorer(projector, iterations, seed)(problem)
-    counts = restored.image.mul_(gain)
-    return Restored(counts.reshape(tuple(np.shape(volume))), {**stats, **restored.stats})
+    counts = restored.image.mul_(gain).reshape(tuple(np.shape(volume)))
+    unlit = problem.observations[0].background
+    models = tuple(
+        model.sub_(unlit).mul_(gain).add_(level).reshape(tuple(np.shape(volume)))
+        for model in restored.models
+    )
+    return Restored(counts, {**stats, **restored.stats}, models)
 
 
 def back_projector(method: str) -> BackProjector:

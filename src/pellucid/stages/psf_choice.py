@@ -196,7 +196,7 @@ def _fitted(psf: Psf, recording: Recording) -> Psf:
     size = recording.shape[2:]
     wider = [axis for axis, n, p in zip("zyx", size, psf.shape, strict=True) if p > 2 * n > 2]
     if wider:
-        psf = psf.noted(f"wider than the image in {', '.join(wider)}: only the part within is used")
+        psf = psf.noted(f"wider than the image in {', '.join(wider)}, as light from outside the image is")
     return _named(recording.path, lambda: usable_psf(psf, size))
 
 
