@@ -309,7 +309,11 @@ def test_an_interrupt_in_the_middle_leaves_nothing(folder, capsys, monkeypatch, 
 @pytest.mark.skipif(sys.platform == "win32", reason="interrupts are sent otherwise on Windows")
 def test_an_interrupt_from_the_keyboard(folder):
     save("series.ome.tif", np.stack([recorded()] * 400)[:, None])
-    code = "import sys; from pellucid.apps.cli import main; sys.exit(main())"
+    # a shell without job control starts its background jobs deaf to interrupts, and these tests too
+    code = (
+        "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+        "from pellucid.apps.cli import main; sys.exit(main())"
+    )
     arguments = ["deconvolve", "series.ome.tif", "--psf", "psf.tif", "-o", "s.ome.zarr"]
     run = subprocess.Popen(
         [sys.executable, "-c", code, *arguments, "--iterations", "10"],
