@@ -21,12 +21,9 @@ import tifffile
 from pellucid.core.beads import distill
 from pellucid.core.deconvolution import deconvolve
 from pellucid.core.decorrelation import volume_decorrelation
-from pellucid.core.noise import Noise
-from pellucid.core.problem import Restored
 from pellucid.core.psf import Psf
 from pellucid.core.psf_preparation import prepare
 from pellucid.core.psf_theory import theoretical_psf
-from pellucid.core.residual import reblur_residual
 
 
 @dataclass
@@ -63,14 +60,6 @@ def centre_dip(volume: np.ndarray) -> float:
     )
 
 
-def residual(stack: Stack, found: Restored) -> str:
-    """Say whether the result, blurred again, is the recording but for noise."""
-    camera = Noise(**found.stats["noise"])
-    if not found.models or not camera.reliable:
-        return "" if camera.reliable else f"noise not known: {camera.reason}"
-    return reblur_residual(stack.counts, found.models[0].numpy(), camera).verdict
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
@@ -93,7 +82,7 @@ def main() -> None:
             seconds = f"{time.perf_counter() - begin:.1f}"
             cost = f"{found.stats.get('cost_iterations', found.stats['iterations']):.0f}"
             shown[name] = found.image.numpy()
-            show(stack, name, shown[name], seconds, cost, residual(stack, found))
+            show(stack, name, shown[name], seconds, cost, found.stats.get("residual", ""))
         if arguments.pictures:
             picture(stack, shown, arguments.pictures)
 

@@ -32,6 +32,7 @@ def test_a_camera_recording_is_restored_in_its_own_counts(camera_recording):
     light = float(found.image.sum()) / (2.2 * truth.sum())
     assert light == pytest.approx(1, abs=0.1)
     assert found.stats["noise"]["gain"] == pytest.approx(2.2, rel=0.2)
+    assert found.stats["residual"].startswith("consistent with the recording")
     assert found.stats["stopped_by"] in ("held-out photons lost", "next to nothing gained")
 
 

@@ -8,18 +8,15 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from scipy.ndimage import gaussian_filter
 
 from pellucid.apps.pictures import comparison_picture, section_picture, write_picture
 from pellucid.apps.report import Section, stopping_words, volume_section, write_report
 from pellucid.apps.terminal import say
-from pellucid.core.deconvolution import deconvolve, usable_psf
-from pellucid.core.noise import Noise, estimate_background, estimate_noise
-from pellucid.core.operators import Blur
+from pellucid.core.deconvolution import deconvolve
 from pellucid.core.psf import FWHM_PER_SIGMA, Psf, Triple, fwhm_px
 from pellucid.core.psf_theory import theoretical_psf
-from pellucid.core.quality import measure, ncc, reblur_residual
+from pellucid.core.quality import measure, ncc
 from pellucid.core.simulation import Camera, Recording, filaments, record, shells
 from pellucid.data.record import RunRecord, read_record
 from pellucid.data.recording import open_recording
@@ -92,7 +89,7 @@ def _on_simulation(output: Path) -> None:
     restored, volume, record_json = _restored(output, output / "raw.ome.zarr", output / "psf.tif")
     trials = _trials(seen, psf, restored, volume)
     lines = [*_table([HEADS, *(trial.row() for trial in trials)])]
-    lines += ["", *_own_evidence(seen.counts, restored, psf, volume, VOXEL_UM)]
+    lines += ["", *_own_evidence(seen.counts, restored, volume, VOXEL_UM)]
     lines.append(_speed_words(trials))
     print("\n".join(lines))
     pictures = {"recorded": seen.counts, "restored": restored, "truth": seen.truth}
@@ -115,8 +112,7 @@ def _on_real_data(output: Path, data: Path) -> None:
     spacing = recording.voxel_um or UNKNOWN_UM
     restored, volume, record_json = _restored(output, raw, kernel, spacing)
     counts = recording.read()
-    psf = usable_psf(open_recording(kernel).read(), recording.shape[2:])
-    lines = _own_evidence(counts, restored, psf, volume, spacing)
+    lines = _own_evidence(counts, restored, volume, spacing)
     if recording.voxel_um is None:
         lines.append("the file states no voxel size: taken as 1 um, so lengths are in voxels")
     dips = [centre_dip(image) for image in (counts, restored)]
@@ -197,7 +193,6 @@ def _speed_words(trials: list[Trial]) -> str:
 def _own_evidence(
     counts: npt.NDArray[Any],
     restored: Volume,
-    psf: Psf,
     volume: Mapping[str, Any],
     spacing: Triple,
 ) -> list[str]:
@@ -212,22 +207,7 @@ def _own_evidence(
             lines.append(
                 f"{name} resolution (decorrelation): {a:.3g} um recorded, {b:.3g} restored"
             )
-    noise: Noise = estimate_noise(counts)
-    level = float(estimate_background(counts))
-    blur = Blur(torch.tensor(psf.values, dtype=torch.float32), restored.shape, extended=False)
-    model = blur.forward(torch.tensor(restored)).numpy() + level
-    # Light that falls in from outside the field is not in the model: judged away from the border.
-    inside = tuple(
-        slice(m, n - m)
-        for n, m in (
-            (n, min(s // 2, n // 4)) for s, n in zip(psf.shape, restored.shape, strict=True)
-        )
-    )
-    if not noise.reliable:
-        lines.append(f"blurred again: not judged, as the noise is not known ({noise.reason})")
-    else:
-        residual = reblur_residual(counts[inside], model[inside], noise)
-        lines.append(f"blurred again: {residual.verdict}")
+    lines.append(f"blurred again: {volume['residual']}")
     return lines
 
 

@@ -16,6 +16,7 @@ from pellucid.core.operators import Blur
 from pellucid.core.problem import Observation, Problem, Restored
 from pellucid.core.psf import Psf, crop_to_support, focal_plane
 from pellucid.core.psf_preparation import prepare
+from pellucid.core.residual import reblur_residual
 from pellucid.core.richardson_lucy import RichardsonLucy
 from pellucid.errors import InputError, ParameterError
 
@@ -59,7 +60,8 @@ def deconvolve(
     -------
     Restored
         image : float32 tensor of the volume's shape on `device`, sum of counts kept
-        stats : noise, background, PSF notes, and what the restorer measured
+        stats : noise, background, PSF notes, what the restorer measured, and from the guarded one
+            "residual": whether the estimate, blurred again, is the recording but for noise
         models : where the restorer is the guarded one, the counts that the recording would be
             without noise if the estimate were the object
 
@@ -100,11 +102,18 @@ def deconvolve(
     restored = restorer(projector, iterations, seed)(problem)
     counts = restored.image.mul_(gain).reshape(tuple(np.shape(volume)))
     unlit = problem.observations[0].background
-    models = tuple(
-        model.sub_(unlit).mul_(gain).add_(level).reshape(tuple(np.shape(volume)))
-        for model in restored.models
-    )
+    models = tuple(model.sub_(unlit).mul_(gain).add_(level) for model in restored.models)
+    for model in models:
+        stats["residual"] = _verdict(image, model, camera)
+    models = tuple(model.reshape(tuple(np.shape(volume))) for model in models)
     return Restored(counts, {**stats, **restored.stats}, models)
+
+
+def _verdict(image: Tensor, model: Tensor, camera: Noise) -> str:
+    """Say in words whether the estimate, blurred again, is the recording but for noise."""
+    if not camera.reliable:
+        return f"not judged, as the noise is not known ({camera.reason})"
+    return reblur_residual(image.cpu().numpy(), model.cpu().numpy(), camera).verdict
 
 
 def back_projector(method: str) -> BackProjector:
