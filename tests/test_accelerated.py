@@ -62,13 +62,21 @@ def test_the_same_seed_gives_the_same_result():
 
 
 def test_thinned_halves_are_independent_and_add_up():
-    problem = problem_for(recorded(peak=50))
+    recording = recorded(peak=50)
+    problem = problem_for(recording)
     kept, held = thinned(problem, 0.3, seed=0)
     image = problem.observations[0].image
     torch.testing.assert_close(kept.observations[0].image + held.observations[0].image, image)
     assert float(held.observations[0].image.sum() / image.sum()) == pytest.approx(0.3, abs=0.01)
     residual = [p.observations[0].image - s * image for p, s in ((kept, 0.7), (held, 0.3))]
     assert float((residual[0] + residual[1]).abs().max()) < 1e-3
+    expected = torch.from_numpy(recording.photons)
+    noise = [
+        (p.observations[0].image - s * expected) / expected.sqrt()
+        for p, s in ((kept, 0.7), (held, 0.3))
+    ]
+    correlation = torch.corrcoef(torch.stack([n.flatten() for n in noise]))[0, 1]
+    assert abs(float(correlation)) < 4 / image.numel() ** 0.5
 
 
 def test_alpha_is_larger_in_the_dark():

@@ -215,7 +215,7 @@ class _Climb:
         self.tolerance = tolerance
         self.accepted_scores: list[float] = []
         if coarser is None:
-            self.x = before = flat_start(level.problem, sensitivities(level.problem))
+            self.x = before = flat_start(level.problem, level.weight > 0)
             self.cost = 0.0
         else:
             self.x, before = coarser.refined_onto(level)

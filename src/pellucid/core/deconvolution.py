@@ -25,7 +25,6 @@ Array = NDArray[Any] | Tensor
 SUPPORT = 0.995
 """Share of the PSF's light that its box must hold: what lies beyond is not worth its FFTs."""
 
-
 SUPPOSED_PHOTONS = 1000.0
 """Photons that the brightest voxels are taken to hold in an image whose noise cannot be measured."""
 
@@ -74,7 +73,8 @@ def deconvolve(
     --------
     >>> import numpy as np
     >>> point = np.zeros((9, 9, 9)); point[4, 4, 4] = 1000.0
-    >>> sharp = deconvolve(point, np.ones((3, 3, 3)), method="matched", iterations=5, background=0)
+    >>> psf = np.ones((3, 3, 3)); psf[1, 1, 1] = 5.0
+    >>> sharp = deconvolve(point, psf, method="matched", iterations=5, background=0)
     >>> sharp.image.shape
     torch.Size([9, 9, 9])
     """
@@ -103,8 +103,8 @@ def deconvolve(
     counts = restored.image.mul_(gain).reshape(tuple(np.shape(volume)))
     unlit = problem.observations[0].background
     models = tuple(model.sub_(unlit).mul_(gain).add_(level) for model in restored.models)
-    for model in models:
-        stats["residual"] = _verdict(image, model, camera)
+    if models:
+        stats["residual"] = _verdict(image, models[0], camera)
     models = tuple(model.reshape(tuple(np.shape(volume))) for model in models)
     return Restored(counts, {**stats, **restored.stats}, models)
 
@@ -189,11 +189,11 @@ def unknown_gain(image: Tensor, background: float) -> float:
     planes = image[:: max(1, image.shape[0] // 16)]
     bright = float(np.quantile(planes.cpu().numpy(), 0.999))
     top = max(bright, background + 0.1 * (float(image.max()) - background))
-    return (top - background) / SUPPOSED_PHOTONS
+    return (top - background) / SUPPOSED_PHOTONS if top > background else 1.0
 
 
-def problem_of(image: Tensor, psf: Psf, background: float, camera: Noise) -> tuple[Problem, float]:
-    """Return the problem in photons, and the counts per photon to come back with.
+def in_photons(image: Tensor, background: float, camera: Noise) -> tuple[Tensor, float, float]:
+    """Return the image in photons, its background in photons, and the counts per photon.
 
     Read noise enters as photons added to both image and background (Snyder et al. 1993), which keeps
     the Poisson model right in mean and variance.
@@ -204,7 +204,12 @@ def problem_of(image: Tensor, psf: Psf, background: float, camera: Noise) -> tup
     else:
         gain, offset, read_photons = unknown_gain(image, background), background, 0.0
     photons = ((image - offset) / gain).add_(read_photons).clamp_min_(0)
-    expected = (background - offset) / gain + read_photons
+    return photons, (background - offset) / gain + read_photons, gain
+
+
+def problem_of(image: Tensor, psf: Psf, background: float, camera: Noise) -> tuple[Problem, float]:
+    """Return the problem in photons, and the counts per photon to come back with."""
+    photons, expected, gain = in_photons(image, background, camera)
     kernel = torch.from_numpy(psf.values.astype(np.float32)).to(image.device)
     blur = Blur(kernel, image_shape(image))
     return Problem((Observation(photons, blur, expected),)), gain

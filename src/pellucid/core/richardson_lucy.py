@@ -68,10 +68,13 @@ class RichardsonLucy:
         views = range(len(problem.observations))
         backwards = [BackProjection(o.operator, self.back_projector) for o in problem.observations]
         seen = sensitivities(problem)
-        x = _start(problem, self.start, seen)
-        groups = [list(views)] if self.update == "additive" else [[v] for v in views]
-        weights = [inverse_sensitivity([seen[v] for v in group]) for group in groups]
-        del seen
+        weight_of_all = inverse_sensitivity(seen)
+        x = _start(problem, self.start, weight_of_all)
+        if self.update == "additive":
+            groups, weights = [list(views)], [weight_of_all]
+        else:
+            groups, weights = [[v] for v in views], [inverse_sensitivity([s]) for s in seen]
+        del seen, weight_of_all
         momentum: _NoMomentum | _HeavyBall = _MOMENTA[self.momentum]()
         divergences: list[float] = []
         for _ in range(self.iterations):
@@ -231,19 +234,18 @@ def inverse_sensitivity(seen: list[Tensor]) -> Tensor:
     return total.clamp_min(1e-6 * largest).reciprocal_().masked_fill_(unseen, 0)
 
 
-def flat_start(problem: Problem, seen: list[Tensor]) -> Tensor:
-    """Return a constant object that explains the total light, dark where no image sees it."""
+def flat_start(problem: Problem, visible: Tensor) -> Tensor:
+    """Return a constant object that explains the total light, dark where it is not visible."""
     light = sum(float((o.image - o.background).mean()) for o in problem.observations)
     level = max(light, 1e-3 * sum(float(o.image.mean()) for o in problem.observations))
-    total = sum(seen[1:], start=seen[0])
-    return (total > UNSEEN * total.max()).to(total.dtype).mul_(level / len(seen))
+    return visible.to(problem.observations[0].image.dtype).mul_(level / len(problem.observations))
 
 
 def peak_bytes(problem: Problem, *, volumes: int, projector: BackProjector) -> int:
     """Return bytes held at once: `volumes` objects, per view images, spectra and filters.
 
-    An unmatched projector is built from two more volumes. Within 5 % above what was measured on
-    120x320x320 grids with one view.
+    An unmatched projector is built from two more volumes. Measured on a 120x320x320 grid with
+    one view: 3 to 4 % below this for plain Richardson-Lucy, 10 % for the guarded one.
     """
     element = problem.observations[0].image.element_size()
     matched = projector == Matched()
@@ -257,8 +259,8 @@ def peak_bytes(problem: Problem, *, volumes: int, projector: BackProjector) -> i
     return int(1.03 * (total + half * 2 * element))  # and the spectrum in flight
 
 
-def _start(problem: Problem, kind: str, seen: list[Tensor]) -> Tensor:
-    flat = flat_start(problem, seen)
+def _start(problem: Problem, kind: str, weight: Tensor) -> Tensor:
+    flat = flat_start(problem, weight > 0)
     if kind == "flat":
         return flat
     if kind == "raw" and len(problem.observations) > 1:
@@ -271,7 +273,7 @@ def _start(problem: Problem, kind: str, seen: list[Tensor]) -> Tensor:
         back = _summed(
             o.operator.adjoint(i) for o, i in zip(problem.observations, images, strict=True)
         )
-        return back.mul_(inverse_sensitivity(seen))
+        return back.mul_(weight)
     raw = flat.clone()
     problem.windowed(raw)[...] = images[0]
     return raw.clamp_min_(1e-3 * float(flat.max()))

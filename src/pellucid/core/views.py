@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pellucid.core.deconvolution import Array, as_volume, image_shape, usable_psf
+from pellucid.core.deconvolution import Array, as_volume, image_shape, in_photons, usable_psf
 from pellucid.core.geometry import Affine, Grid, as_triple
 from pellucid.core.noise import Noise, estimate_background, estimate_noise
 from pellucid.core.psf import Psf
@@ -141,12 +141,7 @@ def prepared(view: View, device: str | torch.device | None) -> LitView:
     counts = image.cpu().numpy()
     camera = view.noise or estimate_noise(counts)
     level = float(estimate_background(counts)) if view.background is None else view.background
-    known = camera.reliable and camera.gain > 0
-    gain = camera.gain if known else 1.0
-    offset = min(camera.offset, level) if known else level
-    read_photons = (camera.read_noise / gain) ** 2 if known else 0.0
-    photons = ((image - offset) / gain).add_(read_photons).clamp_min_(0)
-    expected = (level - offset) / gain + read_photons
+    photons, expected, gain = in_photons(image, level, camera)
     psf = None if view.psf is None else usable_psf(view.psf, image_shape(image))
     # floors as in the single-view restorer: a background of zero would forbid a single stray photon
     expected = max(expected, 1e-3 * float(photons.mean()))
