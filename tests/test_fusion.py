@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from scipy.ndimage import gaussian_filter
 
 from pellucid.core.averaging import averaged, border_weights, content_weights
 from pellucid.core.back_projectors import BackProjection, Matched
@@ -12,7 +13,7 @@ from pellucid.core.deskew import StageScan
 from pellucid.core.fusion import extended_grid, fuse, joint_problem, sharpened
 from pellucid.core.geometry import Affine, Grid
 from pellucid.core.multiview import DUAL_DEG, QUAD_DEG, record_views, turned_arms
-from pellucid.core.noise import Noise
+from pellucid.core.noise import Noise, estimate_noise
 from pellucid.core.operators import Blur
 from pellucid.core.problem import Observation, Problem
 from pellucid.core.psf import Psf, centroid, fwhm_px
@@ -414,3 +415,17 @@ def test_what_cannot_be_fused_is_refused_in_a_sentence():
     far = Affine.translation((0, 0, 500), target="view 1")
     with pytest.raises(InputError, match="does not reach"):
         fuse([first, replace(second, world_to_view=far)], WORLD)
+
+
+@pytest.mark.parametrize("unit", [1e-6, 1e3])
+def test_the_unit_of_a_denoised_view_does_not_matter(unit):
+    """Its noise cannot be measured, so its photons are supposed in proportion to its signal."""
+    rng = np.random.default_rng(0)
+    image = gaussian_filter(rng.poisson(20, (16, 24, 24)).astype(float), 1.5)
+    image[6:10, 8:16, 8:16] += 300
+    assert not estimate_noise(image).reliable
+    grid = Grid(image.shape, (1.0, 1.0, 1.0))
+    transform = Affine.identity()
+    a, b = (prepared(View(k * image, grid, transform), None) for k in (1.0, unit))
+    torch.testing.assert_close(a.photons, b.photons, rtol=1e-3, atol=1e-3)
+    assert b.gain == pytest.approx(unit * a.gain, rel=1e-3)
