@@ -15,15 +15,17 @@ if TYPE_CHECKING:
     from pellucid.data.recording import open_recording as open
     from pellucid.stages.arrays import deconvolve as deconvolve
     from pellucid.stages.arrays import write as write
+    from pellucid.stages.array_registration import register as register
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "deconvolve", "measure", "open", "write"]
+__all__ = ["__version__", "deconvolve", "measure", "open", "register", "write"]
 
 # Where each verb lives. torch takes seconds to import, so nothing is imported before it is used.
 _VERBS = {
     "deconvolve": ("pellucid.stages.arrays", "deconvolve"),
     "measure": ("pellucid.core.quality", "measure"),
     "open": ("pellucid.data.recording", "open_recording"),
+    "register": ("pellucid.stages.array_registration", "register"),
     "write": ("pellucid.stages.arrays", "write"),
 }
 

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from pellucid import __version__
 from pellucid.apps.options import as_yaml, given, merged, options_of
 from pellucid.apps.psf_cli import psf_app
+from pellucid.apps.register_cli import register
 from pellucid.apps.terminal import (
     ERROR,
     OK,
@@ -31,6 +32,7 @@ app = App(
     suppress_keyboard_interrupt=False,
 )
 app.command(psf_app)
+app.command(register)
 
 _OWN = frozenset({"inputs", "output"})
 DeconvolveOptions: Any = options_of(DeconvolveParameters, without=_OWN)
