@@ -68,7 +68,7 @@ class RegisterPlan:
                     "shape_zyx": view.shape,
                     "voxel_um": view.voxel_um,
                     "dtype": view.dtype.name,
-                    "broken": sorted({why for why in view.broken.values()}),
+                    "broken": sorted(set(view.broken.values())),
                     "nominal": nominal.to_dict(),
                 }
                 for view, nominal in zip(self.views, self.nominal, strict=True)
