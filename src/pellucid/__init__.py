@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pellucid.core.quality import measure as measure
     from pellucid.data.recording import open_recording as open
+    from pellucid.stages.array_registration import register as register
     from pellucid.stages.arrays import deconvolve as deconvolve
     from pellucid.stages.arrays import write as write
-    from pellucid.stages.array_registration import register as register
 
 __version__ = "0.1.0"
 __all__ = ["__version__", "deconvolve", "measure", "open", "register", "write"]

@@ -50,5 +50,4 @@ def _moved(start: Affine, transform: Affine) -> tuple[list[float], list[float]]:
     angles = 0.5 * np.array(
         [turn[1, 2] - turn[2, 1], turn[2, 0] - turn[0, 2], turn[0, 1] - turn[1, 0]]
     )
-    angles = -np.degrees(angles) * np.array([-1.0, -1.0, -1.0])
-    return change[:3, 3].tolist(), angles.tolist()
+    return change[:3, 3].tolist(), np.degrees(angles).tolist()

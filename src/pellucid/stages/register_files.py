@@ -34,7 +34,7 @@ from pellucid.stages.view_series import ViewSeries, open_views
 
 Float32 = npt.NDArray[np.float32]
 BYTES_PER_VOXEL = 32
-"""Both views as read and as float32, the next time point, and their coarser copies."""
+"""A cautious allowance, not a measurement: two time points as read and as float32, and the work."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class RegisterPlan:
                     "shape_zyx": view.shape,
                     "voxel_um": view.voxel_um,
                     "dtype": view.dtype.name,
-                    "broken": sorted({why for why in view.broken.values()}),
+                    "broken": sorted(set(view.broken.values())),
                     "nominal": nominal.to_dict(),
                 }
                 for view, nominal in zip(self.views, self.nominal, strict=True)
@@ -128,7 +128,6 @@ def run_registration(plan: RegisterPlan, on_event: OnEvent = ignore) -> Register
 
     Raises
     ------
-    InputError : where not one registration is believed
     OutputError : where an output cannot be written
     """
     asked, views = plan.parameters, plan.views
