@@ -151,3 +151,7 @@ class DeconvolveParameters(OpticsParameters, InputParameters):
     overwrite: bool = Field(False, description="Replace outputs that exist.")
     report: bool = Field(False, description="Write a report with pictures beside each output.")
     seed: int = Field(0, description="Of the photon splitting that decides when to stop.")
+
+
+class RegisterParameters(Parameters):
+    """How the views of a series are registered."""
