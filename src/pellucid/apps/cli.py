@@ -9,6 +9,7 @@ from pydantic import ValidationError
 
 from pellucid import __version__
 from pellucid.apps.deskew_cli import add_deskew
+from pellucid.apps.fuse_cli import add_fuse
 from pellucid.apps.options import as_yaml, given, merged, options_of
 from pellucid.apps.psf_cli import psf_app
 from pellucid.apps.terminal import (
@@ -33,6 +34,7 @@ app = App(
 )
 app.command(psf_app)
 add_deskew(app)
+add_fuse(app)
 
 _OWN = frozenset({"inputs", "output"})
 DeconvolveOptions: Any = options_of(DeconvolveParameters, without=_OWN)
