@@ -18,6 +18,7 @@ COMMANDS = [
     ["info"],
     ["measure"],
     ["demo"],
+    ["register"],
     ["psf"],
     ["psf", "inspect"],
     ["psf", "make"],

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from pellucid.core.registration import Registration as Registration
     from pellucid.core.views import View as View
     from pellucid.data.recording import open_recording as open
+    from pellucid.stages.array_registration import register as register
     from pellucid.stages.arrays import deconvolve as deconvolve
     from pellucid.stages.arrays import write as write
     from pellucid.stages.fusing_arrays import fuse as fuse
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = [
     "Affine", "Grid", "Registration", "View", "__version__", "deconvolve", "fuse", "measure", "open",
-    "write",
+    "register", "write",
 ]  # fmt: skip
 
 # Where each verb lives. torch takes seconds to import, so nothing is imported before it is used.
@@ -37,6 +38,7 @@ _VERBS = {
     "fuse": ("pellucid.stages.fusing_arrays", "fuse"),
     "measure": ("pellucid.core.quality", "measure"),
     "open": ("pellucid.data.recording", "open_recording"),
+    "register": ("pellucid.stages.array_registration", "register"),
     "write": ("pellucid.stages.arrays", "write"),
 }
 

@@ -12,6 +12,7 @@ from pellucid.apps.deskew_cli import add_deskew
 from pellucid.apps.fuse_cli import add_fuse
 from pellucid.apps.options import as_yaml, given, merged, options_of
 from pellucid.apps.psf_cli import psf_app
+from pellucid.apps.register_cli import register
 from pellucid.apps.terminal import (
     ERROR,
     OK,
@@ -35,6 +36,7 @@ app = App(
 app.command(psf_app)
 add_deskew(app)
 add_fuse(app)
+app.command(register)
 
 _OWN = frozenset({"inputs", "output"})
 DeconvolveOptions: Any = options_of(DeconvolveParameters, without=_OWN)

@@ -84,6 +84,23 @@ class SeriesRegistration:
         """Map micrometres of the world (the first view) to micrometres of `view`."""
         return self.at(time, view).world_to_view
 
+    def nearest(self, time: int, view: int) -> ViewTransform:
+        """The transform of `view` at the time point nearest to `time`; InputError if none."""
+        known = [transform for transform in self.transforms if transform.view == view]
+        if not known:
+            raise InputError(f"transforms: there are views 0 to {self.views - 1}, and no {view}.")
+        return min(known, key=lambda transform: abs(transform.time - time))
+
+    @property
+    def unmeasured(self) -> tuple[ViewTransform, ...]:
+        """Those whose own registration failed, whether or not their neighbours repaired them."""
+        return tuple(
+            t
+            for t in self.transforms
+            if not t.believed
+            or (t.how == "repaired" and not (t.registration and t.registration.converged))
+        )
+
     @property
     def failures(self) -> tuple[ViewTransform, ...]:
         """Those that are not to be believed."""

@@ -7,29 +7,25 @@ from pydantic import Field
 
 from pellucid.stages.parameters import (
     Counts,
-    InputParameters,
     Iterations,
     Names,
-    Numbers,
     OmeZarr,
     OpticsParameters,
     OutputType,
     Paths,
+    RegistrationParameters,
     SpacingUm,
+    ViewParameters,
 )
 
 FuseMethod = Literal["joint", "resample-then-joint", "average", "content-average"]
-Registering = Literal["each", "once", "none"]
-RegisterModel = Literal["translation", "rigid", "similarity", "affine"]
 
 
-class FuseParameters(OpticsParameters, InputParameters):
+class FuseParameters(OpticsParameters, ViewParameters, RegistrationParameters):
     """Everything that `pellucid fuse` can be told."""
 
     inputs: Names = Field(min_length=1, description="Views: files, folders or patterns.")
     output: Path = Field(description="A file: .ome.zarr, .ome.tif or .tif.")
-    angles: Numbers = Field((), description="Degrees of each view about the axis; 0,90 for two.")
-    axis: Literal["z", "y", "x"] = Field("y", description="The axis that views are turned about.")
     stage_scan: Names = Field(
         (), description="step,angle[,direction] of raw stage scans; one for all views or for each."
     )
@@ -37,7 +33,7 @@ class FuseParameters(OpticsParameters, InputParameters):
     psf_voxel_um: SpacingUm = Field(None, description="Voxel size z,y,x of the PSF file.")
     method: FuseMethod = Field("joint", description="How views become one volume.")
     iterations: Iterations = Field(
-        None, ge=1, le=1000, description="Exactly this many; auto stops by evidence."
+        None, ge=1, le=1000, description="Exactly this many matched ones, view after view; auto stops by evidence."
     )
     background: Counts = Field(
         None, description="Counts of the empty regions, camera offset included; auto measures it."
@@ -45,15 +41,8 @@ class FuseParameters(OpticsParameters, InputParameters):
     background_image: Paths = Field(
         (), description="Image of the empty field to subtract; one, or one for each view."
     )
-    registration: Registering = Field(
-        "each", description="At each time point, once for all, or none: angles are exact."
-    )
-    model: RegisterModel = Field("affine", description="What registration may find.")
-    register_channel: str | None = Field(
-        None, description="Channel, by number or name, that registers for all; the first."
-    )
     transforms: Path | None = Field(
-        None, description="JSON of transforms (OUTPUT_transforms.json) in place of registration."
+        None, description="JSON of transforms that fuse or register wrote, in place of registration."
     )
     spacing_um: float | None = Field(
         None, gt=0, description="Isotropic voxel of the result; else the finest of the views."

@@ -23,7 +23,7 @@ from pellucid.errors import InputError, OutputError, ParameterError, PellucidErr
 from pellucid.stages.fuse_parameters import FuseParameters
 from pellucid.stages.fuse_views import (
     PlacedSeries,
-    nominal_transforms,
+    nominal,
     placed_series,
     view_psfs,
 )
@@ -114,11 +114,11 @@ def plan_fusion(parameters: FuseParameters) -> FusePlan:
     )  # fmt: skip
     views = placed_series(parameters, opened)
     _check_output(parameters)
-    nominal = nominal_transforms(parameters, views)
-    proposed_world(hollow(views, nominal), cover="overlap")
-    world = cropped(parameters, world_grid(parameters, views, nominal))
+    angled = nominal(parameters, views)
+    proposed_world(hollow(views, angled), cover="overlap")
+    world = cropped(parameters, world_grid(parameters, views, angled))
     psfs = view_psfs(parameters, views)
-    peak = peak_bytes(views, psfs, nominal, world)
+    peak = peak_bytes(views, psfs, angled, world)
     plan = FusePlan(
         parameters, views, psfs, _background_images(parameters, views), world, device, peak,
         available_bytes(device),
@@ -279,7 +279,6 @@ def _check_output(parameters: FuseParameters) -> None:
 def _words(parameters: FuseParameters) -> str:
     if parameters.transforms is not None:
         return f"transforms from {parameters.transforms.name}"
-    how = {"each": "at each time point", "once": "once, at the first time point"}
-    if parameters.registration == "none":
-        return "none, the angles are taken as they are"
-    return f"{parameters.model}, {how[parameters.registration]}"
+    if parameters.over_time == "none":
+        return f"none, {parameters.start} is taken as it is"
+    return f"{parameters.model}, over time: {parameters.over_time}"

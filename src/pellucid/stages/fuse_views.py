@@ -1,7 +1,6 @@
 """The views of a fusion: opened, placed at their nominal angles, stage scans as sheared frames."""
 
 import dataclasses
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,11 +12,11 @@ import torch
 from pellucid.core.deskew import StageScan, deskew, deskewed_grid
 from pellucid.core.geometry import Affine, Grid, as_triple
 from pellucid.core.psf import Psf
-from pellucid.core.starts import view_turn
 from pellucid.data.recording import Recording
 from pellucid.errors import ParameterError
 from pellucid.stages.deskew_parameters import ScanParameters
 from pellucid.stages.fuse_parameters import FuseParameters
+from pellucid.stages.pair_registration import nominal_transforms
 from pellucid.stages.parameters import DeconvolveParameters
 from pellucid.stages.psf_choice import channel_psfs
 from pellucid.stages.view_series import ViewSeries
@@ -70,13 +69,33 @@ class PlacedSeries:
         """Pixels as recorded."""
         return self.series.read(t, c)
 
-    def stood_up(self, volume: Volume) -> Volume:
-        """A copy at right angles, to register by."""
-        if self.scan is None:
-            return volume
-        counts = torch.from_numpy(np.ascontiguousarray(volume, np.float32))
+    @property
+    def upright_series(self) -> ViewSeries:
+        """The series at right angles, to register by: deskewed as it is read."""
+        grid = self.upright
+        changed = {"shape": grid.shape, "voxel_um": grid.spacing_um}
+        return self.series if self.scan is None else _Deskewed.of(self.series, self.scan, changed)
+
+
+@dataclass(frozen=True)
+class _Deskewed(ViewSeries):
+    """A stage scan that is read at right angles; what its corners do not hold is background."""
+
+    skewed: ViewSeries | None = None
+    scan: StageScan | None = None
+
+    @classmethod
+    def of(cls, series: ViewSeries, scan: StageScan, changed: dict[str, Any]) -> "_Deskewed":
+        own = {field.name: getattr(series, field.name) for field in dataclasses.fields(series)}
+        return cls(**{**own, **changed}, skewed=series, scan=scan)
+
+    def read(self, t: int, c: int) -> Volume:
+        assert self.skewed is not None
+        assert self.scan is not None
+        volume = self.skewed.read(t, c)
         level = float(np.median(volume))
-        upright: Volume = (deskew(counts - level, self.scan, frame="view")[0] + level).numpy()
+        counts = torch.from_numpy(np.ascontiguousarray(volume, np.float32)) - level
+        upright: Volume = (deskew(counts, self.scan, frame="view")[0] + level).numpy()
         return upright
 
 
@@ -95,21 +114,10 @@ def placed_series(
     )
 
 
-def nominal_transforms(
-    parameters: FuseParameters, views: Sequence[PlacedSeries], *, sign: float = 1.0
-) -> list[Affine]:
+def nominal(parameters: FuseParameters, views: Sequence[PlacedSeries]) -> list[Affine]:
     """Maps from "world", the first view at right angles, to each view, by their angles."""
-    angles = parameters.angles or ((0.0, 90.0) if len(views) == 2 else ())
-    if len(angles) != len(views):
-        raise ParameterError(
-            f"angles: {len(angles)} given for {len(views)} views. Give one for each: --angles 0,90."
-        )
-    first = views[0].upright
-    turns = [
-        view_turn(first, v.upright, parameters.axis, math.radians(sign * (angle - angles[0])))
-        for v, angle in zip(views, angles, strict=True)
-    ]
-    return [turn.with_frames(source="world", target=turn.target) for turn in turns]
+    upright = [view.upright_series for view in views]
+    return nominal_transforms(upright, parameters.angles, parameters.axis)
 
 
 def view_psfs(

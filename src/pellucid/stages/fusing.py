@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from pellucid.core.back_projectors import Matched
 from pellucid.core.fusion import fuse
 from pellucid.core.geometry import Grid
 from pellucid.core.resampling import resample
@@ -24,7 +25,15 @@ from pellucid.errors import InputError, PellucidError, PlanError
 from pellucid.stages import fuse_registration as registering
 from pellucid.stages import projecting
 from pellucid.stages.deconvolve import Outcome
-from pellucid.stages.events import FileDone, OnEvent, VolumeDone, VolumeFailed, Warned, ignore
+from pellucid.stages.events import (
+    Event,
+    FileDone,
+    OnEvent,
+    VolumeDone,
+    VolumeFailed,
+    Warned,
+    ignore,
+)
 from pellucid.stages.fuse_plan import FusePlan, cropped, proposed_crop, world_grid
 from pellucid.stages.lanes import ReadAhead
 
@@ -105,12 +114,13 @@ def _registered(
     if kept is not None:
         return registering.from_json(kept["series"]), Grid.from_dict(kept["world"])
 
-    def say(sentence: str) -> None:
-        outcome.warnings.append(sentence)
-        on_event(Warned(sentence))
+    def listen(event: Event) -> None:
+        if isinstance(event, Warned):
+            outcome.warnings.append(event.sentence)
+        on_event(event)
 
     with record.timed("register"):
-        found = registering.found_transforms(plan.parameters, plan.views, plan.device, say)
+        found = registering.found_transforms(plan.parameters, plan.views, plan.device, listen)
     numbers = range(len(plan.views))
     good = [t for t in found.times if all(found.at(t, v).believed for v in numbers)]
     if not good:
@@ -190,9 +200,13 @@ def _fused(
                  plan.psfs[number][c], level)
         )  # fmt: skip
     with record.timed("fuse"):
+        # a stated number means plain iterations, and those of the matched projector never run away;
+        # one view after the other they are worth about three times as many (benchmarks/fusion.py)
+        count = plan.parameters.iterations
         restored = fuse(
-            views, world, how=plan.parameters.method, iterations=plan.parameters.iterations,
-            device=plan.device, seed=plan.parameters.seed,
+            views, world, how=plan.parameters.method, iterations=count, seed=plan.parameters.seed,
+            back_projector=None if count is None else Matched(), device=plan.device,
+            update="additive" if count is None else "alternating",
         )  # fmt: skip
         image: Float32 = restored.image.cpu().numpy()
     return image, {k: v for k, v in restored.stats.items() if k not in ("path", "world")}
@@ -225,7 +239,9 @@ def _assemble(
     if asked.projections:
         with record.timed("projections"):
             outcome.outputs += _write_projections(plan, waiting, world)
-    outcome.outputs += registering.write_transforms(found, plan.output)
+    outcome.outputs += registering.write_all(
+        found, plan.views, asked, plan.output.with_name(stem(plan.output))
+    )
     record.statistics.update(
         world=world.to_dict(),
         resumed_volumes=outcome.resumed,

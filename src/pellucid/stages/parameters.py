@@ -19,6 +19,8 @@ Modality = Literal["widefield", "confocal", "two-photon", "light-sheet"]
 Format = Literal["ome-zarr", "ome-tiff", "imagej-tiff"]
 OutputType = Literal["float32", "uint16"]
 OmeZarr = Literal["0.4", "0.5"]
+Model = Literal["translation", "rigid", "similarity", "affine"]
+OverTime = Literal["none", "once", "previous", "each", "smoothed"]
 
 SUFFIXES: dict[str, str] = {"ome-zarr": ".ome.zarr", "ome-tiff": ".ome.tif", "imagej-tiff": ".tif"}
 
@@ -153,5 +155,67 @@ class DeconvolveParameters(OpticsParameters, InputParameters):
     seed: int = Field(0, description="Of the photon splitting that decides when to stop.")
 
 
-class RegisterParameters(Parameters):
-    """How the views of a series are registered."""
+class ViewParameters(Parameters):
+    """How several views of one specimen are to be read."""
+
+    voxel_um: Numbers = Field(
+        (), description="Voxel size z,y,x in micrometres, for all views or for each in turn."
+    )
+    axes: str | None = Field(
+        None, description="Axes of the stored array, such as tzyx, where the file is silent."
+    )
+    time: str | None = Field(
+        None, description="Numbers of the time points to take: 3, 0:3, or 0,2,5."
+    )
+    channel: str | None = Field(None, description="Channels to take, by number or name: 0,2.")
+    angles: Numbers = Field(
+        (), description="Nominal angle of each view in degrees: 0,90; none turned if not given."
+    )
+    axis: str = Field("y", description="Axis of the angles: z, y, x, or a vector z,y,x.")
+
+
+class RegistrationParameters(Parameters):
+    """How views are registered to the first, over time and channels."""
+
+    model: Model = Field("affine", description="What a transform may be.")
+    start: str = Field(
+        "auto",
+        description="auto, identity (the nominal angle alone), translation, search, or a file of "
+        "transforms (.json, ITK .txt, .tmx).",
+    )
+    over_time: OverTime = Field(
+        "each",
+        description="none (apply the start), once (one time point for all), previous (each from the "
+        "one before), each (alone), smoothed (each, then smoothed over time).",
+    )
+    at_time: int | None = Field(
+        None, description="Number of the time point that registers where it is done once."
+    )
+    smooth_over: float = Field(
+        2.0, gt=0, description="Time points over which transforms are smoothed (one sigma)."
+    )
+    reference: str = Field(
+        "0", description="Channel that registers, by number or name; 0,1 or sum adds channels up."
+    )
+
+
+class RegisterParameters(RegistrationParameters, ViewParameters):
+    """Everything that `pellucid register` can be told."""
+
+    inputs: Names = Field(
+        min_length=1,
+        description="Each view: a file, a folder or a pattern with {t} and {c}; the first is fixed.",
+    )
+    output: Path = Field(description="The file of transforms, .json.")
+    psf: Paths = Field((), description="PSF file; one for all views, or one for each.")
+    psf_voxel_um: SpacingUm = Field(
+        None, description="Voxel size z,y,x of the PSF files where they do not say it."
+    )
+    device: str = Field("auto", description="auto, cpu, cuda or cuda:1.")
+    itk: Path | None = Field(None, description="Folder for ITK transforms, a .txt for each.")
+    bigstitcher: Path | None = Field(None, description="BigStitcher file to write, .xml.")
+    picture: Path | None = Field(None, description="Picture of the transforms over time, .png.")
+    registered: Path | None = Field(
+        None, description="Folder for the views on the first view's voxels, OME-Zarr."
+    )
+    overwrite: bool = Field(False, description="Replace outputs that exist.")

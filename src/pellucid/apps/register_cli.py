@@ -1,0 +1,86 @@
+"""The command `pellucid register`: transforms between views, for use here or elsewhere."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+
+from pellucid.apps.options import as_yaml, given, merged, options_of
+from pellucid.apps.terminal import ERROR, OK, SOME_FAILED, Progress, print_json, say
+from pellucid.stages.parameters import RegisterParameters
+
+RegisterOptions: Any = options_of(RegisterParameters, without=frozenset({"inputs", "output"}))
+Output = Annotated[Path | None, Parameter(name=["--output", "-o"])]
+Options = Annotated[RegisterOptions, Parameter(name="*")]
+
+
+def register(
+    *inputs: str,
+    output: Output = None,
+    options: Options = RegisterOptions(),
+    config: Path | None = None,
+    dry_run: bool = False,
+    print_config: bool = False,
+    json: bool = False,
+) -> int:
+    """Find the transforms between views of one specimen, over time, and say which to believe.
+
+    Parameters
+    ----------
+    inputs
+        The views, the first one fixed: files, folders, or patterns such as SPIMA/SPIMA_{t}.tif.
+    output
+        File of transforms, .json.
+    config
+        YAML file of these options; the environment (PELLUCID_REGISTER_MODEL=...) ranks above it.
+    dry_run
+        Show the views and their nominal transforms, and start nothing.
+    print_config
+        Show all options as YAML and start nothing.
+    json
+        Print JSON for machines, and only that.
+    """
+    typed = dict(given(options))
+    typed.update({"inputs": inputs} if inputs else {})
+    typed.update({"output": output} if output else {})
+    parameters = RegisterParameters.checked(merged(RegisterParameters, "register", config, typed))
+    if print_config:
+        print(as_yaml(parameters), end="")
+        return OK
+    return _register(parameters, dry_run=dry_run, json=json)
+
+
+def _register(parameters: RegisterParameters, *, dry_run: bool, json: bool) -> int:
+    from pellucid.stages.register_files import plan_registration, run_registration
+
+    plan = plan_registration(parameters)
+    said = plan.to_json()
+    if dry_run and json:
+        print_json(said)
+        return OK
+    if not json:
+        for view in said["views"]:
+            times, channels = len(view["times"]), len(view["channels"])
+            say(
+                f"{view['name']}: {times} time points, {channels} channels, {view['shape_zyx']} "
+                f"voxels of {view['voxel_um']} um, {view['dtype']}"
+            )
+        say(f"{plan.total} registrations on {said['device']}")
+    if dry_run:
+        return OK
+    with Progress(plan.total, quiet=json) as progress:
+        outcome = run_registration(plan, progress)
+    if parameters.picture is not None:
+        from pellucid.apps.transform_picture import transform_picture
+
+        transform_picture(outcome.series, parameters.picture)
+        outcome.outputs.append(parameters.picture)
+    if json:
+        print_json(outcome.to_json())
+    if outcome.bad:
+        say(f"pellucid: {len(outcome.bad)} registrations are not to be believed:")
+        for name, why in outcome.bad:
+            say(f"  {name}: {why}")
+        some = any(t.believed and t.view > 0 for t in outcome.series.transforms)
+        return SOME_FAILED if some else ERROR
+    return OK

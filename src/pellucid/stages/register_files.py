@@ -1,0 +1,274 @@
+"""`pellucid register` as a stage: views in, transforms and what is made of them out."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from pellucid.core.geometry import Affine
+from pellucid.core.psf_preparation import prepare
+from pellucid.core.resampling import resample
+from pellucid.core.transform_series import WORLD, SeriesRegistration, ViewTransform
+from pellucid.data.bigstitcher import write_bigstitcher
+from pellucid.data.output import create_output
+from pellucid.data.record import RunRecord, fingerprint, write_record
+from pellucid.data.recording import open_recording
+from pellucid.data.transform_exchange import affine_to_itk
+from pellucid.data.transform_file import read_affine, read_transforms, write_transforms
+from pellucid.data.writer import (
+    ImageDescription,
+    check_output_path,
+    plain_errors,
+    write_atomically,
+)
+from pellucid.errors import InputError, OutputError, ParameterError, PellucidError, PlanError
+from pellucid.stages.events import FileDone, OnEvent, Warned, ignore
+from pellucid.stages.pair_registration import STARTS, nominal_transforms
+from pellucid.stages.parameters import RegisterParameters
+from pellucid.stages.registering import reference_channels, register_series
+from pellucid.stages.resources import available_bytes, describe_device, resolve_device
+from pellucid.stages.view_series import ViewSeries, open_views
+
+Float32 = npt.NDArray[np.float32]
+BYTES_PER_VOXEL = 32
+"""Both views as read and as float32, the next time point, and their coarser copies."""
+
+
+@dataclass(frozen=True)
+class RegisterPlan:
+    """A registration that has been checked and has not started."""
+
+    parameters: RegisterParameters
+    views: tuple[ViewSeries, ...]
+    nominal: tuple[Affine, ...]
+    given: SeriesRegistration | None
+    psfs: tuple[Float32 | None, ...] | None
+    device: str
+
+    @property
+    def total(self) -> int:
+        """Number of registrations."""
+        once = self.parameters.over_time in ("none", "once")
+        return (len(self.views) - 1) * (1 if once else len(self.views[0].times))
+
+    def to_json(self) -> dict[str, Any]:
+        """The plan as JSON types."""
+        return {
+            "device": describe_device(self.device),
+            "registrations": self.total,
+            "output": str(self.parameters.output),
+            "views": [
+                {
+                    "name": view.name,
+                    "times": view.times,
+                    "channels": view.channels,
+                    "shape_zyx": view.shape,
+                    "voxel_um": view.voxel_um,
+                    "dtype": view.dtype.name,
+                    "broken": sorted({why for why in view.broken.values()}),
+                    "nominal": nominal.to_dict(),
+                }
+                for view, nominal in zip(self.views, self.nominal, strict=True)
+            ],
+        }
+
+
+@dataclass
+class RegisterOutcome:
+    """What a run came to."""
+
+    series: SeriesRegistration
+    outputs: list[Path] = field(default_factory=list)
+
+    @property
+    def bad(self) -> list[tuple[str, str]]:
+        """Time points and views whose own registration failed, and why."""
+        return [(f"t={t.time} view {t.view}", t.reason) for t in self.series.unmeasured]
+
+    def to_json(self) -> dict[str, Any]:
+        """The outcome as JSON types."""
+        return {
+            "outputs": [str(path) for path in self.outputs],
+            "bad": self.bad,
+            "transforms": [transform.to_dict() for transform in self.series.transforms],
+        }
+
+
+def plan_registration(parameters: RegisterParameters) -> RegisterPlan:
+    """Views opened, transforms and PSFs read, outputs and memory checked; nothing computed.
+
+    Raises
+    ------
+    InputError, ParameterError, OutputError, PlanError : what cannot be, in one sentence
+    """
+    device = resolve_device(parameters.device)
+    views = open_views(
+        parameters.inputs, voxel_um=parameters.voxel_um, axes=parameters.axes,
+        time=parameters.time, channel=parameters.channel,
+    )  # fmt: skip
+    nominal = tuple(nominal_transforms(views, parameters.angles, parameters.axis))
+    reference_channels(parameters.reference, views[0].channels)
+    _check_outputs(parameters)
+    room = available_bytes(device)
+    voxels = sum(sorted((int(np.prod(view.shape)) for view in views), reverse=True)[:2])
+    if room is not None and voxels * BYTES_PER_VOXEL > room:
+        raise PlanError(
+            f"{views[0].name}: a pair of views needs about {voxels * BYTES_PER_VOXEL / 2**30:.1f} "
+            f"GiB and {device} has {room / 2**30:.1f} GiB free. Crop or bin the views first."
+        )
+    given = _given(parameters, views)
+    return RegisterPlan(parameters, views, nominal, given, _psfs(parameters, views), device)
+
+
+def run_registration(plan: RegisterPlan, on_event: OnEvent = ignore) -> RegisterOutcome:
+    """Register, and write transforms, what was asked for beside them, and a record.
+
+    Raises
+    ------
+    InputError : where not one registration is believed
+    OutputError : where an output cannot be written
+    """
+    asked, views = plan.parameters, plan.views
+    record = RunRecord("register", asked.plain())
+    for view in views:
+        for why in dict.fromkeys(view.broken.values()):
+            on_event(Warned(f"{view.name}: {why}"))
+    with record.timed("register"):
+        series = register_series(
+            views, asked, on_event, nominal=plan.nominal, given=plan.given, psfs=plan.psfs,
+            device=plan.device,
+        )  # fmt: skip
+    outcome = RegisterOutcome(series)
+    grids = [view.grid for view in views]
+    write_transforms(asked.output, series, grids, [view.name for view in views], asked.plain())
+    outcome.outputs.append(asked.output)
+    if asked.itk is not None:
+        outcome.outputs += _write_itk(asked.itk, series)
+    if asked.bigstitcher is not None:
+        write_bigstitcher(asked.bigstitcher, series, grids, views[0].channels)
+        outcome.outputs.append(asked.bigstitcher)
+    if asked.registered is not None:
+        with record.timed("resample"):
+            outcome.outputs += _write_registered(asked.registered, plan, series, on_event)
+    record.inputs = [fingerprint(path) for view in views for path in view.files]
+    record.statistics = {"device": describe_device(plan.device), "bad": outcome.bad}
+    beside = write_record(record, asked.output)
+    on_event(FileDone(asked.output, beside))
+    return outcome
+
+
+def _given(
+    parameters: RegisterParameters, views: tuple[ViewSeries, ...]
+) -> SeriesRegistration | None:
+    if parameters.start in STARTS:
+        return None
+    path = Path(parameters.start).expanduser()
+    if not path.is_file():
+        raise ParameterError(
+            f"start: expected {', '.join(STARTS)} or a file of transforms, got "
+            f"{parameters.start!r}, which is neither."
+        )
+    try:
+        found = read_transforms(path)
+    except InputError:
+        affine = read_affine(path, [view.voxel_um for view in views[:2]])
+        if len(views) != 2:
+            raise InputError(
+                f"{path.name}: one transform for {len(views)} views. Give a .json of Pellucid."
+            ) from None
+        placed = affine.with_frames(source=WORLD, target="view 1")
+        time_point = views[0].times[0]
+        one = ViewTransform(time_point, 1, placed, "given")
+        return SeriesRegistration((time_point,), 2, (one,))
+    if found.views != len(views):
+        raise InputError(f"{path.name}: transforms of {found.views} views for {len(views)}.")
+    return found
+
+
+def _psfs(
+    parameters: RegisterParameters, views: tuple[ViewSeries, ...]
+) -> tuple[Float32 | None, ...] | None:
+    if not parameters.psf:
+        return None
+    if len(parameters.psf) not in (1, len(views)):
+        raise ParameterError(
+            f"psf: {len(parameters.psf)} files for {len(views)} views. Give one, or one for each."
+        )
+    paths = parameters.psf if len(parameters.psf) > 1 else parameters.psf * len(views)
+    psfs = []
+    for path, view in zip(paths, views, strict=True):
+        recording = open_recording(path, voxel_um=parameters.psf_voxel_um)
+        try:
+            own = recording.voxel_um or view.voxel_um
+            psf = prepare(recording.read(), own, view.voxel_um)
+        except PellucidError as error:
+            raise type(error)(f"{path.name}: {error}") from error
+        psfs.append(psf.values.astype(np.float32))
+    return tuple(psfs)
+
+
+def _check_outputs(parameters: RegisterParameters) -> None:
+    if parameters.output.suffix.lower() != ".json":
+        raise OutputError(f"{parameters.output.name}: transforms are written as .json. Name it so.")
+    check_output_path(parameters.output, parameters.overwrite)
+    for path, suffix in ((parameters.bigstitcher, ".xml"), (parameters.picture, ".png")):
+        if path is not None:
+            if path.suffix.lower() != suffix:
+                raise OutputError(f"{path.name}: expected a name that ends in {suffix}.")
+            check_output_path(path, parameters.overwrite)
+    for folder in (parameters.itk, parameters.registered):
+        if folder is not None and folder.is_dir() and any(folder.iterdir()):
+            if not parameters.overwrite:
+                raise OutputError(f"{folder}: exists and holds files. Name another, or --overwrite.")
+        elif folder is not None and not folder.absolute().parent.is_dir():
+            raise OutputError(f"{folder.parent}: no such folder. Create it first.")
+
+
+def _write_itk(folder: Path, series: SeriesRegistration) -> list[Path]:
+    paths = []
+    with plain_errors(folder):
+        folder.mkdir(exist_ok=True)
+        for transform in series.transforms:
+            if transform.view > 0:
+                path = folder / f"view{transform.view}_t{transform.time:04}.txt"
+                write_atomically(path, affine_to_itk(transform.world_to_view))
+                paths.append(path)
+    return paths
+
+
+def _write_registered(
+    folder: Path, plan: RegisterPlan, series: SeriesRegistration, on_event: OnEvent
+) -> list[Path]:
+    """Each view on the voxels of the first; volumes that cannot be had are NaN."""
+    first = plan.views[0]
+    shape = (len(first.times), len(first.channels), *first.shape)
+    folder.mkdir(exist_ok=True)
+    paths = []
+    for view in plan.views:
+        path = folder / f"view{view.number}.ome.zarr"
+        image = ImageDescription(
+            shape, "float32", first.voxel_um, view.channels, first.time_step_s
+        )
+        with create_output(path, image, overwrite=plan.parameters.overwrite) as out:
+            for t, c in np.ndindex(shape[:2]):
+                placed = series.at(first.times[t], view.number)
+                out.write(t, c, _registered(view, placed, t, c, plan))
+        paths.append(path)
+    return paths
+
+
+def _registered(
+    view: ViewSeries, placed: ViewTransform, t: int, c: int, plan: RegisterPlan
+) -> Float32:
+    first = plan.views[0]
+    if not placed.believed:
+        return np.full(first.shape, np.nan, np.float32)
+    try:
+        volume = torch.from_numpy(view.read(t, c).astype(np.float32)).to(plan.device)
+    except (PellucidError, OSError):
+        return np.full(first.shape, np.nan, np.float32)
+    moved = placed.world_to_view.with_frames(source="view 0", target=view.grid.frame)
+    return resample(volume, view.grid, first.grid, target_to_source=moved).cpu().numpy()
