@@ -33,8 +33,9 @@ class FuseParameters(OpticsParameters, ViewParameters, RegistrationParameters):
     psf_voxel_um: SpacingUm = Field(None, description="Voxel size z,y,x of the PSF file.")
     method: FuseMethod = Field("joint", description="How views become one volume.")
     iterations: Iterations = Field(
-        None, ge=1, le=1000, description="Exactly this many matched ones, view after view; auto stops by evidence."
-    )
+        None, ge=1, le=1000,
+        description="Exactly this many matched ones, view after view; auto stops by evidence.",
+    )  # fmt: skip
     background: Counts = Field(
         None, description="Counts of the empty regions, camera offset included; auto measures it."
     )
