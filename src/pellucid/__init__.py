@@ -11,18 +11,31 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pellucid.core.geometry import Affine as Affine
+    from pellucid.core.geometry import Grid as Grid
     from pellucid.core.quality import measure as measure
+    from pellucid.core.registration import Registration as Registration
+    from pellucid.core.views import View as View
     from pellucid.data.recording import open_recording as open
     from pellucid.stages.array_registration import register as register
     from pellucid.stages.arrays import deconvolve as deconvolve
     from pellucid.stages.arrays import write as write
+    from pellucid.stages.fusing_arrays import fuse as fuse
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "deconvolve", "measure", "open", "register", "write"]
+__all__ = [
+    "Affine", "Grid", "Registration", "View", "__version__", "deconvolve", "fuse", "measure", "open",
+    "register", "write",
+]  # fmt: skip
 
 # Where each verb lives. torch takes seconds to import, so nothing is imported before it is used.
 _VERBS = {
+    "Affine": ("pellucid.core.geometry", "Affine"),
+    "Grid": ("pellucid.core.geometry", "Grid"),
+    "Registration": ("pellucid.core.registration", "Registration"),
+    "View": ("pellucid.core.views", "View"),
     "deconvolve": ("pellucid.stages.arrays", "deconvolve"),
+    "fuse": ("pellucid.stages.fusing_arrays", "fuse"),
     "measure": ("pellucid.core.quality", "measure"),
     "open": ("pellucid.data.recording", "open_recording"),
     "register": ("pellucid.stages.array_registration", "register"),

@@ -8,6 +8,8 @@ from cyclopts import App, CycloptsError, Parameter
 from pydantic import ValidationError
 
 from pellucid import __version__
+from pellucid.apps.deskew_cli import add_deskew
+from pellucid.apps.fuse_cli import add_fuse
 from pellucid.apps.options import as_yaml, given, merged, options_of
 from pellucid.apps.psf_cli import psf_app
 from pellucid.apps.register_cli import register
@@ -32,6 +34,8 @@ app = App(
     suppress_keyboard_interrupt=False,
 )
 app.command(psf_app)
+add_deskew(app)
+add_fuse(app)
 app.command(register)
 
 _OWN = frozenset({"inputs", "output"})

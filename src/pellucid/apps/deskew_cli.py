@@ -1,0 +1,61 @@
+"""The command `pellucid deskew`: stage scans stood up at right angles."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import App, Parameter
+
+from pellucid.apps.options import given, options_of
+from pellucid.apps.terminal import OK, Progress, print_json, say
+from pellucid.stages.deskew_parameters import DeskewParameters
+
+DeskewOptions: Any = options_of(DeskewParameters, without=frozenset({"input", "output"}))
+Options = Annotated[DeskewOptions, Parameter(name="*")]
+Output = Annotated[Path, Parameter(name=["--output", "-o"])]
+
+
+def deskew(
+    input: str,
+    *,
+    output: Output,
+    options: Options,
+    dry_run: bool = False,
+    json: bool = False,
+) -> int:
+    """Stand a stage-scanned or oblique recording up at right angles, resampling it once.
+
+    Parameters
+    ----------
+    input
+        One recording: TIFF, OME-TIFF, OME-Zarr, .npy.
+    output
+        .ome.zarr, .ome.tif (OME-TIFF) or .tif (ImageJ TIFF).
+    dry_run
+        Show the plan (shapes, memory, output) and start nothing.
+    json
+        Print JSON for machines, and only that.
+    """
+    from pellucid.apps.fusion_text import deskew_plan_text
+    from pellucid.stages.deskewing import plan_deskew, run_deskew
+
+    plan = plan_deskew(
+        DeskewParameters.checked({**given(options), "input": input, "output": output})
+    )
+    if dry_run or json:
+        said = plan.to_json()
+        if dry_run:
+            print_json(said) if json else print(deskew_plan_text(said), end="")
+            return OK
+    if not json:
+        z, y, x = plan.grid.shape
+        say(f"{plan.recording.path.name}: {z} x {y} x {x} voxels in the frame of the {plan.grid.frame}")
+    with Progress(len(plan.times) * len(plan.channels), quiet=json) as progress:
+        record = run_deskew(plan, progress)
+    if json:
+        print_json({**plan.to_json(), "record": record})
+    return OK
+
+
+def add_deskew(app: App) -> None:
+    """Make `deskew` a command of `app`."""
+    app.command(deskew)

@@ -1,0 +1,85 @@
+"""The command `pellucid fuse`: views of one specimen become one volume, over time and channels."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import App, Parameter
+
+from pellucid.apps.options import as_yaml, given, merged, options_of
+from pellucid.apps.terminal import OK, SOME_FAILED, Progress, print_json, say
+from pellucid.stages.fuse_parameters import FuseParameters
+
+FuseOptions: Any = options_of(FuseParameters, without=frozenset({"inputs", "output"}))
+Options = Annotated[FuseOptions, Parameter(name="*")]
+Output = Annotated[Path | None, Parameter(name=["--output", "-o"])]
+
+
+def fuse(
+    *inputs: str,
+    output: Output = None,
+    options: Options = FuseOptions(),
+    config: Path | None = None,
+    dry_run: bool = False,
+    print_config: bool = False,
+    json: bool = False,
+) -> int:
+    """Register views of one specimen from several angles and fuse them into one sharp volume.
+
+    Parameters
+    ----------
+    inputs
+        A file, folder or pattern (SPIMA/SPIMA_{t}.tif) for each view, or a folder of SPIMA and SPIMB.
+    output
+        .ome.zarr, .ome.tif (OME-TIFF) or .tif (ImageJ TIFF).
+    config
+        YAML file of these options. The environment (PELLUCID_FUSE_METHOD=...) ranks above it, and
+        what is typed here above both.
+    dry_run
+        Show the plan (shapes, memory, device, output size) and start nothing.
+    print_config
+        Show all options as YAML and start nothing.
+    json
+        Print JSON for machines, and only that.
+    """
+    typed = dict(given(options))
+    typed.update({"inputs": inputs} if inputs else {})
+    typed.update({"output": output} if output else {})
+    parameters = FuseParameters.checked(merged(FuseParameters, "fuse", config, typed))
+    if print_config:
+        print(as_yaml(parameters), end="")
+        return OK
+    return _fuse(parameters, dry_run=dry_run, json=json)
+
+
+def _fuse(parameters: FuseParameters, *, dry_run: bool, json: bool) -> int:
+    from pellucid.apps.fusion_text import fuse_lines, fuse_plan_text
+    from pellucid.stages.fuse_plan import plan_fusion
+    from pellucid.stages.fusing import run_fusion
+    from pellucid.stages.projecting import movie_is_possible
+
+    plan = plan_fusion(parameters)
+    if dry_run:
+        said = plan.to_json()
+        print_json(said) if json else print(fuse_plan_text(said), end="")
+        return OK
+    total = plan.shape[0] * plan.shape[1]
+    with Progress(total, quiet=json) as progress:
+        outcome = run_fusion(plan, progress)
+    if parameters.projections and not movie_is_possible() and not json:
+        say("no movie: install pellucid[movie] for MP4; the turning projection is an OME-TIFF")
+    if json:
+        print_json({**outcome.to_json(), "timings_s": outcome.timings_s})
+    else:
+        for line in fuse_lines(outcome):
+            say(line)
+    if outcome.failures:
+        say(f"pellucid: {len(outcome.failures)} of {outcome.total} volumes failed:")
+        for name, why in outcome.failures:
+            say(f"  {name}: {why}")
+        return SOME_FAILED
+    return OK
+
+
+def add_fuse(app: App) -> None:
+    """Make `fuse` a command of `app`."""
+    app.command(fuse)

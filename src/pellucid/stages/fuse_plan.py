@@ -1,0 +1,284 @@
+"""The plan of a fusion: all that can be known, and refused, before work starts."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from scipy.ndimage import gaussian_filter
+
+from pellucid.core.accelerated import Accelerated
+from pellucid.core.fusion import joint_problem
+from pellucid.core.geometry import Affine, Grid
+from pellucid.core.noise import estimate_background
+from pellucid.core.psf import Psf
+from pellucid.core.views import LitView, View, proposed_world
+from pellucid.data.recording import open_recording
+from pellucid.data.writer import ImageDescription, check_free_space, check_output_path
+from pellucid.errors import InputError, OutputError, ParameterError, PellucidError, PlanError
+from pellucid.stages.fuse_parameters import FuseParameters
+from pellucid.stages.fuse_views import (
+    PlacedSeries,
+    nominal,
+    placed_series,
+    view_psfs,
+)
+from pellucid.stages.planning import gib
+from pellucid.stages.resources import available_bytes, describe_device, resolve_device
+from pellucid.stages.view_series import open_views
+
+SAMPLING_SHARE = 1.2
+"""Memory of the joint restorer over its bare volumes: voxels between planes; measured 1.08."""
+
+CROP_MARGIN = 8
+"""Voxels around what is above background: light that blur carried out of the object."""
+
+CROP_TIMES = 5
+"""Time points, evenly spread, that a proposed crop looks at."""
+
+
+@dataclass(frozen=True)
+class FusePlan:
+    """A fusion that fits the machine, and has not started; `world` is that of nominal transforms."""
+
+    parameters: FuseParameters
+    views: tuple[PlacedSeries, ...]
+    psfs: list[tuple[Psf | None, ...]]
+    backgrounds: list[npt.NDArray[Any] | None]
+    world: Grid
+    device: str
+    peak_bytes: int
+    available_bytes: int | None
+
+    @property
+    def output(self) -> Path:
+        """Where the fused series goes."""
+        return self.parameters.output.expanduser()
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Time points and channels."""
+        series = self.views[0].series
+        return len(series.times), len(series.channels)
+
+    def image(self, world: Grid) -> ImageDescription:
+        """What the output will hold on `world`."""
+        series = self.views[0].series
+        shape = (*self.shape, *world.shape)
+        return ImageDescription(
+            shape, self.parameters.dtype, world.spacing_um, series.channels, series.time_step_s
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """The plan as JSON types."""
+        image = self.image(self.world)
+        return {
+            "views": [
+                {"name": view.series.name, "shape_zyx": view.series.shape,
+                 "voxel_um": view.recorded.spacing_um, "skewed": view.scan is not None}
+                for view in self.views
+            ],
+            "times": self.views[0].series.times,
+            "channels": self.views[0].series.channels,
+            "method": self.parameters.method,
+            "iterations": self.parameters.iterations or "auto",
+            "registration": _words(self.parameters),
+            "output": str(self.output),
+            "output_shape_tczyx": image.shape,
+            "output_bytes": image.size_bytes,
+            "voxel_um": self.world.spacing_um,
+            "device": describe_device(self.device),
+            "peak_bytes": self.peak_bytes,
+            "available_bytes": self.available_bytes,
+        }  # fmt: skip
+
+
+def plan_fusion(parameters: FuseParameters) -> FusePlan:
+    """The plan of a run: views opened, PSFs made, memory and disk checked; nothing computed.
+
+    Raises
+    ------
+    InputError : views that do not overlap or do not fit together, PSFs that cannot be used
+    ParameterError : choices that do not fit together
+    PlanError : too little memory or disk, with what would fit
+    OutputError : an output that exists or cannot be written
+    """
+    device = resolve_device(parameters.device)
+    opened = open_views(
+        parameters.inputs, voxel_um=parameters.voxel_um, axes=parameters.axes,
+        time=parameters.time, channel=parameters.channel,
+    )  # fmt: skip
+    views = placed_series(parameters, opened)
+    _check_output(parameters)
+    angled = nominal(parameters, views)
+    proposed_world(hollow(views, angled), cover="overlap")
+    world = cropped(parameters, world_grid(parameters, views, angled))
+    psfs = view_psfs(parameters, views)
+    peak = peak_bytes(views, psfs, angled, world)
+    plan = FusePlan(
+        parameters, views, psfs, _background_images(parameters, views), world, device, peak,
+        available_bytes(device),
+    )  # fmt: skip
+    if plan.available_bytes is not None and peak > plan.available_bytes:
+        coarser = world.spacing_um[0] * (peak / plan.available_bytes) ** (1 / 3) * 1.05
+        raise PlanError(
+            f"{plan.output.name}: fusing to {world.shape} needs {gib(peak)} and {device} has "
+            f"{gib(plan.available_bytes)} free. Voxels of {coarser:.2g} um would fit (--spacing-um), "
+            "or a crop of the result (--crop)."
+        )
+    # what is finished waits beside the output until all is there
+    waiting = math.prod(plan.image(world).shape) * 4
+    check_free_space(plan.output.parent, plan.image(world).size_bytes + waiting)
+    return plan
+
+
+def world_grid(
+    parameters: FuseParameters, views: Sequence[PlacedSeries], transforms: Sequence[Affine]
+) -> Grid:
+    """The isotropic grid of the result under `transforms`, not cropped."""
+    spacing = parameters.spacing_um or min(min(view.upright.spacing_um) for view in views)
+    return proposed_world(hollow(views, transforms), cover=parameters.cover, spacing_um=spacing)
+
+
+def hollow(views: Sequence[PlacedSeries], transforms: Sequence[Affine]) -> list[View]:
+    """Views without pixels, to speak of where they are."""
+    empty = np.float32(0)
+    return [
+        View(np.broadcast_to(empty, v.recorded.shape), v.recorded, v.to_recorded(transform))
+        for v, transform in zip(views, transforms, strict=True)
+    ]
+
+
+def cropped(parameters: FuseParameters, world: Grid) -> Grid:
+    """`world` cut to z0:z1,y0:y1,x0:x1 where that was asked; "auto" needs the pixels."""
+    if parameters.crop in (None, "auto"):
+        return world
+    assert parameters.crop is not None
+    parts = [part.split(":") for part in parameters.crop.split(",")]
+    if len(parts) != 3 or any(len(p) != 2 for p in parts):
+        raise ParameterError(
+            f"crop: expected auto or z0:z1,y0:y1,x0:x1 in voxels, got {parameters.crop!r}."
+        )
+    try:
+        ends = [
+            range(n)[slice(*(int(number) if number.strip() else None for number in part))]
+            for part, n in zip(parts, world.shape, strict=True)
+        ]
+    except ValueError:
+        raise ParameterError(f"crop: expected whole numbers, got {parameters.crop!r}.") from None
+    if not all(ends):
+        raise ParameterError(f"crop: {parameters.crop!r} leaves nothing of {world.shape}.")
+    return world.crop([e.start for e in ends], [e.stop for e in ends])
+
+
+def proposed_crop(plan: FusePlan, world: Grid, transforms: Sequence[Affine]) -> Grid:
+    """The box of what is above background in any view at any of a few time points, with a margin."""
+    low, high = np.full(3, np.inf), np.full(3, -np.inf)
+    times, channels = plan.shape
+    chosen = np.unique(np.linspace(0, times - 1, min(times, CROP_TIMES)).round().astype(int))
+    for t, c in ((int(t), c) for t in chosen for c in range(channels)):
+        for view, seen in zip(plan.views, hollow(plan.views, transforms), strict=True):
+            try:
+                box = lit_box(view.read(t, c))
+            except PellucidError:
+                continue  # a broken volume is told of when its turn comes
+            if box is None:
+                continue
+            ends = np.array(list(np.ndindex(2, 2, 2))) * (box[1] - box[0]) + box[0]
+            to_index = world.um_to_index @ seen.world_to_view.inverse() @ seen.grid.index_to_um
+            places = to_index.apply(ends)
+            low, high = np.minimum(low, places.min(0)), np.maximum(high, places.max(0))
+    if not np.isfinite(low).all():
+        return world
+    shape = np.asarray(world.shape)
+    start = np.clip(np.floor(low) - CROP_MARGIN, 0, shape - 1).astype(int)
+    stop = np.clip(np.ceil(high) + 1 + CROP_MARGIN, start + 1, shape).astype(int)
+    return world.crop(start.tolist(), stop.tolist())
+
+
+def lit_box(volume: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], npt.NDArray[Any]] | None:
+    """First and last voxel (z, y, x) of what stands above background; None where nothing does."""
+    image = gaussian_filter(np.asarray(volume, np.float32), 1.0)
+    level = float(estimate_background(image))
+    below = image[image < level]
+    noise = float(np.sqrt(np.mean((below - level) ** 2))) if below.size else 0.0
+    top = float(np.percentile(image, 99.9))
+    bright = image > max(level + 6 * noise, level + 0.05 * (top - level))
+    if not bright.any():
+        return None
+    sides = [np.flatnonzero(bright.any(tuple({0, 1, 2} - {a}))) for a in range(3)]
+    return np.array([s[0] for s in sides]), np.array([s[-1] for s in sides])
+
+
+def peak_bytes(
+    views: Sequence[PlacedSeries],
+    psfs: Sequence[tuple[Psf | None, ...]],
+    transforms: Sequence[Affine],
+    world: Grid,
+) -> int:
+    """Memory that the fusion of one volume takes, the views that wait included."""
+    recorded = sum(math.prod(view.recorded.shape) for view in views)
+    if any(psf is None for channel in psfs for psf in channel):
+        return 4 * (6 * math.prod(world.shape) + 3 * recorded)
+    widest = [max(channel, key=_size) for channel in psfs]
+    lit = [
+        # tensors without memory carry the shapes through the arithmetic
+        LitView(torch.empty(v.recorded.shape, device="meta"), v.recorded, v.to_recorded(transform),
+                psf, 1.0, 1.0, 0.0, 1.0, 1.0)
+        for v, psf, transform in zip(views, widest, transforms, strict=True)
+    ]  # fmt: skip
+    needed = Accelerated().peak_bytes(joint_problem(lit, world))
+    return int(SAMPLING_SHARE * needed) + 8 * recorded + 8 * math.prod(world.shape)
+
+
+def _size(psf: Psf | None) -> int:
+    return 0 if psf is None else psf.values.size
+
+
+def _background_images(
+    parameters: FuseParameters, views: Sequence[PlacedSeries]
+) -> list[npt.NDArray[Any] | None]:
+    files = parameters.background_image
+    if not files:
+        return [None] * len(views)
+    if parameters.background is not None:
+        raise ParameterError("background: a number and an image are given. Choose one of the two.")
+    if len(files) not in (1, len(views)):
+        raise ParameterError(
+            f"background_image: {len(files)} for {len(views)} views. Give one for all, or one each."
+        )
+    images = []
+    for number, view in enumerate(views):
+        path = files[number % len(files)]
+        image = open_recording(path).read().astype(np.float32)
+        if image.shape not in (view.series.shape, (1, *view.series.shape[1:])):
+            raise InputError(
+                f"{path.name}: expected {view.series.shape} or one plane of it, as "
+                f"{view.series.name} is, got {image.shape}."
+            )
+        images.append(image)
+    return list(images)
+
+
+def _check_output(parameters: FuseParameters) -> None:
+    output = parameters.output.expanduser()
+    if not output.name.lower().endswith((".zarr", ".tif", ".tiff")):
+        raise OutputError(
+            f"{output.name}: the suffix chooses the format. Use .ome.zarr, .ome.tif or .tif."
+        )
+    try:
+        check_output_path(output, parameters.overwrite)
+    except OutputError as error:
+        raise OutputError(str(error).replace("overwrite=True", "use --overwrite")) from error
+
+
+def _words(parameters: FuseParameters) -> str:
+    if parameters.transforms is not None:
+        return f"transforms from {parameters.transforms.name}"
+    if parameters.over_time == "none":
+        return f"none, {parameters.start} is taken as it is"
+    return f"{parameters.model}, over time: {parameters.over_time}"

@@ -1,0 +1,325 @@
+"""Fusion of files: views registered and fused over time points and channels, and resumed."""
+
+import dataclasses
+import time
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from pellucid.core.back_projectors import Matched
+from pellucid.core.fusion import fuse
+from pellucid.core.geometry import Grid
+from pellucid.core.resampling import resample
+from pellucid.core.transform_series import SeriesRegistration
+from pellucid.core.views import View
+from pellucid.data.finished_volumes import FinishedVolumes
+from pellucid.data.output import create_output
+from pellucid.data.pixels import IntegerScale
+from pellucid.data.record import RunRecord, fingerprint, write_record
+from pellucid.errors import InputError, PellucidError, PlanError
+from pellucid.stages import fuse_registration as registering
+from pellucid.stages import projecting
+from pellucid.stages.deconvolve import Outcome
+from pellucid.stages.events import (
+    Event,
+    FileDone,
+    OnEvent,
+    VolumeDone,
+    VolumeFailed,
+    Warned,
+    ignore,
+)
+from pellucid.stages.fuse_plan import FusePlan, cropped, proposed_crop, world_grid
+from pellucid.stages.lanes import ReadAhead
+
+Float32 = npt.NDArray[np.float32]
+Place = tuple[int, int]
+
+# What may change between an interrupted run and the one that goes on with it.
+FREE_TO_CHANGE = frozenset(
+    {"resume", "overwrite", "device", "projections", "registered_views", "dtype", "ome_zarr"}
+)
+
+
+@dataclass
+class FuseOutcome(Outcome):
+    """What came of a fusion; `resumed` volumes were finished by an earlier run."""
+
+    resumed: int = 0
+    transforms: SeriesRegistration | None = None
+    timings_s: dict[str, float] = field(default_factory=dict)
+
+
+def run_fusion(plan: FusePlan, on_event: OnEvent = ignore) -> FuseOutcome:
+    """Carry out `plan`: register, fuse and write every volume, with records beside the output.
+
+    A time point that fails in a series becomes NaN (zero in integers), and the series goes on. What
+    is finished waits beside the output, so that an interrupted run can be resumed; the output has
+    its name only once it is complete.
+
+    Raises
+    ------
+    PellucidError : all volumes failed, angles have the wrong sign, or an output cannot be written
+    """
+    record = RunRecord("fuse", plan.parameters.plain())
+    files = [path for view in plan.views for path in view.series.files]
+    extra = [*plan.parameters.psf, *plan.parameters.background_image]
+    if plan.parameters.transforms is not None:
+        extra.append(plan.parameters.transforms)
+    with record.timed("checksums"):
+        record.inputs = [fingerprint(path) for path in dict.fromkeys([*files, *extra])]
+    waiting = FinishedVolumes.begin(
+        plan.output, _identity(plan, record), resume=plan.parameters.resume,
+        anew=plan.parameters.overwrite,
+    )  # fmt: skip
+    outcome = FuseOutcome(plan.shape[0] * plan.shape[1], resumed=len(waiting.statistics))
+    try:
+        found, world = _registered(plan, waiting, record, outcome, on_event)
+        _fuse_all(plan, waiting, found, world, record, outcome, on_event)
+    except PellucidError:
+        if not waiting.statistics:
+            waiting.remove()
+        raise
+    if len(outcome.failures) == outcome.total:
+        waiting.remove()
+        raise InputError(f"{plan.output.name}: every volume failed. {outcome.failures[0][1]}")
+    _assemble(plan, waiting, found, world, record, outcome)
+    outcome.timings_s = record.timings_s
+    outcome.transforms = found
+    for path in outcome.outputs:
+        on_event(FileDone(path, outcome.records[0]))
+    return outcome
+
+
+def _identity(plan: FusePlan, record: RunRecord) -> dict[str, Any]:
+    chosen = {k: v for k, v in plan.parameters.plain().items() if k not in FREE_TO_CHANGE}
+    checksums = {print_.path: print_.checksum for print_ in record.inputs}
+    return {"parameters": chosen, "inputs": checksums, "version": record.versions["pellucid"]}
+
+
+def _registered(
+    plan: FusePlan,
+    waiting: FinishedVolumes,
+    record: RunRecord,
+    outcome: FuseOutcome,
+    on_event: OnEvent,
+) -> tuple[SeriesRegistration, Grid]:
+    """The transforms of the series and the grid of the result; those of an interrupted run if any."""
+    kept = waiting.kept("registration")
+    if kept is not None:
+        return registering.from_json(kept["series"]), Grid.from_dict(kept["world"])
+
+    def listen(event: Event) -> None:
+        if isinstance(event, Warned):
+            outcome.warnings.append(event.sentence)
+        on_event(event)
+
+    with record.timed("register"):
+        found = registering.found_transforms(plan.parameters, plan.views, plan.device, listen)
+    numbers = range(len(plan.views))
+    good = [t for t in found.times if all(found.at(t, v).believed for v in numbers)]
+    if not good:
+        raise InputError(
+            f"{plan.output.name}: no time point could be registered. {found.failures[0].reason}"
+        )
+    transforms = [found.world_to_view(good[0], v) for v in numbers]
+    world = cropped(plan.parameters, world_grid(plan.parameters, plan.views, transforms))
+    if plan.parameters.crop == "auto":
+        world = proposed_crop(plan, world, transforms)
+    waiting.keep("registration", {"series": registering.to_json(found), "world": world.to_dict()})
+    return found, world
+
+
+def _fuse_all(
+    plan: FusePlan,
+    waiting: FinishedVolumes,
+    found: SeriesRegistration,
+    world: Grid,
+    record: RunRecord,
+    outcome: FuseOutcome,
+    on_event: OnEvent,
+) -> None:
+    times, channels = plan.shape
+    left = [
+        (t, c) for t in range(times) for c in range(channels) if (t, c) not in waiting.statistics
+    ]
+
+    def read(place: Place) -> list[npt.NDArray[Any]]:
+        return [view.read(*place) for view in plan.views]
+
+    with ReadAhead(left, read) as volumes:
+        for number, ((t, c), reading) in enumerate(volumes, outcome.resumed):
+            name = f"t={found.times[t]} c={plan.views[0].series.channels[c]}"
+            begin = time.perf_counter()
+            try:
+                image, stats = _fused(plan, found, world, (t, c), reading, record)
+            except PellucidError as error:
+                why = str(error)
+            except (MemoryError, torch.OutOfMemoryError) as error:
+                error.__traceback__ = None  # it would keep the memory from what follows
+                why = str(PlanError(f"{name}: out of memory on {plan.device}."))
+            else:
+                seconds = time.perf_counter() - begin
+                with record.timed("write"):
+                    waiting.put(t, c, image, {"seconds": seconds, **stats})
+                on_event(VolumeDone(number, outcome.total, seconds, name))
+                continue
+            outcome.failures.append((name, why))
+            on_event(VolumeFailed(number, outcome.total, name, f"{name}: {why}"))
+
+
+def _fused(
+    plan: FusePlan,
+    found: SeriesRegistration,
+    world: Grid,
+    place: Place,
+    reading: Future[list[npt.NDArray[Any]]],
+    record: RunRecord,
+) -> tuple[Float32, dict[str, Any]]:
+    t, c = place
+    with record.timed("wait for reading"):
+        volumes = reading.result()
+    views = []
+    for number, (placed, volume) in enumerate(zip(plan.views, volumes, strict=True)):
+        transform = found.at(found.times[t], number)
+        if not transform.believed:
+            raise InputError(f"{placed.series.name}: not registered. {transform.reason}")
+        empty, level = plan.backgrounds[number], plan.parameters.background
+        counts: npt.NDArray[Any] = volume.astype(np.float32)
+        if empty is not None:
+            # the shape of the empty field is taken off and its mean kept, as the camera's level
+            level = float(empty.mean())
+            counts = counts - (empty - level)
+        views.append(
+            View(counts, placed.recorded, placed.to_recorded(transform.world_to_view),
+                 plan.psfs[number][c], level)
+        )  # fmt: skip
+    with record.timed("fuse"):
+        # a stated number means plain iterations, and those of the matched projector never run away;
+        # one view after the other they are worth about three times as many (benchmarks/fusion.py)
+        count = plan.parameters.iterations
+        restored = fuse(
+            views, world, how=plan.parameters.method, iterations=count, seed=plan.parameters.seed,
+            back_projector=None if count is None else Matched(), device=plan.device,
+            update="additive" if count is None else "alternating",
+        )  # fmt: skip
+        image: Float32 = restored.image.cpu().numpy()
+    return image, {k: v for k, v in restored.stats.items() if k not in ("path", "world")}
+
+
+def _assemble(
+    plan: FusePlan,
+    waiting: FinishedVolumes,
+    found: SeriesRegistration,
+    world: Grid,
+    record: RunRecord,
+    outcome: FuseOutcome,
+) -> None:
+    """Write what waits under its final name, with everything that belongs to it."""
+    asked, image = plan.parameters, plan.image(world)
+    scale = IntegerScale()
+    if asked.dtype != "float32":
+        tops = [float(np.nanmax(waiting.get(*place))) for place in waiting.statistics]
+        scale = IntegerScale.from_range(0.0, max(tops, default=0.0), asked.dtype)
+    with record.timed("write"), create_output(
+        plan.output, image, attributes={"command": "fuse", "config": asked.plain()}, scale=scale,
+        ome_zarr_version=asked.ome_zarr, overwrite=asked.overwrite,
+    ) as out:  # fmt: skip
+        for t, c in np.ndindex(plan.shape):
+            out.write(t, c, _volume(plan, waiting, world, (t, c)))
+    outcome.outputs.append(plan.output)
+    if asked.registered_views:
+        with record.timed("registered views"):
+            outcome.outputs += _write_views(plan, found, world)
+    if asked.projections:
+        with record.timed("projections"):
+            outcome.outputs += _write_projections(plan, waiting, world)
+    outcome.outputs += registering.write_all(
+        found, plan.views, asked, plan.output.with_name(stem(plan.output))
+    )
+    record.statistics.update(
+        world=world.to_dict(),
+        resumed_volumes=outcome.resumed,
+        volumes=[{"t": t, "c": c, **s} for (t, c), s in sorted(waiting.statistics.items())],
+        failures=[{"volume": name, "reason": why} for name, why in outcome.failures],
+        transforms=registering.to_json(found),
+        psfs=[[None if psf is None else list(psf.notes) for psf in view] for view in plan.psfs],
+        integer_scale=scale.factor,
+    )
+    outcome.records.append(write_record(record, plan.output))
+    waiting.remove()
+
+
+def _volume(plan: FusePlan, waiting: FinishedVolumes, world: Grid, place: Place) -> Float32:
+    if place in waiting.statistics:
+        return waiting.get(*place)
+    value = np.nan if plan.parameters.dtype == "float32" else 0.0
+    return np.full(world.shape, value, np.float32)
+
+
+def stem(output: Path) -> str:
+    """The name of an output without its suffixes."""
+    name = output.name
+    for suffix in (".zarr", ".tiff", ".tif", ".ome"):
+        name = name.removesuffix(suffix)
+    return name
+
+
+def _write_views(plan: FusePlan, found: SeriesRegistration, world: Grid) -> list[Path]:
+    """Write each view as recorded counts on the voxels of the result, zero where it does not see."""
+    paths = []
+    for number, placed in enumerate(plan.views):
+        path = plan.output.with_name(f"{stem(plan.output)}_view{number}.ome.zarr")
+        image = dataclasses.replace(plan.image(world), dtype="float32")
+        with create_output(
+            path, image, ome_zarr_version=plan.parameters.ome_zarr, overwrite=plan.parameters.overwrite
+        ) as out:
+            for t, c in np.ndindex(plan.shape):
+                transform = found.world_to_view(found.times[t], number)
+                try:
+                    counts = torch.from_numpy(placed.read(t, c).astype(np.float32))
+                except PellucidError:
+                    out.write(t, c, np.full(world.shape, np.nan, np.float32))
+                    continue
+                seen = resample(
+                    counts, placed.recorded, world, target_to_source=placed.to_recorded(transform)
+                )
+                out.write(t, c, seen.numpy())
+        paths.append(path)
+    return paths
+
+
+def _write_projections(plan: FusePlan, waiting: FinishedVolumes, world: Grid) -> list[Path]:
+    """Write maxima along z, y and x, and while turning: over one turn, or over the time points."""
+    times, channels = plan.shape
+    names = plan.views[0].series.channels
+    spacing = dict(zip("zyx", world.spacing_um, strict=True))
+    sides: dict[str, list[list[npt.NDArray[Any]]]] = {"z": [], "y": [], "x": []}
+    turns: list[list[npt.NDArray[Any]]] = []
+    angles = projecting.full_turn()
+    for t in range(times):
+        volumes = [np.nan_to_num(_volume(plan, waiting, world, (t, c))) for c in range(channels)]
+        seen = [projecting.along_axes(volume) for volume in volumes]
+        for axis, pictures in sides.items():
+            pictures.append([one[axis] for one in seen])
+        now = angles if times == 1 else [angles[t % len(angles)]]
+        turned = [projecting.turning(volume, world.spacing_um, now) for volume in volumes]
+        turns += [[picture[i] for picture in turned] for i in range(len(now))]
+    name = stem(plan.output)
+    paths = []
+    for axis, pictures in sides.items():
+        pixel = [spacing[a] for a in "zyx" if a != axis]
+        path = plan.output.with_name(f"{name}_max_{axis}.ome.tif")
+        paths.append(projecting.write_pictures(path, np.array(pictures), pixel, names))
+    turning = np.array(turns)
+    pixel = [min(world.spacing_um) * -(-max(world.shape) // projecting.LARGEST_SIDE)] * 2
+    path = plan.output.with_name(f"{name}_turning.ome.tif")
+    paths.append(projecting.write_pictures(path, turning, pixel, names))
+    if projecting.movie_is_possible():
+        paths.append(projecting.write_movie(path.with_name(f"{name}_turning.mp4"), turning))
+    return paths

@@ -1,0 +1,185 @@
+"""`pellucid fuse`: from two series of stacks to one, resumed, and refused in one sentence."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from functools import cache
+
+import numpy as np
+import pytest
+
+import pellucid
+from pellucid.apps.cli import main
+from pellucid.core.geometry import Grid
+from pellucid.core.multiview import DUAL_DEG, record_views, turned_arms
+from pellucid.core.psf_theory import gaussian
+from pellucid.core.quality import ncc
+from pellucid.core.simulation import filaments
+from pellucid.data.record import read_record
+
+WORLD = Grid((32, 32, 32), 1.0)
+ANGLES = ["--angles", "0,90"]
+
+
+@cache
+def recorded():
+    psf = gaussian((6.0, 3.0, 3.0), (1.0, 1.0, 1.0))
+    arms = turned_arms(DUAL_DEG, WORLD, [psf], misplaced=0.5, seed=2)
+    return record_views(filaments, WORLD, arms, peak_photons=200, seed=4)
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """Three time points of two arms, as diSPIM tools write them, and the PSF of both."""
+    monkeypatch.chdir(tmp_path)
+    for arm, view in zip(("SPIMA", "SPIMB"), recorded().views, strict=True):
+        (tmp_path / arm).mkdir()
+        for t in range(3):
+            pellucid.write(f"{arm}/{arm}_{t}.tif", view.counts + t, voxel_um=(1.0, 1.0, 1.0))
+    pellucid.write("psf.tif", recorded().views[0].psf.values.astype(np.float32), voxel_um=(1, 1, 1))
+    return tmp_path
+
+
+def fuse(*options):
+    views = ("SPIMA/SPIMA_{t}.tif", "SPIMB/SPIMB_{t}.tif")
+    return main(["fuse", *views, *ANGLES, "--psf", "psf.tif", *map(str, options)])
+
+
+def test_a_series_with_everything_that_belongs_to_it(folder, capsys):
+    options = ["--over-time", "once", "--registered-views", "--time", "0:2", "--iterations", 5]
+    assert fuse(*options, "-o", "fused.ome.zarr") == 0
+    fused = pellucid.open("fused.ome.zarr")
+    assert fused.shape[:2] == (2, 1)
+    assert fused.voxel_um == (1.0, 1.0, 1.0)
+    written = {path.name for path in folder.iterdir()}
+    assert {
+        "fused_transforms.json", "fused_view1.itk.txt", "fused_max_z.ome.tif", "fused_max_y.ome.tif",
+        "fused_max_x.ome.tif", "fused_turning.ome.tif", "fused_view0.ome.zarr",
+        "fused_view1.ome.zarr", "fused.ome.zarr.pellucid.json",
+    } <= written  # fmt: skip
+    assert not [name for name in written if "unfinished" in name or "partial" in name]
+    top = pellucid.open("fused_max_z.ome.tif")
+    np.testing.assert_allclose(top.read(1)[0], fused.read(1).max(0), rtol=1e-5)
+    record = read_record("fused.ome.zarr")
+    assert len(record["inputs"]) == 5
+    assert {"register", "fuse", "write"} <= set(record["timings_s"])
+    assert "registered   1 of 1" in capsys.readouterr().err
+    # the transforms are taken again, and give the same volume
+    again = ["--transforms", "fused_transforms.json", "--time", "1", "--iterations", 5]
+    assert fuse(*again, "--projections", "-o", "again.ome.zarr") == 0
+    np.testing.assert_array_equal(pellucid.open("again.ome.zarr").read(), fused.read(1))
+
+
+def test_two_views_are_better_than_one(folder):
+    assert fuse("--time", "0", "--crop", "auto", "-o", "two.ome.tif") == 0
+    grid = Grid.from_dict(read_record("two.ome.tif")["statistics"]["world"])
+    assert min(grid.shape) <= 46
+    # the world of the truth is that of the first view, turned by nothing
+    start = np.rint(-np.array(grid.origin_um)).astype(int)
+    image = np.pad(pellucid.open("two.ome.tif").read(), 32)
+    inner = image[tuple(slice(s + 32, s + 64) for s in start)][4:-4, 4:-4, 4:-4]
+    truth = recorded().truth[4:-4, 4:-4, 4:-4]
+    alone = pellucid.deconvolve(recorded().views[0].counts, recorded().views[0].psf)
+    assert ncc(inner, truth) > ncc(alone[4:-4, 4:-4, 4:-4], truth) + 0.005
+
+
+def test_a_killed_run_goes_on_to_the_same_series(folder):
+    asked = ["--iterations", 3, "--over-time", "once"]
+    assert fuse(*asked, "-o", "whole.ome.zarr") == 0
+    code = (
+        "import os, signal, sys\n"
+        "from pellucid.stages import fusing\n"
+        "from pellucid.apps.cli import main\n"
+        "done, original = [], fusing.FinishedVolumes.put\n"
+        "def put(self, *rest):\n"
+        "    original(self, *rest); done.append(1)\n"
+        "    if len(done) == 2: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "fusing.FinishedVolumes.put = put\n"
+        "main(sys.argv[1:])\n"
+    )
+    words = ["fuse", "SPIMA/SPIMA_{t}.tif", "SPIMB/SPIMB_{t}.tif", *ANGLES, "--psf", "psf.tif",
+             *map(str, asked), "-o", "killed.ome.zarr"]  # fmt: skip
+    ended = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, env=os.environ)
+    assert ended.returncode == -signal.SIGKILL
+    assert not (folder / "killed.ome.zarr").exists()
+    assert fuse(*asked, "-o", "killed.ome.zarr") == 1
+    assert fuse(*asked, "-o", "killed.ome.zarr", "--resume") == 0
+    whole, resumed = pellucid.open("whole.ome.zarr"), pellucid.open("killed.ome.zarr")
+    for t in range(3):
+        np.testing.assert_array_equal(whole.read(t), resumed.read(t))
+    assert read_record("killed.ome.zarr")["statistics"]["resumed_volumes"] == 2
+    assert not (folder / "killed.ome.zarr.unfinished").exists()
+
+
+def test_another_run_is_not_resumed(folder, capsys, monkeypatch):
+    def interrupted(*anything):
+        raise KeyboardInterrupt
+
+    from pellucid.stages import fusing
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fusing, "_assemble", interrupted)
+        assert fuse("--iterations", 1, "--over-time", "once", "-o", "a.ome.zarr") == 130
+    options = ["--over-time", "once", "-o", "a.ome.zarr", "--resume"]
+    assert fuse("--iterations", 2, *options) == 1
+    assert "parameters.iterations was 1, is 2" in capsys.readouterr().err
+    pellucid.write("SPIMA/SPIMA_1.tif", recorded().views[0].counts, voxel_um=(1, 1, 1), overwrite=True)
+    assert fuse("--iterations", 1, *options) == 1
+    assert "SPIMA_1.tif was" in capsys.readouterr().err
+
+
+def test_one_bad_time_point_stops_nothing(folder, capsys):
+    (folder / "SPIMB" / "SPIMB_1.tif").write_bytes(b"II*\0")
+    assert fuse("--iterations", 1, "--over-time", "once", "-o", "f.ome.zarr", "--json") == 3
+    said = json.loads(capsys.readouterr().out)
+    assert [failure["volume"] for failure in said["failures"]] == ["t=1 c=channel 0"]
+    fused = pellucid.open("f.ome.zarr")
+    assert np.isnan(fused.read(1)).all()
+    assert np.isfinite(fused.read(2)).all()
+
+
+def test_a_dry_run_shows_the_plan(folder, capsys):
+    assert fuse("-o", "f.ome.zarr", "--dry-run") == 0
+    said = capsys.readouterr().out
+    for part in ("3 time points", "32 x 32 x 32 voxels", "memory", "Nothing was started"):
+        assert part in said
+    assert not (folder / "f.ome.zarr").exists()
+
+
+def test_what_cannot_be_fused_is_refused_before_work(folder, capsys, monkeypatch):
+    def refused(*options):
+        code = fuse(*options, "-o", "f.ome.zarr")
+        assert not (folder / "f.ome.zarr").exists()
+        assert not (folder / "f.ome.zarr.unfinished").exists()
+        return code, capsys.readouterr().err
+
+    assert "each of the 2 views" in refused("--angles", "45")[1]
+    assert "stage_scan: expected step,angle" in refused("--stage-scan", "1")[1]
+    assert "leaves nothing" in refused("--crop", "90:95,:,:")[1]
+    assert "3 files for 2 views" in refused("--psf", "psf.tif", "--psf", "psf.tif")[1]
+    (folder / "bad.json").write_text("{}")
+    assert "bad.json" in refused("--transforms", "bad.json")[1]
+    monkeypatch.setattr("pellucid.stages.fuse_plan.available_bytes", lambda device: 2**20)
+    code, said = refused()
+    assert code == 1
+    assert "1 MiB free. Voxels of" in said
+    assert "would fit (--spacing-um)" in said
+
+
+def test_raw_stage_scans_are_fused_without_deskewing_first(folder):
+    raw = np.random.default_rng(0).poisson(20, (10, 16, 18)).astype(np.uint16)
+    raw[4:7, 6:10, 7:12] += 100
+    pellucid.write("a.tif", raw, voxel_um=(1.0, 1.0, 1.0))
+    pellucid.write("b.tif", raw, voxel_um=(1.0, 1.0, 1.0))
+    words = ["fuse", "a.tif", "b.tif", "--stage-scan", "1,45", "--over-time", "none",
+             "--psf", "psf.tif", "--iterations", "2", "-o", "scan.ome.tif"]  # fmt: skip
+    assert main(words) == 0
+    fused = pellucid.open("scan.ome.tif").read()
+    assert main(["deskew", "a.tif", "--step-um", "1", "--angle-deg", "45", "--frame", "view",
+                 "--dtype", "float32", "--spacing-um", "1,1,1", "-o", "up.tif"]) == 0  # fmt: skip
+    upright = pellucid.open("up.tif").read()
+    brightest = [np.argwhere(v > 0.6 * v.max()).mean(0) for v in (fused, upright)]
+    size = [np.array(v.shape) for v in (fused, upright)]
+    assert np.abs((brightest[0] - size[0] / 2) - (brightest[1] - size[1] / 2)).max() < 2
