@@ -274,10 +274,13 @@ def verdict_cases(
 def failures(args: argparse.Namespace) -> None:
     """Print how many wrong pairs are flagged, and how many right ones."""
     flagged: dict[str, list[bool]] = {}
+    believed: list[tuple[float, float]] = []
     for kind, right, pair in verdict_cases(args.first, args.failures, args.size, args.data):
         found, seconds = ours(pair)
         error = corner_error(found.fixed_to_moving.matrix, pair)
         flagged.setdefault("right" if right else "wrong", []).append(not found.converged)
+        if right and found.converged:
+            believed.append((error, float(np.mean(found.corner_sigma_um))))
         if found.converged != right or (right and error > 1):
             print(
                 f"{kind:16} {pair.name:32} error {error:7.2f} "
@@ -288,6 +291,15 @@ def failures(args: argparse.Namespace) -> None:
             )
     for name, answers in flagged.items():
         print(f"{name}: {sum(answers)} of {len(answers)} flagged ({np.mean(answers):.1%})")
+    if believed:
+        error, sigma = np.array(believed).T
+        off, unsaid = error > 1, (error > 1) & (error > 3 * sigma)
+        low, middle, high = np.quantile(error / sigma, [0.1, 0.5, 0.9])
+        print(
+            f"right and believed: {off.sum()} of {len(error)} off by more than a voxel, "
+            f"{unsaid.sum()} of them by more than three stated sigmas; "
+            f"error / sigma: 10 % {low:.2f}, median {middle:.2f}, 90 % {high:.2f}"
+        )
 
 
 def main() -> None:

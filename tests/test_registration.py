@@ -257,6 +257,26 @@ def test_the_nominal_turn_between_two_objectives_is_used():
                         **arguments).converged  # fmt: skip
 
 
+def test_coarse_planes_along_different_axes():
+    # each view is coarse along its own optical axis, as recorded by two objectives at a right angle
+    fixed = Grid((14, 48, 48), (3.4, 1.0, 1.0), frame="fixed")
+    moving = Grid((14, 48, 48), (3.4, 1.0, 1.0), frame="moving")
+    turn = view_turn(fixed, moving, "y", np.pi / 2)
+    truth = Affine.translation((2, -1.5, 2.5), source="moving", target="moving") @ turn
+    places, brightness = spots(6)
+    blur = np.diag([6.0, 1.0, 1.0])
+    views = [
+        picture(grid, p, brightness, blur, photons=500, seed=n)
+        for n, (grid, p) in enumerate(((fixed, places), (moving, truth.apply(places))))
+    ]
+    found = register(
+        *views, fixed_spacing_um=fixed.spacing_um, moving_spacing_um=moving.spacing_um,
+        nominal=turn, model="rigid",
+    )  # fmt: skip
+    assert found.converged, found.reason
+    assert corner_error(found, truth, fixed).mean() < 0.25
+
+
 def test_a_start_is_taken_as_given():
     truth = TRUTHS["affine"]
     near = truth @ Affine.translation((0.5, -1, 0.7), source="fixed", target="fixed")

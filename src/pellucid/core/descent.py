@@ -23,7 +23,7 @@ from pellucid.core.gauss_newton import (
     strongest_gradients,
 )
 from pellucid.core.geometry import Affine, Grid
-from pellucid.core.verdict import Agreement, agreement, shared_volume
+from pellucid.core.verdict import Agreement, agreement, correlation, shared_volume
 
 Matrix = NDArray[np.float64]
 
@@ -223,7 +223,7 @@ class _Descent:
             nominal=nominal,
             fit=self.fit,
             agreement=agreement(*levels, at),
-            ncc_before=agreement(*levels, self.start).ncc,
+            ncc_before=correlation(*levels, self.start),
             difference_um2=self.difference,
             corner_sigma_um=sigma,
             length_um=max(self.fixed.grid.extent_um),

@@ -24,6 +24,9 @@ FINE_VOXELS = 4.0
 REACH_VOXELS = 12
 """How far the views are slid against each other; well beyond the width of the peak."""
 
+FEWEST_VOXELS = 200
+"""In common; fewer say nothing about agreement."""
+
 
 @dataclass(frozen=True)
 class Agreement:
@@ -43,12 +46,8 @@ class Agreement:
 def agreement(fixed: Level, moving: Level, fixed_to_moving: Affine) -> Agreement:
     """Return how well two views, blurred alike, agree under a transform."""
     overlap = shared_volume(fixed.grid, moving.grid, fixed_to_moving)
-    warped = resample(moving.image, moving.grid, fixed.grid, target_to_source=fixed_to_moving)
-    there = resample(
-        inside(moving).to(warped), moving.grid, fixed.grid, target_to_source=fixed_to_moving
-    )
-    mask = (inside(fixed) & (there > 0.999)).to(warped)
-    if int(mask.sum()) < 200:
+    warped, mask = _shared(fixed, moving, fixed_to_moving)
+    if int(mask.sum()) < FEWEST_VOXELS:
         return Agreement(0.0, 0.0, 0.0, overlap)
     ncc = _correlation(fixed.image, warped, mask)
     first = _fine(fixed.image, mask, fixed.grid)
@@ -58,6 +57,21 @@ def agreement(fixed: Level, moving: Level, fixed_to_moving: Affine) -> Agreement
     others = surface[distance > REACH_VOXELS / 2]
     spread = float(others.square().mean().sqrt())
     return Agreement(ncc, fine, fine / max(spread, 1e-12), overlap)
+
+
+def correlation(fixed: Level, moving: Level, fixed_to_moving: Affine) -> float:
+    """Return `Agreement.ncc` alone, for a quarter of the time."""
+    warped, mask = _shared(fixed, moving, fixed_to_moving)
+    return _correlation(fixed.image, warped, mask) if int(mask.sum()) >= FEWEST_VOXELS else 0.0
+
+
+def _shared(fixed: Level, moving: Level, fixed_to_moving: Affine) -> tuple[Tensor, Tensor]:
+    """Return the moving image on the fixed grid, and 1 where both views may be used."""
+    warped = resample(moving.image, moving.grid, fixed.grid, target_to_source=fixed_to_moving)
+    there = resample(
+        inside(moving).to(warped), moving.grid, fixed.grid, target_to_source=fixed_to_moving
+    )
+    return warped, (inside(fixed) & (there > 0.999)).to(warped)
 
 
 def shared_volume(fixed: Grid, moving: Grid, fixed_to_moving: Affine) -> float:
