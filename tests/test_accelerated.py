@@ -7,8 +7,8 @@ import torch
 from microscopes import LIGHT_SHEET, gaussian_psf, problem_for, recorded
 from pellucid.core.accelerated import Accelerated, alpha_for, continued, thinned
 from pellucid.core.back_projectors import Matched, Wiener, WienerButterworth
-from pellucid.core.coarsening import bin_factors, binned, binned_image, binned_psf, refined
-from pellucid.core.operators import Blur
+from pellucid.core.coarsening import bin_factors, binned, binned_image, refined
+from pellucid.core.operators import Blur, binned_psf
 from pellucid.core.problem import Observation, Problem
 from pellucid.core.quality import ncc
 from pellucid.core.richardson_lucy import RichardsonLucy

@@ -21,15 +21,15 @@ import torch
 from torch import Tensor
 
 from pellucid.core.back_projectors import (
-    BackProjection,
     BackProjector,
     Matched,
     WienerButterworth,
+    back_projection,
 )
 from pellucid.core.coarsening import bin_factors, binned, refined
 from pellucid.core.fourier import Shape, empty
 from pellucid.core.noise import Noise, thin
-from pellucid.core.operators import Blur
+from pellucid.core.operators import Extended
 from pellucid.core.passband import band_edge_px, widths_of
 from pellucid.core.problem import Observation, Problem, Restored, sensitivities
 from pellucid.core.richardson_lucy import UNSEEN, correct, flat_start, peak_bytes
@@ -150,7 +150,7 @@ class _Level:
         # the thinned photons of a nearly dark recording may sum to nothing, or less
         self.photons = max(sum(float(image.sum(dtype=torch.float64)) for image in self.held), 1.0)
         self.backwards = [
-            [BackProjection(o.operator, projector) for o in self.problem.observations]
+            [back_projection(o.operator, projector) for o in self.problem.observations]
             for projector in projectors
         ]
         seen = sensitivities(self.problem)
@@ -244,8 +244,8 @@ class _Climb:
         x = self.level.corrected(self.p, self.models, 0)
         self.cost += 0.5 * self.level.cost
         coarse, fine = (lv.problem.observations[0].operator for lv in (self.level, level))
-        assert isinstance(coarse, Blur)
-        assert isinstance(fine, Blur)
+        assert isinstance(coarse, Extended)
+        assert isinstance(fine, Extended)
         ratio_z, ratio_y, ratio_x = (
             a // b for a, b in zip(self.level.factors, level.factors, strict=True)
         )
@@ -335,11 +335,11 @@ def thinned(problem: Problem, held_out: float, seed: int) -> tuple[Problem, Prob
 
 def _binnings(problem: Problem) -> list[Shape]:
     operators = [o.operator for o in problem.observations]
-    if len(operators) > 1 or not isinstance(operators[0], Blur):
+    if len(operators) > 1 or not isinstance(operators[0], Extended):
         return [(1, 1, 1)]
-    widths = widths_of(operators[0])
+    widths = widths_of(operators[0].typical)
     if not all(math.isfinite(w) for w in widths):
-        widths = band_edge_px(operators[0])
+        widths = band_edge_px(operators[0].typical)
     return bin_factors(widths, operators[0].range_shape)
 
 

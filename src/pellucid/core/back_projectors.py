@@ -37,6 +37,7 @@ from pellucid.core.passband import (
     radius_squared,
     widths_of,
 )
+from pellucid.core.varying_blur import VaryingBlur
 from pellucid.errors import ParameterError
 
 ALPHA_UNMEASURED = 0.05
@@ -45,6 +46,13 @@ ALPHA_UNMEASURED = 0.05
 
 class BackProjector(ABC):
     """A recipe that turns a `Blur` into the transfer function that goes back through it."""
+
+    def gain_over_matched(self, blur: Blur) -> Tensor:
+        """Return what the matched transfer is multiplied by, real, where the recipe is such one."""
+        raise ParameterError(
+            f"{type(self).__name__} does not use the PSF's own shape, so that it cannot go back "
+            "through a blur that varies. Use 'wiener-butterworth' or 'matched'."
+        )
 
     @abstractmethod
     def transfer(self, blur: Blur) -> Tensor:
@@ -118,8 +126,11 @@ class Wiener(BackProjector):
         _check(self.alpha, "alpha", 0.0, np.inf)
 
     def transfer(self, blur: Blur) -> Tensor:
+        return _matched_times(blur, self.gain_over_matched(blur))
+
+    def gain_over_matched(self, blur: Blur) -> Tensor:
         alpha = self.alpha or ALPHA_UNMEASURED
-        return _matched_times(blur, (1 + alpha) / (magnitude(blur) ** 2 + alpha))
+        return (1 + alpha) / (magnitude(blur) ** 2 + alpha)
 
 
 @dataclass(frozen=True)
@@ -161,6 +172,9 @@ class WienerButterworth(BackProjector):
             )
 
     def transfer(self, blur: Blur) -> Tensor:
+        return _matched_times(blur, self.gain_over_matched(blur))
+
+    def gain_over_matched(self, blur: Blur) -> Tensor:
         alpha = self.alpha or ALPHA_UNMEASURED
         cutoff_px = cutoff_lengths_px(blur, self.cutoff_fwhm)
         otf = magnitude(blur)
@@ -176,7 +190,7 @@ class WienerButterworth(BackProjector):
                 f"cutoff, too low for beta={beta:.3g}. Lower alpha or beta, or raise cutoff_fwhm."
             )
         low_pass = butterworth(blur, cutoff_px, steepness, self.order)
-        return _matched_times(blur, wiener.mul_(low_pass).mul_(1 + alpha))
+        return wiener.mul_(low_pass).mul_(1 + alpha)
 
 
 @dataclass(frozen=True)
@@ -205,9 +219,12 @@ class OtfMaskedWiener(BackProjector):
         _check(self.apodised_from, "apodised_from", 0.0, 1.0)
 
     def transfer(self, blur: Blur) -> Tensor:
+        return _matched_times(blur, self.gain_over_matched(blur))
+
+    def gain_over_matched(self, blur: Blur) -> Tensor:
         alpha = self.alpha or ALPHA_UNMEASURED
         mask = apodised_support(blur, self.energy, self.apodised_from)
-        return _matched_times(blur, mask * (1 + alpha) / (magnitude(blur) ** 2 + alpha))
+        return mask * (1 + alpha) / (magnitude(blur) ** 2 + alpha)
 
 
 @dataclass(frozen=True)
@@ -250,6 +267,51 @@ def figures(projector: BackProjector, blur: Blur) -> Figures:
         edge,
         float(product.max()),
     )
+
+
+def back_projection(operator: LinearOperator, projector: BackProjector) -> LinearOperator:
+    """Return the map from image to object that `projector` makes of any operator."""
+    if isinstance(operator, VaryingBlur) and not isinstance(projector, Matched):
+        return VaryingBackProjection(operator, projector)
+    innermost = operator.outer if isinstance(operator, Composed) else operator
+    if isinstance(projector, Matched) and not isinstance(innermost, Blur):
+        return Adjoint(operator)
+    return BackProjection(operator, projector)
+
+
+class Adjoint(LinearOperator):
+    """The transpose of an operator, as an operator."""
+
+    def __init__(self, operator: LinearOperator) -> None:
+        self.operator = operator
+        self.domain_shape, self.range_shape = operator.range_shape, operator.domain_shape
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.operator.adjoint(x)
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        return self.operator.forward(y)
+
+
+class VaryingBackProjection(LinearOperator):
+    """A* G: the image filtered once for all, then sent back through the exact adjoint.
+
+    The adjoint takes the phase of the PSF at every place, so the way there and back is symmetric;
+    the real gain G, of `projector` for the strongest |H| of the field at each frequency, sharpens and
+    exceeds a gain of 1 nowhere. It costs what the adjoint costs.
+    """
+
+    def __init__(self, blur: VaryingBlur, projector: BackProjector) -> None:
+        self.blur = blur
+        self.domain_shape, self.range_shape = blur.range_shape, blur.domain_shape
+        gain = projector.gain_over_matched(blur.strongest())
+        self.gain = gain.to(blur.psf)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.blur.filtered_adjoint(x, self.gain)
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        return self.blur.filtered_forward(y, self.gain)
 
 
 class BackProjection(LinearOperator):

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from pellucid.core.fourier import Shape
-from pellucid.core.operators import Blur
+from pellucid.core.operators import Extended
 from pellucid.core.passband import Lengths
 from pellucid.core.problem import Observation, Problem
 
@@ -49,11 +49,10 @@ def binned(problem: Problem, factors: Shape) -> Problem:
         return problem
     observations = []
     for o in problem.observations:
-        assert isinstance(o.operator, Blur)
+        assert isinstance(o.operator, Extended)
         image = binned_image(o.image, factors)
-        psf = binned_psf(o.operator.psf, factors)
         z, y, x = image.shape
-        blur = Blur(psf, (z, y, x))
+        blur = o.operator.binned(factors, (z, y, x))
         observations.append(Observation(image, blur, o.background * math.prod(factors)))
     return Problem(tuple(observations))
 
@@ -68,23 +67,7 @@ def binned_image(image: Tensor, factors: Shape) -> Tensor:
     return torch.nn.functional.avg_pool3d(image[None, None], factors)[0, 0] * math.prod(factors)
 
 
-def binned_psf(psf: Tensor, factors: Shape) -> Tensor:
-    """Return the PSF between blocks: object and camera both seen through a box, flux kept."""
-    for axis, f in enumerate(factors):
-        if f == 1:
-            continue
-        # the blur between two blocks at distance k f is sum_d psf(d) triangle(d - k f) / f
-        n = psf.shape[axis]
-        reach = max(n // 2, n - 1 - n // 2) // f + 1
-        offsets = torch.arange(n) - n // 2
-        places = f * torch.arange(-reach, reach + 1)
-        triangle = (1 - (offsets[None, :] - places[:, None]).abs() / f).clamp_min(0)
-        weights = triangle.to(dtype=psf.dtype, device=psf.device)
-        psf = torch.tensordot(weights, psf, dims=([1], [axis])).movedim(0, axis)
-    return psf.contiguous()
-
-
-def refined(x: Tensor, coarse: Blur, fine: Blur, factors: Shape) -> Tensor:
+def refined(x: Tensor, coarse: Extended, fine: Extended, factors: Shape) -> Tensor:
     """Return the object `x` of `coarse` on the grid of `fine`, trilinear, with its light shared out.
 
     Parameters

@@ -160,9 +160,9 @@ def _filter_on_cpu(
         values = scipy.fft.irfft(rows, n=width, axis=2, overwrite_x=True)[:, :, :nx]
         finish(planes, torch.from_numpy(values))
 
-    _in_parallel(to_spectrum, mz)
-    _in_parallel(times_transfer, height)
-    _in_parallel(to_volume, nz)
+    in_parallel(to_spectrum, mz)
+    in_parallel(times_transfer, height)
+    in_parallel(to_volume, nz)
 
 
 def _transfer_in_slabs(
@@ -184,11 +184,11 @@ def _transfer_in_slabs(
         lines[:, x] = plane
         spectrum[place, y] = scipy.fft.rfft(lines, axis=1)
         spectrum[place] = scipy.fft.fft(spectrum[place], axis=0, overwrite_x=True)
-    _in_parallel(columns, height)
+    in_parallel(columns, height)
     return spectrum
 
 
-def _in_parallel(work: Callable[[slice], None], length: int) -> None:
+def in_parallel(work: Callable[[slice], None], length: int) -> None:
     """Run `work` on slabs of 0..length, in torch's number of threads."""
     threads = min(torch.get_num_threads(), -(-length // SLAB))
     bounds = np.linspace(0, length, threads + 1).astype(int)

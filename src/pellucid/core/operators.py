@@ -8,6 +8,7 @@ projectors that speed up Richardson-Lucy are separate objects (`pellucid.core.ba
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 
+import torch
 from torch import Tensor
 
 from pellucid.core.fourier import (
@@ -65,7 +66,37 @@ class Composed(LinearOperator):
         return self.inner.adjoint(self.outer.adjoint(y))
 
 
-class Blur(LinearOperator):
+class Extended(LinearOperator):
+    """A blur of an object that may extend beyond its image, on one FFT grid.
+
+    Attributes
+    ----------
+    psf : the PSF, or the mean one
+    grid : of the FFTs
+    margin : voxels of object before the image on each axis: image voxel i is object voxel i + margin
+    """
+
+    psf: Tensor
+    grid: Shape
+    margin: Shape
+
+    @property
+    @abstractmethod
+    def typical(self) -> "Blur":
+        """The stationary blur that comes closest: a `Blur` itself."""
+
+    @property
+    def window(self) -> tuple[slice, slice, slice]:
+        """The part of the object that lies behind the image."""
+        z, y, x = (slice(m, m + n) for m, n in zip(self.margin, self.range_shape, strict=True))
+        return z, y, x
+
+    @abstractmethod
+    def binned(self, factors: Shape, image_shape: Shape) -> "Extended":
+        """Return the blur that a camera with voxels `factors` times larger sees."""
+
+
+class Blur(Extended):
     """Convolution of an object with a PSF, seen in a window of `image_shape`; nothing wraps around.
 
     The object extends beyond the image by the reach of the PSF (`extended=True`), because light from
@@ -114,10 +145,11 @@ class Blur(LinearOperator):
         return f"Blur(psf{tuple(self.psf.shape)}, {self.range_shape})"
 
     @property
-    def window(self) -> tuple[slice, slice, slice]:
-        """The part of the object that lies behind the image."""
-        z, y, x = (slice(m, m + n) for m, n in zip(self.margin, self.range_shape, strict=True))
-        return z, y, x
+    def typical(self) -> "Blur":
+        return self
+
+    def binned(self, factors: Shape, image_shape: Shape) -> "Blur":
+        return Blur(binned_psf(self.psf, factors), image_shape)
 
     def forward(self, x: Tensor) -> Tensor:
         return filtered(x, self.transfer, self.grid, self.range_shape)
@@ -127,6 +159,22 @@ class Blur(LinearOperator):
 
     def adjoint(self, y: Tensor) -> Tensor:
         return filtered(y, self.transfer, self.grid, self.domain_shape, conjugate=True)
+
+
+def binned_psf(psf: Tensor, factors: Shape) -> Tensor:
+    """Return the PSF between blocks: object and camera both seen through a box, flux kept."""
+    for axis, f in enumerate(factors):
+        if f == 1:
+            continue
+        # the blur between two blocks at distance k f is sum_d psf(d) triangle(d - k f) / f
+        n = psf.shape[axis]
+        reach = max(n // 2, n - 1 - n // 2) // f + 1
+        offsets = torch.arange(n) - n // 2
+        places = f * torch.arange(-reach, reach + 1)
+        triangle = (1 - (offsets[None, :] - places[:, None]).abs() / f).clamp_min(0)
+        weights = triangle.to(dtype=psf.dtype, device=psf.device)
+        psf = torch.tensordot(weights, psf, dims=([1], [axis])).movedim(0, axis)
+    return psf.contiguous()
 
 
 def _triple(values: Iterable[int]) -> Shape:

@@ -6,16 +6,18 @@ those who want exactly n iterations of a known scheme.
 
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from pellucid.core.back_projectors import BackProjection, BackProjector, Matched
+from pellucid.core.back_projectors import BackProjector, Matched, back_projection
 from pellucid.core.fourier import SLAB, empty
+from pellucid.core.operators import LinearOperator
 from pellucid.core.problem import Observation, Problem, Restored, sensitivities
+from pellucid.core.varying_blur import VaryingBlur
 from pellucid.errors import ParameterError, RunawayWarning
 
 UNSEEN = 0.02
@@ -66,7 +68,7 @@ class RichardsonLucy:
 
     def __call__(self, problem: Problem) -> Restored:
         views = range(len(problem.observations))
-        backwards = [BackProjection(o.operator, self.back_projector) for o in problem.observations]
+        backwards = [back_projection(o.operator, self.back_projector) for o in problem.observations]
         seen = sensitivities(problem)
         weight_of_all = inverse_sensitivity(seen)
         x = _start(problem, self.start, weight_of_all)
@@ -134,7 +136,7 @@ def mismatch(o: Observation, x: Tensor) -> tuple[Tensor, float]:
 
 def correct(
     x: Tensor,
-    backwards: list[BackProjection],
+    backwards: Sequence[LinearOperator],
     ratios: list[Tensor],
     weight: Tensor,
     *,
@@ -256,6 +258,8 @@ def peak_bytes(problem: Problem, *, volumes: int, projector: BackProjector) -> i
         operator: Any = getattr(o.operator, "outer", o.operator)
         half = math.prod(operator.grid[:2]) * (operator.grid[2] // 2 + 1)
         total += (1 if matched else 2) * half * 2 * element
+        if isinstance(operator, VaryingBlur):
+            total += operator.bytes_beyond_mean + half * 2 * element  # and the sum of spectra
     return int(1.03 * (total + half * 2 * element))  # and the spectrum in flight
 
 
