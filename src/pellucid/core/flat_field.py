@@ -25,7 +25,9 @@ def estimated_flat_field(tiles: Sequence[Tile], background: float = 0.0) -> Floa
     """
     ratios = []
     for tile in tiles:
-        planes = np.unique(np.linspace(0, tile.shape[0] - 1, min(PLANES, tile.shape[0])).astype(int))
+        planes = np.unique(
+            np.linspace(0, tile.shape[0] - 1, min(PLANES, tile.shape[0])).astype(int)
+        )
         mean = np.mean([np.asarray(tile[int(z)], np.float64) for z in planes], axis=0) - background
         if mean.mean() > 0:
             ratios.append(mean / mean.mean())

@@ -155,9 +155,7 @@ def _search(
     middle = np.rint(expected).astype(int)
     z, y, x = (int(p + q - 1) for p, q in zip(a.shape, b.shape, strict=True))
     shape = fast_shape((z, y, x))
-    index = [
-        np.arange(m - r, m + r + 1) % n for m, r, n in zip(middle, reach, shape, strict=True)
-    ]
+    index = [np.arange(m - r, m + r + 1) % n for m, r, n in zip(middle, reach, shape, strict=True)]
 
     def spectrum(image: Array) -> Array:
         whole: Array = scipy.fft.rfftn(image, s=shape)
@@ -277,7 +275,9 @@ def _most_structured(tile: Tile, box: Box, step: int) -> Box:
             return _box(start, stop)
         # every fourth voxel of one plane in eight is enough to rank by
         sample = np.asarray(
-            tile[slice(start[0], stop[0], 8), slice(start[1], stop[1], 4), slice(*_pair(start, stop))]
+            tile[
+                slice(start[0], stop[0], 8), slice(start[1], stop[1], 4), slice(*_pair(start, stop))
+            ]
         )
         if (spread := float(sample.std())) > best:
             best, found = spread, _box(start, stop)
