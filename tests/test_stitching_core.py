@@ -66,7 +66,7 @@ def test_tiles_without_links_stay_where_the_stage_says():
 
 @pytest.mark.parametrize("fraction", [0.0, 0.35])
 def test_blocks_meet_without_a_seam_and_show_the_object(fraction):
-    z, y, x = np.meshgrid(np.arange(12), np.arange(40), np.arange(70), indexing="ij")
+    _, y, x = np.meshgrid(np.arange(12), np.arange(40), np.arange(70), indexing="ij")
     scene = (50 + 2.0 * x + 0.5 * y).astype(np.float32)
     left, right = scene[:, :, :40], scene[:, :, 30:] + np.float32(2.0 * fraction)
     tiles = [PlacedTile(left, (0, 0, 0)), PlacedTile(right, (0, 0, 30 + fraction))]

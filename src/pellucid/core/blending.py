@@ -97,7 +97,7 @@ def _sampled(
         padded = values.take(index, axis)
         taps = _cubic(float(fraction[axis]))
         cuts = [padded.take(np.arange(k, k + count[axis]), axis) for k in range(4)]
-        values = sum((w * cut for w, cut in zip(taps, cuts, strict=True) if w), np.float32(0))
+        values = np.sum([w * cut for w, cut in zip(taps, cuts, strict=True) if w], axis=0)
         shape = [-1 if a == axis else 1 for a in range(3)]
         profile = _ramp(begin[axis] + np.arange(count[axis]), int(size[axis]))
         weight = weight * profile.reshape(shape)

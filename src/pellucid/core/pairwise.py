@@ -38,9 +38,10 @@ LEAST_SHARE = 0.3
 PEAK_RADIUS = 3
 """Voxels around the peak that belong to it, and not to the background that it is judged by."""
 
-LEAST_PEAK, LEAST_NCC = 5.0, 0.12
-"""A link is believed if its peak stands so many deviations above other shifts and fine structure
-correlates so well. Chosen on simulated noise and wrong content: these reach 4.6 and 0.10."""
+LEAST_PEAK, LEAST_NCC, LARGEST_SIGMA_PX = 3.0, 0.12, 0.5
+"""A link is believed if its peak stands so many deviations above other shifts, fine structure
+correlates so well, and the refinement settles so surely. Thin overlaps have wide peaks, so the first
+two are lenient; what is still wrong is left to the placement to reject."""
 
 
 class Tile(Protocol):
@@ -122,7 +123,7 @@ def pairwise_shift(
         return _refused(names, nominal_px, "the overlap is empty")
     # the shift between the crops' first voxels that stands for the nominal one
     expected = (np.asarray(nominal_px) - offsets[0] + offsets[1]) / step
-    found = _search(*crops, expected, margin / step)
+    found = _search(crops[0], crops[1], expected, margin / step)
     if found is None:
         return _refused(names, nominal_px, "too little overlap to tell")
     index, ncc, peak, on_edge = found
@@ -139,7 +140,7 @@ def _doubt(ncc: float, peak: float, on_edge: bool, sigma: float) -> str:
         return f"fine structure correlates by {ncc:.2f}, {peak:.1f} deviations above other shifts"
     if on_edge:
         return "the best shift lies at the edge of the search: allow a larger margin"
-    return "" if np.isfinite(sigma) else "too little structure to refine the shift"
+    return "" if sigma <= LARGEST_SIGMA_PX else "too little structure to refine the shift"
 
 
 def _refused(names: tuple[int, int], nominal: Triple, reason: str) -> Link:
@@ -163,7 +164,8 @@ def _search(
 
     def near(product: Array) -> Array:
         whole: Array = scipy.fft.irfftn(product, s=shape)
-        return whole[np.ix_(*index)]
+        part: Array = whole[np.ix_(*index)]
+        return part
 
     one, other = np.ones(a.shape, np.float32), np.ones(b.shape, np.float32)
     mask_a, mask_b = spectrum(one), np.conj(spectrum(other))
@@ -195,7 +197,8 @@ def _search(
 def _fine(image: Tensor) -> Array:
     """Return the band of structure that tells places apart: neither noise nor shading."""
     flat = np.array(image.shape) == 1
-    grid = Grid(tuple(image.shape))
+    z, y, x = image.shape
+    grid = Grid((z, y, x))
     image = image - image.mean()
     narrow = gaussian_blurred(image, grid, np.diag(np.where(flat, 0, FINE_SIGMA**2)))
     wide = gaussian_blurred(image, grid, np.diag(np.where(flat, 0, COARSE_SIGMA**2)))
@@ -238,7 +241,8 @@ def _fitted(fixed: Tensor, moving: Tensor, offset: Array) -> tuple[Array, float]
     """Return where the fixed crop's first voxel lies in the moving one, and how sure that is."""
     levels = []
     for name, image in (("fixed", fixed), ("moving", moving)):
-        grid = Grid(tuple(image.shape), frame=name)
+        z, y, x = image.shape
+        grid = Grid((z, y, x), frame=name)
         flat = np.array(image.shape) == 1
         smooth = gaussian_blurred(image - image.mean(), grid, np.diag(np.where(flat, 0.0, 1.0)))
         border = as_triple(np.where(flat | (np.array(image.shape) < 9), 0.0, 2.0), "border")
