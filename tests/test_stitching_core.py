@@ -1,0 +1,84 @@
+"""Tiles with a truth: shifts, placement with false links, and blocks that meet without a seam."""
+
+import numpy as np
+import pytest
+from scipy.ndimage import gaussian_filter
+from scipy.ndimage import shift as moved
+
+from pellucid.core.blending import PlacedTile, blended_block, output_shape
+from pellucid.core.flat_field import tile_gains
+from pellucid.core.pairwise import Link, pairwise_shift
+from pellucid.core.placement import place
+
+
+def texture(shape, seed=0):
+    rng = np.random.default_rng(seed)
+    volume = gaussian_filter(rng.standard_normal(shape), 1.5)
+    return (100 + 40 * volume / volume.std()).astype(np.float32)
+
+
+def test_a_shift_is_found_below_a_tenth_of_a_voxel():
+    volume = texture((24, 60, 110))
+    second = moved(volume, (0.3, -0.4, 0.25), order=3, mode="mirror")[2:, 3:53, 44:104]
+    link = pairwise_shift(volume[:20, :50, :60], second, (0.0, 0.0, 40.0), margin_px=(6, 8, 8))
+    assert link.believed, link.reason
+    np.testing.assert_allclose(link.shift_px, (1.7, 3.4, 43.75), atol=0.05)
+
+
+def test_other_content_and_empty_overlaps_give_no_belief():
+    first, other = texture((20, 50, 60)), texture((20, 50, 60), seed=1)
+    assert not pairwise_shift(first, other, (0.0, 0.0, 40.0)).believed
+    assert not pairwise_shift(first, np.zeros_like(first), (0.0, 0.0, 40.0)).believed
+    assert pairwise_shift(first, other, (0.0, 0.0, 90.0)) is None
+
+
+def grid_links(true, seed=0):
+    rng = np.random.default_rng(seed)
+    pairs = [(a, b) for a in range(16) for b in (a + 1, a + 4) if b < 16 and (b != a + 1 or b % 4)]
+    shifts = {p: true[p[1]] - true[p[0]] + 0.03 * rng.standard_normal(3) for p in pairs}
+    return [Link(*p, tuple(d), 0.03, 0.9, 20.0, 1.0, True) for p, d in shifts.items()]
+
+
+def test_false_links_are_rejected_and_named():
+    rng = np.random.default_rng(2)
+    nominal = np.array([(0.0, 90.0 * r, 90.0 * c) for r in range(4) for c in range(4)])
+    true = nominal + rng.uniform(-8, 8, (16, 3))
+    links = grid_links(true)
+    false = {3, 11, 17}
+    for number in false:
+        wrong = np.add(links[number].shift_px, rng.uniform(3, 9, 3))
+        links[number] = Link(
+            links[number].first, links[number].second, tuple(wrong), 0.03, 0.9, 20.0, 1.0, True
+        )
+    placed = place(nominal, links)
+    assert set(np.flatnonzero(~placed.kept)) == false
+    off = placed.positions_px - true
+    assert np.median(np.linalg.norm(off - off.mean(0), axis=1)) < 0.1
+    assert placed.cycles_px.max() < 0.5
+
+
+def test_tiles_without_links_stay_where_the_stage_says():
+    nominal = np.array([(0.0, 0.0, 90.0 * c) for c in range(3)])
+    placed = place(nominal, [Link(0, 1, (0.0, 1.0, 88.0), 0.05, 0.9, 20.0, 1.0, True)])
+    assert placed.groups == ((0, 1), (2,))
+    np.testing.assert_allclose(placed.positions_px[2], nominal[2])
+
+
+@pytest.mark.parametrize("fraction", [0.0, 0.35])
+def test_blocks_meet_without_a_seam_and_show_the_object(fraction):
+    _, y, x = np.meshgrid(np.arange(12), np.arange(40), np.arange(70), indexing="ij")
+    scene = (50 + 2.0 * x + 0.5 * y).astype(np.float32)
+    left, right = scene[:, :, :40], scene[:, :, 30:] + np.float32(2.0 * fraction)
+    tiles = [PlacedTile(left, (0, 0, 0)), PlacedTile(right, (0, 0, 30 + fraction))]
+    shape = output_shape(tiles)
+    whole = blended_block(tiles, (0, 0, 0), shape)
+    parts = [blended_block(tiles, (0, 0, a), (shape[0], shape[1], min(a + 17, shape[2])))
+             for a in range(0, shape[2], 17)]  # fmt: skip
+    np.testing.assert_array_equal(np.concatenate(parts, axis=2), whole)
+    np.testing.assert_allclose(whole[:, :, 2:66], scene[:, :, 2:66], rtol=2e-3)
+
+
+def test_gains_follow_the_ratios():
+    links = [Link(a, a + 1, (0, 0, 9), 0.1, 0.9, 9, ratio, True) for a, ratio in ((0, 2), (1, 0.5))]
+    gains = tile_gains(3, links)
+    np.testing.assert_allclose(gains[1] / gains[[0, 2]], 2, rtol=0.02)
