@@ -32,7 +32,6 @@ from pellucid.core.problem import Observation, Problem, Restored
 from pellucid.core.richardson_lucy import peak_bytes
 from pellucid.errors import InputError, ParameterError
 
-
 BOLDEST_UNGUARDED = 1.0
 """Momentum of a replayed step at most: nobody takes a step back that was too bold, and without
 scaling to the light of the whole the accepted momenta of up to 2 ran away (simulated points)."""
@@ -142,6 +141,15 @@ class Replay:
     """
 
     schedule: Schedule
+
+    def halo(self, psf: Tensor) -> Shape:
+        """Return the voxels beyond a core that decide it, as measured by `benchmarks/tiling.py`.
+
+        4 PSF radii where every step is matched, 8 with unmatched ones, which ring beyond the PSF.
+        """
+        matched = all(projector == Matched() for projector in self.schedule.projectors)
+        z, y, x = ((4 if matched else 8) * (n // 2) for n in psf.shape)
+        return z, y, x
 
     def peak_bytes(self, problem: Problem) -> int:
         """Return the largest memory held at once, in bytes, images included."""
