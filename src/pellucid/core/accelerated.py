@@ -98,7 +98,7 @@ class Accelerated:
         path: list[Step] = []
         for factors in reversed(_binnings(problem)):
             finest = factors == (1, 1, 1)
-            level = _Level(
+            level = JudgedLevel(
                 kept, held, self.held_out, factors, projectors if finest else (Matched(),)
             )
             climb = _Climb(level, self.momentum, self.tolerance, path, climb)
@@ -132,7 +132,7 @@ class Step:
     cost: float
 
 
-class _Level:
+class JudgedLevel:
     """The problem on one grid: models, corrections, and the score of the held-out photons."""
 
     def __init__(
@@ -205,7 +205,7 @@ class _Climb:
 
     def __init__(
         self,
-        level: _Level,
+        level: JudgedLevel,
         momentum: float,
         tolerance: float,
         path: list[Step],
@@ -239,7 +239,7 @@ class _Climb:
             scores[-1] - scores[0]
         )
 
-    def refined_onto(self, level: _Level) -> tuple[Tensor, Tensor]:
+    def refined_onto(self, level: JudgedLevel) -> tuple[Tensor, Tensor]:
         """Return the next estimate and the one before it on a finer grid, which will judge them."""
         x = self.level.corrected(self.p, self.models, 0)
         self.cost += 0.5 * self.level.cost

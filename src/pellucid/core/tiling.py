@@ -1,0 +1,149 @@
+"""Tiles: disjoint cores of a volume, each restored with a margin around it that is thrown away."""
+
+import itertools
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from pellucid.core.fourier import Shape, fast_shape
+from pellucid.errors import PlanError
+
+Box = tuple[slice, slice, slice]
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One core, and what must be read to restore it; both in voxels of the volume."""
+
+    index: int
+    core: Box
+    read: Box
+
+    @property
+    def inner(self) -> Box:
+        """The core within what was read."""
+        z, y, x = (
+            slice(c.start - r.start, c.stop - r.start)
+            for c, r in zip(self.core, self.read, strict=True)
+        )
+        return z, y, x
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """Cores that partition a volume.
+
+    Parameters
+    ----------
+    shape : (z, y, x) of the volume
+    core_shape : of every core but those that the volume's end cuts
+    halo : voxels read beyond a core on each side, at least
+    step : what is read begins at multiples of this, so that binning meets the same voxels
+    peak_bytes : of the largest tile
+    """
+
+    shape: Shape
+    core_shape: Shape
+    halo: Shape
+    step: Shape
+    peak_bytes: int
+
+    def __len__(self) -> int:
+        return math.prod(self.counts)
+
+    @property
+    def counts(self) -> Shape:
+        """Cores along each axis."""
+        z, y, x = (-(-n // c) for n, c in zip(self.shape, self.core_shape, strict=True))
+        return z, y, x
+
+    @property
+    def halo_share(self) -> float:
+        """Voxels read more than once, as a share of the volume's."""
+        read = sum(math.prod(s.stop - s.start for s in tile.read) for tile in self)
+        return read / math.prod(self.shape) - 1
+
+    def __iter__(self) -> Iterator[Tile]:
+        return (self.tile(i) for i in range(len(self)))
+
+    def tile(self, index: int) -> Tile:
+        """Return one tile; tiles are numbered with x fastest."""
+        _, y, x = self.counts
+        place = (index // (y * x), index // x % y, index % x)
+        core, read = [], []
+        for i, n, c, h, s in zip(
+            place, self.shape, self.core_shape, self.halo, self.step, strict=True
+        ):
+            start, stop = i * c, min((i + 1) * c, n)
+            core.append(slice(start, stop))
+            read.append(slice(max(start - h, 0) // s * s, min(-(-(stop + h) // s) * s, n)))
+        return Tile(index, (core[0], core[1], core[2]), (read[0], read[1], read[2]))
+
+
+def plan(
+    shape: Shape,
+    *,
+    halo: Shape,
+    reach: Shape,
+    align: Shape,
+    peak_bytes: Callable[[Shape], int],
+    budget_bytes: int,
+    step: Shape = (1, 1, 1),
+) -> Tiling:
+    """Return the tiling that costs least of those whose tiles fit.
+
+    Cost is that of the FFTs over all tiles, N log N of each tile's FFT grid.
+
+    Parameters
+    ----------
+    halo : that the restorer states
+    reach : voxels by which the PSF enlarges an image to its FFT grid
+    align : output chunk or shard; cores are whole multiples of it
+    peak_bytes : memory to restore an image of a shape
+    step : see `Tiling`
+
+    Raises
+    ------
+    PlanError : not even a tile of one chunk fits; says what it would need
+    """
+    sizes = [_core_sizes(n, a) for n, a in zip(shape, align, strict=True)]
+    best: tuple[float, Tiling] | None = None
+    for z, y, x in itertools.product(*sizes):
+        core = (z, y, x)
+        largest = _largest_read(shape, core, halo, step)
+        peak = peak_bytes(largest)
+        if peak <= budget_bytes:
+            tiling = Tiling(shape, core, halo, step, peak)
+            cost = len(tiling) * _fft_cost(largest, reach)
+            if best is None or cost < best[0]:
+                best = cost, tiling
+    if best is None:
+        smallest = tuple(s[0] for s in sizes)
+        z, y, x = smallest
+        needed = peak_bytes(_largest_read(shape, (z, y, x), halo, step))
+        raise PlanError(
+            f"tiles: the smallest, a core of {smallest} with a halo of {halo}, needs "
+            f"{needed / 2**20:.0f} MiB, and {budget_bytes / 2**20:.0f} MiB may be used. "
+            "Allow more memory, or crop the PSF."
+        )
+    return best[1]
+
+
+def _core_sizes(size: int, align: int) -> list[int]:
+    """Multiples of `align` that divide an axis into different numbers of cores, smallest first."""
+    chunks = -(-size // align)
+    return [min(k * align, size) for k in sorted({-(-chunks // count) for count in range(1, chunks + 1)})]
+
+
+def _largest_read(shape: Shape, core: Shape, halo: Shape, step: Shape) -> Shape:
+    z, y, x = (
+        min(n, c if c >= n else c + 2 * h + 2 * (s - 1))
+        for n, c, h, s in zip(shape, core, halo, step, strict=True)
+    )
+    return z, y, x
+
+
+def _fft_cost(image: Shape, reach: Shape) -> float:
+    z, y, x = (n + r for n, r in zip(image, reach, strict=True))
+    voxels = math.prod(fast_shape((z, y, x)))
+    return voxels * math.log2(max(voxels, 2))
