@@ -2,30 +2,36 @@
 
 `train` makes one model per structure, ours and a plain U-Net of equal size; `matrix` tests each on every
 structure, with and without polish; `verdict` calibrates on some structures and judges on others, and on
-a PSF that no model was trained with; `size` trains on a mixture for a stated time and compares with the
-classical solution.
+a PSF that no model was trained with.
 
     python benchmarks/networks.py train --steps 400 MODELS
     python benchmarks/networks.py matrix MODELS
     python benchmarks/networks.py verdict MODELS
-    python benchmarks/networks.py size MODELS
 """
 
 import argparse
 import time
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
+from scipy import ndimage
 from torch import Tensor
 
-from pellucid.core.accelerated import Accelerated
 from pellucid.core.operators import Blur
+from pellucid.core.problem import Observation, Problem
 from pellucid.core.psf import crop_to_support
 from pellucid.core.psf_theory import theoretical_psf
+from pellucid.core.quality import ncc, psnr
+from pellucid.networks.features import inputs_of
 from pellucid.networks.model import Architecture, RestorationNet, count_parameters
+from pellucid.networks.polish import Polished
+from pellucid.networks.structures import BANK, simulate
 from pellucid.networks.training import Schedule, SimulatedPairs, Trainer, held_out_pairs
+from pellucid.networks.trust import fit, gather, scores, wrong_regions
 
 SHAPE = (32, 64, 64)
 TRAINED_ON = {
@@ -129,15 +135,113 @@ def loaded(folder: Path, name: str, kinds: str) -> torch.nn.Module:
     return net.eval()
 
 
+@dataclass(frozen=True)
+class AnyNet:
+    """A net of any make as an estimator, so that all are polished and judged alike."""
+
+    net: torch.nn.Module
+
+    def estimate(self, problem: Problem) -> Tensor:
+        with torch.no_grad():
+            out: Tensor = self.net(inputs_of(problem)[None])[0]
+        return out
+
+
+def inventions(x: np.ndarray, truth: np.ndarray) -> float:
+    """Share of the light that lies where the truth, blurred by 2 voxels, has under 2 % of its maximum."""
+    wide = ndimage.gaussian_filter(truth, 2.0)
+    return float(x[wide < 0.02 * wide.max()].sum() / max(x.sum(), 1e-9))
+
+
+def matrix(folder: Path, seeds: int) -> None:
+    """Print trained on x tested on: PSNR, NRMSE, inventions and seconds, plain and polished."""
+    blur = operator()
+    print("| trained on | tested on | answer | PSNR | NCC | inventions | CPU s |")
+    print("|---|---|---|--:|--:|--:|--:|")
+    nets = [
+        (f"{name}, {kinds}", AnyNet(loaded(folder, name, kinds)))
+        for kinds in TRAINED_ON for name in ("ours", "unet")
+        if (folder / f"{name}-{kinds}.safetensors").exists()
+    ]  # fmt: skip
+    for kind in BANK:
+        rows: dict[tuple[str, str], list[list[float]]] = {}
+        for seed in range(seeds):
+            example = simulate((blur,), kind, 9000 + seed)
+            problem = example.problem
+            truth = problem.windowed(example.truth).numpy()
+            contenders: list[tuple[str, str, Any]] = [
+                ("none", "classical", lambda p: Accelerated()(p).image)
+            ]
+            for name, net in nets:
+                contenders.append((name, "network", lambda p, n=net: p.windowed(n.estimate(p))))
+                for gated in (True, False):
+                    polished = Polished(net, gated=gated)
+                    what = "polished, gated" if gated else "polished"
+                    contenders.append((name, what, lambda p, n=polished: p.windowed(n.estimate(p))))
+            for name, what, answer in contenders:
+                begin = time.process_time()
+                image = answer(problem).numpy()
+                spent = time.process_time() - begin
+                figures = [psnr(image, truth), ncc(image, truth), inventions(image, truth), spent]
+                rows.setdefault((name, what), []).append(figures)
+        for (name, what), values in rows.items():
+            p, n, i, s = np.mean(values, axis=0)
+            print(f"| {name} | {kind} | {what} | {p:.2f} | {n:.3f} | {100 * i:.2f} % | {s:.2f} |")
+
+
+def verdict(folder: Path, seeds: int) -> None:
+    """Print how well the verdict knows, on structures and a PSF outside training and calibration."""
+    print("| trained on | tested on | PSF | regions | wrong | AUROC | calibration error | false alarms |")
+    print("|---|---|---|--:|--:|--:|--:|--:|")
+    for kinds, held in TRAINED_ON.items():
+        if not (folder / f"ours-{kinds}.safetensors").exists():
+            continue
+        net = AnyNet(loaded(folder, "ours", kinds))
+        own = MIXTURE if "+" in kinds else (kinds,)
+        seen = {*own, *held}
+
+        def judged(kind: str, seed: int, sheet_um: float = 2.0, net: AnyNet = net) -> Any:
+            # The recording is made with one sheet, and explained with the one of the training.
+            made = simulate((operator(sheet_um),), kind, seed)
+            o, blur = made.problem.observations[0], operator()
+            problem = Problem((Observation(o.image, blur, o.background),))
+            x = net.estimate(problem)
+            truth = torch.zeros_like(x)
+            truth[blur.window] = made.problem.windowed(made.truth)
+            floor = max(o.background, 1.0) ** 0.5
+            return gather(problem, net, x), wrong_regions(x, truth, blur.window, floor)
+
+        calibration = [(k, judged(k, 5000 + i)) for i in range(seeds) for k in seen if "+" not in k]
+        familiar = [c[0] for k, c in calibration if k in own]
+        trust = fit([c[0] for _, c in calibration], [c[1] for _, c in calibration], familiar)
+        unseen = [k for k in BANK if k not in seen]
+        for sheet in (2.0, 4.0):
+            for group in [unseen] if unseen else [["nuclei", "shells"]]:
+                found = [judged(k, 7000 + i, sheet) for i in range(seeds) for k in group]
+                s = scores(
+                    np.concatenate([trust.believable(e).ravel() for e, _ in found]),
+                    np.concatenate([w.ravel() for _, w in found]),
+                )
+                psf = "trained on" if sheet == 2.0 else "sheet twice as thick"
+                print(
+                    f"| {kinds} | {', '.join(group)} | {psf} | {s['regions']:.0f} | {s['wrong']:.1%} "
+                    f"| {s['auroc']:.3f} | {s['calibration_error']:.3f} | {s['false_alarms']:.1%} |"
+                )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=["train"])
+    parser.add_argument("what", choices=["train", "matrix", "verdict"])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--nets", nargs="+", default=["ours", "unet"])
     asked = parser.parse_args()
     torch.set_num_threads(1)
-    train(asked.folder, asked.steps, asked.nets)
+    if asked.what == "train":
+        train(asked.folder, asked.steps, asked.nets)
+    else:
+        {"matrix": matrix, "verdict": verdict}[asked.what](asked.folder, asked.seeds)
 
 
 if __name__ == "__main__":

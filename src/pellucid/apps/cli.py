@@ -8,6 +8,7 @@ from cyclopts import App, CycloptsError, Parameter
 from pydantic import ValidationError
 
 from pellucid import __version__
+from pellucid.apps import network_cli
 from pellucid.apps.options import as_yaml, given, merged, options_of
 from pellucid.apps.psf_cli import psf_app
 from pellucid.apps.terminal import (
@@ -31,6 +32,8 @@ app = App(
     suppress_keyboard_interrupt=False,
 )
 app.command(psf_app)
+app.command(network_cli.train)
+app.command(network_cli.restore)
 
 _OWN = frozenset({"inputs", "output"})
 DeconvolveOptions: Any = options_of(DeconvolveParameters, without=_OWN)
