@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from scipy import ndimage
 from torch import Tensor
 
+from pellucid.core.accelerated import Accelerated
 from pellucid.core.operators import Blur
 from pellucid.core.problem import Observation, Problem
 from pellucid.core.psf import crop_to_support
