@@ -122,8 +122,22 @@ def fit(evidence: list[Evidence], wrong: list[Any], familiar: list[Evidence]) ->
     x = np.concatenate([_complete(e, centre, spread).reshape(-1, len(FEATURES)) for e in evidence])
     mean, scale = x.mean(axis=0), x.std(axis=0) + 1e-6
     design = np.column_stack([(x - mean) / scale, np.ones(len(x))])
+    used = np.ones(design.shape[1], bool)
+    while True:
+        w = np.zeros(design.shape[1])
+        w[used] = _newton(design[:, used], y)
+        # Evidence against an answer never speaks for it, whatever a small calibration says.
+        against = used & (w < 0)
+        against[[FEATURES.index("photons"), -1]] = False
+        if not against.any():
+            break
+        used &= ~against
+    return Trust(*(tuple(float(v) for v in part) for part in (w, mean, scale, centre, spread)))
+
+
+def _newton(design: Float64, y: Float64) -> Float64:
     w = np.zeros(design.shape[1])
-    ridge = np.diag([*[1.0] * len(FEATURES), 1e-6])
+    ridge = np.diag([*[1.0] * (design.shape[1] - 1), 1e-6])
     for _ in range(50):
         p = 1 / (1 + np.exp(-np.clip(design @ w, -50, 50)))
         curvature = design.T @ (design * (p * (1 - p))[:, None]) + ridge
@@ -131,7 +145,7 @@ def fit(evidence: list[Evidence], wrong: list[Any], familiar: list[Evidence]) ->
         w = w + step
         if np.abs(step).max() < 1e-8:
             break
-    return Trust(*(tuple(float(v) for v in part) for part in (w, mean, scale, centre, spread)))
+    return np.asarray(w)
 
 
 def scores(believable: Float64, wrong: Any) -> dict[str, float]:
