@@ -8,6 +8,7 @@ from cyclopts import App, CycloptsError, Parameter
 from pydantic import ValidationError
 
 from pellucid import __version__
+from pellucid.apps import network_cli
 from pellucid.apps.deskew_cli import add_deskew
 from pellucid.apps.fuse_cli import add_fuse
 from pellucid.apps.options import as_yaml, given, merged, options_of
@@ -37,6 +38,8 @@ app.command(psf_app)
 add_deskew(app)
 add_fuse(app)
 app.command(register)
+app.command(network_cli.train)
+app.command(network_cli.restore)
 
 _OWN = frozenset({"inputs", "output"})
 DeconvolveOptions: Any = options_of(DeconvolveParameters, without=_OWN)
