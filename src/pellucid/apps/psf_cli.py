@@ -1,4 +1,4 @@
-"""The commands about PSFs: `pellucid psf inspect | make | beads`."""
+"""The commands about PSFs: `pellucid psf inspect | make | field | beads`."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -8,13 +8,16 @@ from cyclopts import App, Parameter
 from pellucid.apps.options import given, options_of
 from pellucid.apps.terminal import OK, print_json, say
 from pellucid.stages.parameters import InputParameters, OpticsParameters
+from pellucid.stages.psf_field_parameters import DepthFieldParameters
 
 psf_app = App(name="psf", help="Make, distill and inspect point spread functions.")
 
 OpticsOptions: Any = options_of(OpticsParameters)
+DepthFieldOptions: Any = options_of(DepthFieldParameters)
 InputOptions: Any = options_of(InputParameters)
 VoxelOptions: Any = options_of(InputParameters, without=frozenset({"axes", "time", "channel"}))
 Optics = Annotated[OpticsOptions, Parameter(name="*")]
+DepthField = Annotated[DepthFieldOptions, Parameter(name="*")]
 Reading = Annotated[InputOptions, Parameter(name="*")]
 Voxel = Annotated[VoxelOptions, Parameter(name="*")]
 Output = Annotated[Path, Parameter(name=["--output", "-o"])]
@@ -77,6 +80,29 @@ def make(
     say(f"{psf.shape} voxels, FWHM z, y, x: {widths} um")
     for note in psf.notes:
         say(f"note: {note}")
+    say(f"wrote {output}")
+    return OK
+
+
+@psf_app.command
+def field(
+    *, output: Output, options: DepthField = DepthFieldOptions(), overwrite: bool = False
+) -> int:
+    """Compute how the PSF changes with depth in a sample of another refractive index.
+
+    Parameters
+    ----------
+    output
+        .npz; `pellucid deconvolve --psf` takes it.
+    overwrite
+        Replace an output that exists.
+    """
+    from pellucid.apps.psf_field_text import field_text
+    from pellucid.stages.psf_field_files import make_depth_field
+
+    asked = DepthFieldParameters.checked(given(options))
+    made = make_depth_field(asked, output, overwrite=overwrite)
+    print(field_text(made), end="")
     say(f"wrote {output}")
     return OK
 
