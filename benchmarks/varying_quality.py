@@ -172,8 +172,8 @@ def times(shape=(64, 256, 256)):
             base = base or (median(cpu), five)
             peak = RichardsonLucy(5).peak_bytes(problem) / 2**30
             print(f"{name}, {blur!r}: {median(cpu):.2f} ({median(wall):.2f}), "
-                  f"{median(cpu) / base[0]:.1f}x; 5 matched iterations {five:.1f}, {five / base[1]:.1f}x; {peak:.2f} GiB planned",
-                  flush=True)  # fmt: skip
+                  f"{median(cpu) / base[0]:.1f}x; 5 matched iterations {five:.1f}, "
+                  f"{five / base[1]:.1f}x; {peak:.2f} GiB planned", flush=True)  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -114,6 +114,7 @@ def beads(
     output: Output,
     options: Reading = InputOptions(),
     bead_um: float | None = None,
+    field: bool = False,
     overwrite: bool = False,
     json: bool = False,
 ) -> int:
@@ -124,9 +125,11 @@ def beads(
     stack
         The bead stack: TIFF, OME-TIFF, OME-Zarr or .npy.
     output
-        .tif (ImageJ TIFF), .ome.tif or .ome.zarr.
+        .tif (ImageJ TIFF), .ome.tif or .ome.zarr; .npz for a field.
     bead_um
         Diameter of the beads, to take their size out of the PSF.
+    field
+        Measure how the PSF changes over the stack, in place of one PSF.
     overwrite
         Replace an output that exists.
     json
@@ -135,6 +138,10 @@ def beads(
     from pellucid.apps.text import beads_text
     from pellucid.stages.psf_files import distill_file
 
+    if field:
+        return _bead_field(
+            stack, InputParameters.checked(given(options)), output, bead_um, overwrite, json
+        )
     found = distill_file(
         stack, InputParameters.checked(given(options)), output, bead_um=bead_um,
         overwrite=overwrite,
@@ -152,5 +159,21 @@ def beads(
         )
     else:
         print(beads_text(found), end="")
+        say(f"wrote {output}")
+    return OK
+
+
+def _bead_field(
+    stack: Path, reading: InputParameters, output: Path, bead_um: float | None,
+    overwrite: bool, json: bool,
+) -> int:  # fmt: skip
+    from pellucid.apps.psf_field_text import field_text
+    from pellucid.stages.psf_field_files import distill_field_file, field_figures
+
+    found = distill_field_file(stack, reading, output, bead_um=bead_um, overwrite=overwrite)
+    if json:
+        print_json({**field_figures(found), "notes": found.field.notes, "output": output})
+    else:
+        print(field_text(found.field), end="")
         say(f"wrote {output}")
     return OK

@@ -1,18 +1,23 @@
-"""PSF fields as files: from theory, with a record of how."""
+"""PSF fields as files: from theory or from beads, with a record of how."""
 
+from dataclasses import asdict
 from functools import cache
 from pathlib import Path
+from typing import Any
 
+from pellucid.core.bead_field import BeadField, distill_field
 from pellucid.core.depth_field import depth_field
 from pellucid.core.optics import Layers, Optics
 from pellucid.core.psf import Psf
 from pellucid.core.psf_field import PsfField
 from pellucid.core.psf_theory import focus_um
 from pellucid.data.psf_field_file import check_field_output, write_psf_field
-from pellucid.data.record import RunRecord, write_record
+from pellucid.data.record import RunRecord, fingerprint, write_record
 from pellucid.errors import ParameterError
+from pellucid.stages.parameters import InputParameters
 from pellucid.stages.psf_choice import computed_psf
 from pellucid.stages.psf_field_parameters import DepthFieldParameters
+from pellucid.stages.psf_files import bead_stack
 
 
 def make_depth_field(
@@ -57,3 +62,40 @@ def make_depth_field(
     record.statistics = {"psfs": len(field.psfs), "shape_zyx": field.shape, "notes": field.notes}
     write_record(record, output)
     return field
+
+
+def distill_field_file(
+    path: Path,
+    parameters: InputParameters,
+    output: Path,
+    *,
+    bead_um: float | None,
+    overwrite: bool,
+) -> BeadField:
+    """Measure the PSF field of a bead stack and write it with its record."""
+    check_field_output(output, overwrite)
+    recording, counts = bead_stack(path, parameters)
+    found = distill_field(counts, recording.require_voxel_um(), bead_um=bead_um)
+    write_psf_field(output, found.field, overwrite=overwrite)
+    record = RunRecord("psf beads", {**parameters.plain(), "bead_um": bead_um, "field": True})
+    record.inputs = [fingerprint(file) for file in recording.files]
+    record.statistics = {**field_figures(found), "notes": found.field.notes}
+    record.statistics["beads"] = {
+        "used": [asdict(bead) for bead in found.used],
+        "rejected": [asdict(bead) for bead in found.rejected],
+    }
+    write_record(record, output)
+    return found
+
+
+def field_figures(found: BeadField) -> dict[str, Any]:
+    """What was measured of a field of beads, as JSON types."""
+    return {
+        "beads_used": len(found.used),
+        "beads_rejected": len(found.rejected),
+        "variation": str(found.variation),
+        "unexplained": found.unexplained,
+        "unexplained_by_mean": found.unexplained_by_mean,
+        "positions_um": found.field.positions_um.tolist(),
+        "fwhm_um": found.fwhm_um.tolist(),
+    }
