@@ -38,17 +38,26 @@ UNMATCHED = WienerButterworth(cutoff_fwhm=2**-0.5)  # what `Accelerated` goes ba
 
 
 def depth(places):
-    """NA 1.4 oil into water-like tissue (1.36), confocal, 4 to 14 um below the cover glass."""
+    """NA 1.4 oil into tissue (1.36), confocal, 4 to 13 um below the cover glass."""
+    return _mismatch(1.36, np.linspace(3.6, 12.0, places), 4.0)
+
+
+def glass(places):
+    """The same objective into water (1.33), from the cover glass down."""
+    return _mismatch(1.33, np.linspace(0.0, 8.2, places), 0.0)
+
+
+def _mismatch(sample_index, depths_um, first_um):
     psfs, at = [], []
-    for depth_um in np.linspace(3.6, 12.0, places):
-        layers = Layers(1.36, float(depth_um))
+    for depth_um in depths_um:
+        layers = Layers(sample_index, float(depth_um))
         psfs.append(
             theoretical_psf(
                 "confocal", SPACING_UM, na=1.4, wavelength_nm=525, excitation_nm=488,
                 refractive_index=1.515, layers=layers, shape=(31, 31, 31),
             )
         )  # fmt: skip
-        at.append((focus_um(Optics(1.4, 525, 1.515, layers)) - 4.0, 0.0, 0.0))
+        at.append((focus_um(Optics(1.4, 525, 1.515, layers)) - first_um, 0.0, 0.0))
     return PsfField.of(psfs, at)
 
 
@@ -87,7 +96,7 @@ def coma(places):
     return PsfField.of(psfs, at)
 
 
-FIELDS = {"depth": depth, "width": width, "coma": coma}
+FIELDS = {"depth": depth, "glass": glass, "width": width, "coma": coma}
 
 
 def recorded(exact, structure, peak, seed):
