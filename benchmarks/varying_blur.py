@@ -40,8 +40,8 @@ def sheet_scan():
         loop += cost
         error = max(error, float((plane[t_] - fast[t_]).norm() / fast[t_].norm()))
     loop *= N / len(planes)
-    print(f"SheetScan, crossed sheets, {N}^3: {seconds:.2f} s, loop {loop:.1f} s (of {len(planes)} positions), "
-          f"{loop / seconds:.1f}x, error {error:.1e}")  # fmt: skip
+    print(f"SheetScan, crossed sheets, {N}^3: {seconds:.2f} s, loop {loop:.1f} s (of {len(planes)} "
+          f"positions), {loop / seconds:.1f}x, error {error:.1e}")  # fmt: skip
 
 
 def low_rank():
