@@ -173,7 +173,7 @@ def test_raw_stage_scans_are_fused_without_deskewing_first(folder):
     raw[4:7, 6:10, 7:12] += 100
     pellucid.write("a.tif", raw, voxel_um=(1.0, 1.0, 1.0))
     pellucid.write("b.tif", raw, voxel_um=(1.0, 1.0, 1.0))
-    words = ["fuse", "a.tif", "b.tif", "--stage-scan", "1,45", "--over-time", "none",
+    words = ["fuse", "a.tif", "b.tif", "--angles", "0,0", "--stage-scan", "1,45", "--over-time", "none",
              "--psf", "psf.tif", "--iterations", "2", "-o", "scan.ome.tif"]  # fmt: skip
     assert main(words) == 0
     fused = pellucid.open("scan.ome.tif").read()

@@ -4,6 +4,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from pellucid.core.psf import Psf
 from pellucid.core.transform_series import (
     SeriesRegistration,
     ViewTransform,
@@ -14,16 +17,31 @@ from pellucid.data.transform_exchange import affine_to_itk
 from pellucid.data.transform_file import read_transforms, write_transforms
 from pellucid.data.writer import plain_errors, write_atomically
 from pellucid.errors import InputError
+from pellucid.stages import register_files
 from pellucid.stages.events import Event, OnEvent, VolumeDone, VolumeFailed, Warned
 from pellucid.stages.fuse_parameters import FuseParameters
 from pellucid.stages.fuse_views import PlacedSeries, nominal
-from pellucid.stages.registering import register_series
+from pellucid.stages.registering import reference_channels, register_series
 
 
 def found_transforms(
-    parameters: FuseParameters, views: Sequence[PlacedSeries], device: str, on_event: OnEvent
+    parameters: FuseParameters,
+    views: Sequence[PlacedSeries],
+    psfs: Sequence[tuple[Psf | None, ...]],
+    given: SeriesRegistration | None,
+    device: str,
+    on_event: OnEvent,
 ) -> SeriesRegistration:
-    """The transforms of all views at all time points; what failed is said, and is in the result."""
+    """The transforms of all views at all time points; what failed is said, and is in the result.
+
+    Parameters
+    ----------
+    psfs : for each view and channel, at right angles; that of the first channel which registers counts
+    given : what `given_transforms` read
+    """
+    if parameters.transforms is not None:
+        assert given is not None
+        return given
 
     def only_trouble(event: Event) -> None:
         # the volumes that a fusion counts are fused ones
@@ -33,12 +51,23 @@ def found_transforms(
             on_event(event)
 
     upright = [view.upright_series for view in views]
-    times = views[0].series.times
-    if parameters.transforms is not None:
-        return applied(read_transforms(parameters.transforms), times, len(views), parameters.transforms)
+    channel = reference_channels(parameters.reference, views[0].series.channels)[0]
+    known = [view[channel] for view in psfs]
     return register_series(
-        upright, parameters, only_trouble, nominal=nominal(parameters, views), device=device
-    )
+        upright, parameters, only_trouble, nominal=nominal(parameters, views), given=given,
+        psfs=[None if psf is None else psf.values.astype(np.float32) for psf in known],
+        device=device,
+    )  # fmt: skip
+
+
+def given_transforms(
+    parameters: FuseParameters, views: Sequence[PlacedSeries]
+) -> SeriesRegistration | None:
+    """The transforms of a file, to apply (`transforms`) or to begin from (`start`); None: neither."""
+    path = parameters.transforms
+    if path is None:
+        return register_files.given_transforms(parameters, [view.upright_series for view in views])
+    return applied(read_transforms(path), views[0].series.times, len(views), path)
 
 
 def applied(
@@ -57,7 +86,10 @@ def applied(
     if missing := sorted(set(times) - set(given.times)):
         raise InputError(f"{path.name}: has no transforms of time point {missing[0]}.")
     kept = tuple(one for one in given.transforms if one.time in times)
-    return SeriesRegistration(times, views, kept)
+    found = SeriesRegistration(times, views, kept)
+    if len(kept) < len(times) * views:
+        raise InputError(f"{path.name}: lacks transforms of some views or time points. Register again.")
+    return found
 
 
 def to_json(found: SeriesRegistration) -> dict[str, Any]:

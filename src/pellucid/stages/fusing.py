@@ -120,7 +120,9 @@ def _registered(
         on_event(event)
 
     with record.timed("register"):
-        found = registering.found_transforms(plan.parameters, plan.views, plan.device, listen)
+        found = registering.found_transforms(
+            plan.parameters, plan.views, plan.upright_psfs, plan.given, plan.device, listen
+        )
     numbers = range(len(plan.views))
     good = [t for t in found.times if all(found.at(t, v).believed for v in numbers)]
     if not good:

@@ -1,5 +1,6 @@
 """`pellucid register` as a stage: views in, transforms and what is made of them out."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,8 +27,8 @@ from pellucid.data.writer import (
 )
 from pellucid.errors import InputError, OutputError, ParameterError, PellucidError, PlanError
 from pellucid.stages.events import FileDone, OnEvent, Warned, ignore
-from pellucid.stages.pair_registration import STARTS, nominal_transforms
-from pellucid.stages.parameters import RegisterParameters
+from pellucid.stages.pair_registration import STARTS, check_stated, nominal_transforms
+from pellucid.stages.parameters import RegisterParameters, RegistrationParameters
 from pellucid.stages.registering import reference_channels, register_series
 from pellucid.stages.resources import available_bytes, describe_device, resolve_device
 from pellucid.stages.view_series import ViewSeries, open_views
@@ -109,6 +110,7 @@ def plan_registration(parameters: RegisterParameters) -> RegisterPlan:
         parameters.inputs, voxel_um=parameters.voxel_um, axes=parameters.axes,
         time=parameters.time, channel=parameters.channel,
     )  # fmt: skip
+    check_stated(parameters.angles, "--start FILE", transforms=parameters.start not in STARTS)
     nominal = tuple(nominal_transforms(views, parameters.angles, parameters.axis))
     reference_channels(parameters.reference, views[0].channels)
     _check_outputs(parameters)
@@ -119,7 +121,7 @@ def plan_registration(parameters: RegisterParameters) -> RegisterPlan:
             f"{views[0].name}: a pair of views needs about {voxels * BYTES_PER_VOXEL / 2**30:.1f} "
             f"GiB and {device} has {room / 2**30:.1f} GiB free. Crop or bin the views first."
         )
-    given = _given(parameters, views)
+    given = given_transforms(parameters, views)
     return RegisterPlan(parameters, views, nominal, given, _psfs(parameters, views), device)
 
 
@@ -159,9 +161,16 @@ def run_registration(plan: RegisterPlan, on_event: OnEvent = ignore) -> Register
     return outcome
 
 
-def _given(
-    parameters: RegisterParameters, views: tuple[ViewSeries, ...]
+def given_transforms(
+    parameters: RegistrationParameters, views: Sequence[ViewSeries]
 ) -> SeriesRegistration | None:
+    """The transforms of a file that `start` names; None where it names a way to start.
+
+    Raises
+    ------
+    ParameterError : neither a way to start nor a file
+    InputError : a file of other transforms, or none
+    """
     if parameters.start in STARTS:
         return None
     path = Path(parameters.start).expanduser()
