@@ -81,6 +81,11 @@ class FinishedVolumes:
             write_atomically(waiting.folder / "run.json", json.dumps(wanted, indent=1))
         return waiting
 
+    @property
+    def worth_keeping(self) -> bool:
+        """Whether there is anything that a resumed run need not do again."""
+        return bool(self.statistics) or any(p.name != "run.json" for p in self.folder.glob("*.json"))
+
     def put(self, t: int, c: int, volume: Volume, statistics: Mapping[str, Any]) -> None:
         """Keep a finished volume; it counts only once it is whole on the disk."""
         target = self._path(t, c)

@@ -1,6 +1,7 @@
 """The plan of a fusion: all that can be known, and refused, before work starts."""
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from pellucid.core.noise import estimate_background
 from pellucid.core.psf import Psf
 from pellucid.core.transform_series import SeriesRegistration
 from pellucid.core.views import LitView, View, proposed_world
+from pellucid.data.finished_volumes import waiting_folder
 from pellucid.data.recording import open_recording
 from pellucid.data.writer import ImageDescription, check_free_space, check_output_path
 from pellucid.errors import InputError, OutputError, ParameterError, PellucidError, PlanError
@@ -68,6 +70,11 @@ class FusePlan:
     def output(self) -> Path:
         """Where the fused series goes."""
         return self.parameters.output.expanduser()
+
+    @property
+    def replaces(self) -> bool:
+        """Whether outputs that exist are replaced: on demand, or left by the run that is resumed."""
+        return _replaces(self.parameters)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -292,9 +299,33 @@ def _check_output(parameters: FuseParameters) -> None:
             f"{output.name}: the suffix chooses the format. Use .ome.zarr, .ome.tif or .tif."
         )
     try:
-        check_output_path(output, parameters.overwrite)
+        for path in (output, *side_outputs(output)):
+            check_output_path(path, _replaces(parameters))
     except OutputError as error:
         raise OutputError(str(error).replace("overwrite=True", "use --overwrite")) from error
+
+
+def side_outputs(output: Path) -> list[Path]:
+    """What an earlier fusion wrote beside `output`: views, projections, transforms."""
+    beside = re.compile(
+        re.escape(stem(output))
+        + r"_(max_[zyx]\.ome\.tif|turning\.(ome\.tif|mp4)|view\d+\.(ome\.zarr|itk\.txt)|transforms\.json)"
+    )
+    folder = output.parent
+    return [p for p in folder.iterdir() if beside.fullmatch(p.name)] if folder.is_dir() else []
+
+
+def stem(output: Path) -> str:
+    """The name of an output without its suffixes."""
+    name = output.name
+    for suffix in (".zarr", ".tiff", ".tif", ".ome"):
+        name = name.removesuffix(suffix)
+    return name
+
+
+def _replaces(parameters: FuseParameters) -> bool:
+    unfinished = waiting_folder(parameters.output.expanduser())
+    return parameters.overwrite or (parameters.resume and unfinished.exists())
 
 
 def _words(parameters: FuseParameters) -> str:

@@ -1,12 +1,11 @@
 """The transforms of a fusion: registered as `pellucid register` does, or from a file."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pellucid.core.psf import Psf
 from pellucid.core.transform_series import (
     SeriesRegistration,
     ViewTransform,
@@ -23,25 +22,28 @@ from pellucid.stages.fuse_parameters import FuseParameters
 from pellucid.stages.fuse_views import PlacedSeries, nominal
 from pellucid.stages.registering import reference_channels, register_series
 
+if TYPE_CHECKING:
+    from pellucid.stages.fuse_plan import FusePlan
+
 
 def found_transforms(
-    parameters: FuseParameters,
-    views: Sequence[PlacedSeries],
-    psfs: Sequence[tuple[Psf | None, ...]],
-    given: SeriesRegistration | None,
-    device: str,
+    plan: "FusePlan",
     on_event: OnEvent,
+    *,
+    done: SeriesRegistration | None = None,
+    on_partial: Callable[[SeriesRegistration], None] | None = None,
 ) -> SeriesRegistration:
     """The transforms of all views at all time points; what failed is said, and is in the result.
 
     Parameters
     ----------
-    psfs : for each view and channel, at right angles; that of the first channel which registers counts
-    given : what `given_transforms` read
+    done : what an interrupted run found
+    on_partial : is handed what there is after every time point
     """
+    parameters, views = plan.parameters, plan.views
     if parameters.transforms is not None:
-        assert given is not None
-        return given
+        assert plan.given is not None
+        return plan.given
 
     def only_trouble(event: Event) -> None:
         # the volumes that a fusion counts are fused ones
@@ -52,11 +54,11 @@ def found_transforms(
 
     upright = [view.upright_series for view in views]
     channel = reference_channels(parameters.reference, views[0].series.channels)[0]
-    known = [view[channel] for view in psfs]
+    known = [view[channel] for view in plan.upright_psfs]
     return register_series(
-        upright, parameters, only_trouble, nominal=nominal(parameters, views), given=given,
+        upright, parameters, only_trouble, nominal=nominal(parameters, views), given=plan.given,
         psfs=[None if psf is None else psf.values.astype(np.float32) for psf in known],
-        device=device,
+        device=plan.device, done=done, on_partial=on_partial,
     )  # fmt: skip
 
 

@@ -1,5 +1,6 @@
 """`pellucid register` as a stage: views in, transforms and what is made of them out."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +24,7 @@ from pellucid.data.writer import (
     ImageDescription,
     check_output_path,
     plain_errors,
+    remove,
     write_atomically,
 )
 from pellucid.errors import InputError, OutputError, ParameterError, PellucidError, PlanError
@@ -239,12 +241,20 @@ def _write_itk(folder: Path, series: SeriesRegistration) -> list[Path]:
     paths = []
     with plain_errors(folder):
         folder.mkdir(exist_ok=True)
+        _clear(folder, r"view\d+_t\d+\.txt")
         for transform in series.transforms:
             if transform.view > 0:
                 path = folder / f"view{transform.view}_t{transform.time:04}.txt"
                 write_atomically(path, affine_to_itk(transform.world_to_view))
                 paths.append(path)
     return paths
+
+
+def _clear(folder: Path, ours: str) -> None:
+    """Remove what an earlier run wrote, so that a folder holds one run; other files stay."""
+    for path in folder.iterdir():
+        if re.fullmatch(ours, path.name):
+            remove(path)
 
 
 def _write_registered(
@@ -254,6 +264,7 @@ def _write_registered(
     first = plan.views[0]
     shape = (len(first.times), len(first.channels), *first.shape)
     folder.mkdir(exist_ok=True)
+    _clear(folder, r"view\d+\.ome\.zarr")
     paths = []
     for view in plan.views:
         path = folder / f"view{view.number}.ome.zarr"
