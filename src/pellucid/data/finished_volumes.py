@@ -78,6 +78,11 @@ class FinishedVolumes:
             folder.mkdir(exist_ok=True)
             return cls(folder, Manifest(folder / "finished.jsonl", run, resume=resume))
 
+    @property
+    def worth_keeping(self) -> bool:
+        """Whether there is anything that a resumed run need not do again."""
+        return bool(self.statistics) or any(p.name != "run.json" for p in self.folder.glob("*.json"))
+
     def put(self, t: int, c: int, volume: Volume, statistics: Mapping[str, Any]) -> None:
         """Keep a finished volume; it counts only once it is whole on the disk."""
         target = self._path(t, c)
