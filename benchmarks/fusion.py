@@ -43,6 +43,7 @@ from pellucid.core.psf_preparation import prepare
 from pellucid.core.psf_theory import gaussian
 from pellucid.core.quality import ncc
 from pellucid.core.registration import register
+from pellucid.core.resolution import resolution_along_axes
 from pellucid.core.simulation import STRUCTURES, Camera
 from pellucid.core.starts import view_turn
 from pellucid.core.views import View
@@ -53,8 +54,6 @@ CAMERA = Camera(gain=1.0, offset=100.0, read_noise=1.5)
 NOISE = Noise(gain=1.0, offset=100.0, read_noise=1.5)
 BACKGROUND = 2.0
 BORDER = 4
-CONE_COSINE = 0.8
-"""Frequencies within 37 degrees of an axis speak for it."""
 
 
 @dataclass(frozen=True)
@@ -87,31 +86,6 @@ def methods() -> Iterator[Method]:
 
 def plain(how: str, n: int, projector: Any, update: str = "additive") -> dict[str, Any]:
     return {"how": how, "iterations": n, "back_projector": projector, "update": update}
-
-
-def axis_resolution(image: np.ndarray, truth: np.ndarray, level: float = 0.5) -> list[float]:
-    """Return the finest period (voxels) along z, y, x that correlates with the truth by `level`."""
-    window = np.ones(())
-    for axis, n in enumerate(image.shape):
-        taper = np.hanning(n + 2)[1:-1]
-        window = window * taper.reshape([-1 if a == axis else 1 for a in range(3)])
-    a, b = (np.fft.fftn((v - v.mean()) * window) for v in (image, truth))
-    k = np.stack(np.meshgrid(*[np.fft.fftfreq(n) for n in image.shape], indexing="ij"))
-    radius = np.sqrt((k**2).sum(0))
-    bins = np.rint(radius * min(image.shape)).astype(int)
-    periods = []
-    for axis in range(3):
-        cone = (np.abs(k[axis]) >= CONE_COSINE * radius) & (radius > 0) & (radius <= 0.5)
-        cross, aa, bb = (
-            np.bincount(bins[cone], weights=w[cone])
-            for w in ((a * b.conj()).real, np.abs(a) ** 2, np.abs(b) ** 2)
-        )
-        curve = (cross / np.sqrt(np.maximum(aa * bb, 1e-30)))[1:]
-        smooth = ndimage.uniform_filter1d(curve, 3, mode="nearest")
-        below = np.flatnonzero(smooth < level)
-        last = int(below[0]) if below.size else len(smooth)
-        periods.append(min(image.shape) / max(last, 1))
-    return periods
 
 
 def views_of(recording: MultiViewRecording, registered: bool) -> tuple[list[View], str]:
@@ -168,7 +142,7 @@ def report(recording: MultiViewRecording, registered: bool, only: str) -> None:
         seconds = time.perf_counter() - start
         whole = restored.image.numpy()
         image, soft = whole[inner], ndimage.gaussian_filter(whole, sigma)[inner]
-        z, y, x = axis_resolution(image, truth)
+        z, y, x = resolution_along_axes(image, truth)
         light = image.sum() / truth.sum()
         iterations = restored.stats.get("iterations", "-")
         flag = "  ran away" if caught else ""

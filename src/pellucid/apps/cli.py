@@ -163,14 +163,14 @@ def measure(file: str, *, options: Reading = InputOptions(), json: bool = False)
 
 @app.command
 def demo(*, output: Output = None, data: Path | None = None) -> int:
-    """Record a known object with a simulated microscope, deconvolve it, and measure the gain.
+    """Record known objects with a simulated microscope, deconvolve and fuse, and measure the gain.
 
     Parameters
     ----------
     output
-        Folder for images, picture and report; demo by default.
+        Folder for images, pictures and report; demo by default.
     data
-        Folder with raw.tif and psf_computed.tif: the same on real data.
+        Folder with raw.tif and psf_computed.tif: deconvolution on real data.
     """
     from pellucid.apps.demo import run_demo
 
