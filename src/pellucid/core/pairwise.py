@@ -41,7 +41,8 @@ PEAK_RADIUS = 3
 LEAST_PEAK, LEAST_NCC, AMPLE_NCC = 5.0, 0.12, 0.5
 """A link takes part if fine structure correlates at all and either its peak stands so many deviations
 above other shifts (the largest of ten thousand by chance: about 4) or the correlation is ample: in a
-thin overlap a peak is as wide as the search, and stands above nothing. How far a link is trusted is its `sigma_px`; the rest is for the placement."""
+thin overlap a peak is as wide as the search, and stands above nothing.
+How far a link is trusted is its `sigma_px`; the rest is for the placement."""
 
 UNREFINED_PX = 0.5
 """Uncertainty of a shift that could not be refined below the whole voxel."""
