@@ -14,6 +14,7 @@ from pellucid.apps.fuse_cli import add_fuse
 from pellucid.apps.options import as_yaml, given, merged, options_of
 from pellucid.apps.psf_cli import psf_app
 from pellucid.apps.register_cli import register
+from pellucid.apps.stitch_cli import add_stitch
 from pellucid.apps.terminal import (
     ERROR,
     OK,
@@ -37,6 +38,7 @@ app = App(
 app.command(psf_app)
 add_deskew(app)
 add_fuse(app)
+add_stitch(app)
 app.command(register)
 app.command(network_cli.train)
 app.command(network_cli.restore)
