@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from pellucid.core.blur_matching import gaussian_blurred
-from pellucid.core.fourier import fast_shape
+from pellucid.core.fourier import fast_shape, irfftn, rfftn
 from pellucid.core.gauss_newton import Level, inside
 from pellucid.core.geometry import Affine, Grid
 from pellucid.core.resampling import resample
@@ -50,8 +50,7 @@ def agreement(fixed: Level, moving: Level, fixed_to_moving: Affine) -> Agreement
     if int(mask.sum()) < FEWEST_VOXELS:
         return Agreement(0.0, 0.0, 0.0, overlap)
     ncc = _correlation(fixed.image, warped, mask)
-    first = _fine(fixed.image, mask, fixed.grid)
-    second = _fine(warped, mask, fixed.grid)
+    first, second = _fine((fixed.image, warped), mask)
     surface, distance = _slid(first, second, mask)
     fine = float(surface[distance == 0])
     others = surface[distance > REACH_VOXELS / 2]
@@ -92,14 +91,18 @@ def _correlation(first: Tensor, second: Tensor, mask: Tensor) -> float:
     return float((a * b).sum() / (a.square().sum() * b.square().sum()).sqrt().clamp_min(1e-30))
 
 
-def _fine(image: Tensor, mask: Tensor, grid: Grid) -> Tensor:
-    """Return the image less its local mean over the mask, of unit variance, zero outside."""
-    covariance = np.diag([0.0 if n == 1 else FINE_VOXELS**2 for n in grid.shape])
-    index_grid = Grid(grid.shape)
-    image = (image - image[mask > 0].mean()) * mask
+def _fine(images: tuple[Tensor, Tensor], mask: Tensor) -> list[Tensor]:
+    """Return images less their local mean over the mask, of unit variance, zero outside."""
+    z, y, x = mask.shape
+    index_grid = Grid((z, y, x))
+    covariance = np.diag([0.0 if n == 1 else FINE_VOXELS**2 for n in mask.shape])
     weight = gaussian_blurred(mask, index_grid, covariance).clamp_min(0.05)
-    fine = (image - gaussian_blurred(image, index_grid, covariance) / weight) * mask
-    return fine / fine.square().sum().sqrt().clamp_min(1e-30)
+    fine = []
+    for image in images:
+        image = (image - image[mask > 0].mean()) * mask
+        image = (image - gaussian_blurred(image, index_grid, covariance) / weight) * mask
+        fine.append(image / image.square().sum().sqrt().clamp_min(1e-30))
+    return fine
 
 
 def _slid(first: Tensor, second: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -109,11 +112,10 @@ def _slid(first: Tensor, second: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     shape = fast_shape((z, y, x))
 
     def spectrum(image: Tensor) -> Tensor:
-        whole: Tensor = torch.fft.rfftn(image, s=shape)
-        return whole
+        return rfftn(image, shape)
 
     def near(product: Tensor) -> Tensor:
-        whole: Tensor = torch.fft.irfftn(product, s=shape)
+        whole = irfftn(product, shape)
         for axis, r in enumerate(reach):
             index = torch.arange(-r, r + 1, device=whole.device) % shape[axis]
             whole = whole.index_select(axis, index)
