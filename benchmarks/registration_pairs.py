@@ -74,13 +74,20 @@ def view(
 ) -> NDArray[np.uint16]:
     """Return what a microscope of Gaussian blur records of an object, moved by `affine`."""
     margin = (wide.shape[0] - size) // 2
-    if affine is not None:
+    # SciPy's Gaussian ends at four sigma: nothing beyond that reaches the view
+    halo = min(margin, int(4 * max(sigma_px) + 0.5))
+    first, length = margin - halo, size + 2 * halo
+    if affine is None:
+        wide = wide[(slice(first, first + length),) * 3]
+    else:
         back = affine.inverse()
-        # moving voxel y (inner indices) sees the object at back(y); both are offset by the margin
-        offset = back.apply(np.full(3, -margin)) + margin
-        wide = ndimage.affine_transform(wide, back.linear, offset, order=3, mode="constant")
+        # voxel y of the view sees the object at back(y); the object begins a margin before the view
+        offset = back.apply(np.full(3, -halo)) + margin
+        wide = ndimage.affine_transform(
+            wide, back.linear, offset, output_shape=(length,) * 3, order=3, mode="constant"
+        )
     blurred = ndimage.gaussian_filter(wide, sigma_px)
-    inner = (slice(margin, margin + size),) * 3
+    inner = (slice(halo, halo + size),) * 3
     mean = photons * np.clip(blurred[inner], 0, None) + background
     rng = np.random.default_rng([seed, 5])
     return (rng.poisson(mean) + rng.normal(100, 2, mean.shape)).round().clip(0).astype(np.uint16)

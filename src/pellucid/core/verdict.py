@@ -15,7 +15,7 @@ from torch import Tensor
 from pellucid.core.blur_matching import gaussian_blurred
 from pellucid.core.fourier import fast_shape, irfftn, rfftn
 from pellucid.core.gauss_newton import Level, inside
-from pellucid.core.geometry import Affine, Grid
+from pellucid.core.geometry import Affine, Grid, as_triple
 from pellucid.core.resampling import resample
 
 FINE_VOXELS = 4.0
@@ -46,7 +46,7 @@ class Agreement:
 def agreement(fixed: Level, moving: Level, fixed_to_moving: Affine) -> Agreement:
     """Return how well two views, blurred alike, agree under a transform."""
     overlap = shared_volume(fixed.grid, moving.grid, fixed_to_moving)
-    warped, mask = _shared(fixed, moving, fixed_to_moving)
+    warped, mask = _shared(inside(fixed), fixed.grid, moving, fixed_to_moving)
     if int(mask.sum()) < FEWEST_VOXELS:
         return Agreement(0.0, 0.0, 0.0, overlap)
     ncc = _correlation(fixed.image, warped, mask)
@@ -59,18 +59,27 @@ def agreement(fixed: Level, moving: Level, fixed_to_moving: Affine) -> Agreement
 
 
 def correlation(fixed: Level, moving: Level, fixed_to_moving: Affine) -> float:
-    """Return `Agreement.ncc` alone, for a quarter of the time."""
-    warped, mask = _shared(fixed, moving, fixed_to_moving)
-    return _correlation(fixed.image, warped, mask) if int(mask.sum()) >= FEWEST_VOXELS else 0.0
-
-
-def _shared(fixed: Level, moving: Level, fixed_to_moving: Affine) -> tuple[Tensor, Tensor]:
-    """Return the moving image on the fixed grid, and 1 where both views may be used."""
-    warped = resample(moving.image, moving.grid, fixed.grid, target_to_source=fixed_to_moving)
-    there = resample(
-        inside(moving).to(warped), moving.grid, fixed.grid, target_to_source=fixed_to_moving
+    """Return `Agreement.ncc` alone, from every other voxel along each axis."""
+    image, usable, grid = fixed.image[::2, ::2, ::2], inside(fixed)[::2, ::2, ::2], fixed.grid
+    z, y, x = image.shape
+    thinned = Grid(
+        (z, y, x),
+        as_triple(2 * np.asarray(grid.spacing_um), "spacing_um"),
+        grid.origin_um,
+        grid.frame,
     )
-    return warped, (inside(fixed) & (there > 0.999)).to(warped)
+    warped, mask = _shared(usable, thinned, moving, fixed_to_moving)
+    return _correlation(image, warped, mask) if int(mask.sum()) >= FEWEST_VOXELS else 0.0
+
+
+def _shared(
+    usable: Tensor, grid: Grid, moving: Level, fixed_to_moving: Affine
+) -> tuple[Tensor, Tensor]:
+    """Return the moving image on the fixed grid, and 1 where both views may be used."""
+    warped = resample(moving.image, moving.grid, grid, target_to_source=fixed_to_moving)
+    there = inside(moving).to(warped)
+    there = resample(there, moving.grid, grid, target_to_source=fixed_to_moving)
+    return warped, (usable & (there > 0.999)).to(warped)
 
 
 def shared_volume(fixed: Grid, moving: Grid, fixed_to_moving: Affine) -> float:
