@@ -12,14 +12,14 @@ from pellucid.core.geometry import Grid
 from pellucid.core.resampling import resample
 from pellucid.core.transform_series import SeriesRegistration, ViewTransform
 from pellucid.data.finished_volumes import FinishedVolumes
-from pellucid.data.output import create_output
+from pellucid.data.output import create_output, stem
 from pellucid.data.pixels import IntegerScale
 from pellucid.data.record import RunRecord
 from pellucid.data.writer import remove
 from pellucid.errors import InputError, PellucidError
 from pellucid.stages import fuse_registration as registering
 from pellucid.stages import projecting
-from pellucid.stages.fuse_plan import FusePlan, side_outputs, stem
+from pellucid.stages.fuse_plan import FusePlan, side_outputs
 from pellucid.stages.fuse_views import PlacedSeries
 
 Float32 = npt.NDArray[np.float32]

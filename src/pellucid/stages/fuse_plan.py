@@ -20,6 +20,7 @@ from pellucid.core.psf import Psf
 from pellucid.core.transform_series import SeriesRegistration
 from pellucid.core.views import LitView, View, proposed_world
 from pellucid.data.finished_volumes import waiting_folder
+from pellucid.data.output import stem
 from pellucid.data.recording import open_recording
 from pellucid.data.writer import ImageDescription, check_free_space, check_output_path
 from pellucid.errors import InputError, OutputError, ParameterError, PellucidError, PlanError
@@ -313,14 +314,6 @@ def side_outputs(output: Path) -> list[Path]:
     )
     folder = output.parent
     return [p for p in folder.iterdir() if beside.fullmatch(p.name)] if folder.is_dir() else []
-
-
-def stem(output: Path) -> str:
-    """The name of an output without its suffixes."""
-    name = output.name
-    for suffix in (".zarr", ".tiff", ".tif", ".ome"):
-        name = name.removesuffix(suffix)
-    return name
 
 
 def _replaces(parameters: FuseParameters) -> bool:

@@ -18,7 +18,7 @@ from pellucid.core.linking import linked, overlapping_pairs
 from pellucid.core.noise import estimate_background
 from pellucid.core.pairwise import Link, pairwise_shift
 from pellucid.core.placement import Placement, place
-from pellucid.data.output import create_output
+from pellucid.data.output import create_output, stem
 from pellucid.data.plain_json import plain_json
 from pellucid.data.record import RunRecord, fingerprint, write_record
 from pellucid.data.recording import open_recording
@@ -26,7 +26,6 @@ from pellucid.data.writer import ImageDescription, ImageWriter, write_atomically
 from pellucid.errors import InputError, ParameterError, PlanError
 from pellucid.stages.deconvolve import Outcome
 from pellucid.stages.events import FileDone, OnEvent, VolumeDone, Warned, ignore
-from pellucid.stages.fusing import stem
 from pellucid.stages.planning import chosen, gib
 from pellucid.stages.resources import available_bytes
 from pellucid.stages.stitch_parameters import StitchParameters
