@@ -221,7 +221,7 @@ def main() -> None:
     parser.add_argument("--planes-every", type=int, default=2)
     parser.add_argument("--registered", action="store_true")
     parser.add_argument("--data", type=Path, help="folder of real data")
-    parser.add_argument("--only", default="", help="methods whose name contains this")
+    parser.add_argument("--only", default="", help="methods or runs whose name contains this")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seeds", type=int, nargs="+", help="medians over these seeds, four PSFs")
     parser.add_argument("--log", type=Path, help="with --seeds: a line of JSON for each case")
@@ -229,7 +229,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     if arguments.timing:
-        fusion_timing.run(arguments.timing, arguments.threads)
+        fusion_timing.run(arguments.timing, arguments.threads, arguments.only)
         return
     for count in arguments.views:
         if arguments.seeds:

@@ -65,8 +65,8 @@ def measured(folder: Path, name: str, options: list[str], threads: int) -> str:
     )
 
 
-def run(size: int, threads: int) -> None:
-    """Print the table for two views of `size`^3 voxels."""
+def run(size: int, threads: int, only: str = "") -> None:
+    """Print the table for two views of `size`^3 voxels; runs whose name contains `only`."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         simulate(folder, size)
@@ -74,4 +74,5 @@ def run(size: int, threads: int) -> None:
         print(f"| run             |  whole |    CPU | {' | '.join(PARTS)} | start | GiB at most |")
         print("|---" * (len(PARTS) + 5) + "|")
         for run_name, options in RUNS.items():
-            print(measured(folder, run_name, options, threads), flush=True)
+            if only in run_name:
+                print(measured(folder, run_name, options, threads), flush=True)
