@@ -10,6 +10,7 @@ correlates with the truth by 0.5 (voxels), the light kept, and seconds, all in o
     python benchmarks/fusion.py --registered                 # transforms from register(), not the true ones
     python benchmarks/fusion.py --data ../shared/data        # measured PSFs, a real brain as the object
     python benchmarks/fusion.py --seeds 11 12 --peak 30 300  # medians of plain iterations over many cases
+    python benchmarks/fusion.py --timing 256 --threads 2     # the command on one dual-view time point
 """
 
 import argparse
@@ -27,6 +28,7 @@ import torch
 from scipy import ndimage
 
 import fusion_medians
+import fusion_timing
 from pellucid.core.back_projectors import Matched, WienerButterworth
 from pellucid.core.fusion import fuse
 from pellucid.core.geometry import Affine, Grid
@@ -193,12 +195,16 @@ def main() -> None:
     parser.add_argument("--planes-every", type=int, default=2)
     parser.add_argument("--registered", action="store_true")
     parser.add_argument("--data", type=Path, help="folder of real data")
-    parser.add_argument("--only", default="", help="methods whose name contains this")
+    parser.add_argument("--only", default="", help="methods or runs whose name contains this")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seeds", type=int, nargs="+", help="medians over these seeds, four PSFs")
     parser.add_argument("--log", type=Path, help="with --seeds: a line of JSON for each case")
+    parser.add_argument("--timing", type=int, metavar="SIZE", help="time the command on SIZE^3 views")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
+    if arguments.timing:
+        fusion_timing.run(arguments.timing, arguments.threads, arguments.only)
+        return
     for count in arguments.views:
         if arguments.seeds:
             fusion_medians.run(

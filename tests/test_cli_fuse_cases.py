@@ -12,7 +12,7 @@ import pellucid
 from pellucid.apps.cli import main
 from pellucid.core.deskew import StageScan, deskewed_grid
 from pellucid.core.geometry import Affine, Grid
-from pellucid.core.multiview import DUAL_DEG, record_views, turned_arms
+from pellucid.core.multiview import DUAL_DEG, QUAD_DEG, record_views, turned_arms
 from pellucid.core.psf_theory import gaussian
 from pellucid.core.quality import ncc
 from pellucid.core.simulation import Camera, filaments
@@ -179,6 +179,27 @@ def test_views_that_do_not_belong_together(folder, capsys):
     assert "C: time point 1 missing between 0 and 3" in capsys.readouterr().err
     assert fuse(*ANGLES, *QUICK, "--time", "0,2", views=("A", "C")) == 0
     assert pellucid.open("f.ome.tif").shape[0] == 2
+
+
+def test_four_views_on_what_all_of_them_see(folder, capsys):
+    arms = turned_arms(QUAD_DEG, WORLD, [recorded().views[0].psf], misplaced=0.3, seed=2)
+    seen = record_views(filaments, WORLD, arms, peak_photons=300, seed=4)
+    for number, view in enumerate(seen.views):
+        pellucid.write(f"v{number}.tif", view.counts, voxel_um=UM)
+    names = [f"v{number}.tif" for number in range(4)]
+    shared = ["--cover", "overlap", "--model", "rigid", "--no-projections", "--iterations", 5]
+    ncc_of = {}
+    for count, angles in ((2, "0,90"), (4, "0,45,90,135")):
+        kept = names if count == 4 else names[::2]
+        assert fuse("--angles", angles, *shared, "--overwrite", views=kept) == 0
+        assert f"registered   {count - 1} of {count - 1}" in capsys.readouterr().err
+        grid = Grid.from_dict(read_record("f.ome.tif")["statistics"]["world"])
+        assert max(grid.shape) <= 32
+        # the first arm stands in the world of the truth, turned by nothing
+        place = np.rint(grid.origin_um).astype(int) + 4
+        inner = seen.truth[tuple(slice(p, p + 20) for p in place)]
+        ncc_of[count] = ncc(pellucid.open("f.ome.tif").read()[4:24, 4:24, 4:24], inner)
+    assert ncc_of[4] > ncc_of[2] > 0.9
 
 
 def scanned(view, scan, planes, width):
