@@ -17,7 +17,7 @@ from torch.nn.functional import avg_pool3d
 
 from pellucid.core.fourier import fast_shape, filtered, frequencies, rfftn
 from pellucid.core.gauss_newton import Level, inside
-from pellucid.core.geometry import Affine, Grid, Triple, as_triple
+from pellucid.core.geometry import Affine, Grid, as_triple
 from pellucid.core.resampling import resample
 
 Matrix = NDArray[np.float64]
@@ -44,16 +44,14 @@ class BlurDifference:
     of_moving_um2: Matrix
 
 
-def downsampled(image: Tensor, grid: Grid, voxel_um: float | Triple) -> tuple[Tensor, Grid]:
+def downsampled(image: Tensor, grid: Grid, voxel_um: float) -> tuple[Tensor, Grid]:
     """Return the image averaged over whole blocks, by powers of two, to voxels of about `voxel_um`.
 
     Fine axes are halved first, so that voxels become isotropic on the way.
     """
     factor = [
-        2 ** max(0, round(np.log2(v / s))) if n > 1 else 1
-        for v, s, n in zip(
-            as_triple(voxel_um, "voxel_um"), grid.spacing_um, grid.shape, strict=True
-        )
+        2 ** max(0, round(np.log2(voxel_um / s))) if n > 1 else 1
+        for s, n in zip(grid.spacing_um, grid.shape, strict=True)
     ]
     for axis, n in enumerate(grid.shape):
         while factor[axis] > 1 and n // factor[axis] < FEWEST_PLANES:
@@ -65,18 +63,6 @@ def downsampled(image: Tensor, grid: Grid, voxel_um: float | Triple) -> tuple[Te
     origin = grid.index_to_um.apply((np.asarray(factor) - 1) / 2)
     z, y, x = small.shape
     return small, Grid((z, y, x), tuple(spacing), tuple(origin), grid.frame)
-
-
-def voxels_under_blur(voxel_um: float, covariance_um2: Matrix) -> Triple:
-    """Return the voxels that still show what is left after a blur: half as large as it is wide.
-
-    They are `voxel_um` times a power of two along each axis. Width counts across planes, at a fixed
-    place within them: an oblique blur hides less along an axis than its profile along that axis.
-    """
-    precision = np.linalg.inv(covariance_um2 + voxel_um**2 * np.eye(3))
-    widths = np.diag(precision) ** -0.5
-    doublings = np.maximum(0, np.floor(np.log2(widths / (2 * voxel_um))))
-    return as_triple(voxel_um * 2**doublings, "voxel_um")
 
 
 def gaussian_blurred(image: Tensor, grid: Grid, covariance_um2: Matrix) -> Tensor:
