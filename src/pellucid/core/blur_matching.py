@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.functional import avg_pool3d
 
 from pellucid.core.fourier import fast_shape, filtered, frequencies, rfftn
-from pellucid.core.gauss_newton import Level, inside
+from pellucid.core.gauss_newton import Level, inside, second_difference
 from pellucid.core.geometry import Affine, Grid, as_triple
 from pellucid.core.resampling import resample
 
@@ -270,7 +270,7 @@ def difference_left(fixed: Level, moving: Level, fixed_to_moving: Affine) -> Mat
     gain = float(((value - value.mean()) * (seen - seen.mean())).mean() / seen.var())
     both = 0.5 * (fixed.image + gain * warped)
     pairs = [(i, j) for i in range(3) for j in range(i, 3)]
-    curvature = [_second_difference(both, index, i, j, fixed.grid) for i, j in pairs]
+    curvature = [second_difference(both, index, i, j, fixed.grid).double() for i, j in pairs]
     columns = [c * (0.5 if i == j else 1.0) for c, (i, j) in zip(curvature, pairs, strict=True)]
     design = torch.stack([*columns, seen, torch.ones_like(seen)], dim=1)
     size = design.square().mean(0).sqrt().clamp_min(1e-30)
@@ -282,19 +282,3 @@ def difference_left(fixed: Level, moving: Level, fixed_to_moving: Affine) -> Mat
     for (i, j), entry in zip(pairs, solution, strict=False):
         left[i, j] = left[j, i] = entry
     return left
-
-
-def _second_difference(image: Tensor, index: Tensor, i: int, j: int, grid: Grid) -> Tensor:
-    """Return the second derivative along axes i and j (per um^2) at flat indices off the border."""
-    flat = image.ravel()
-    _, ny, nx = image.shape
-    steps, sizes, spacing = (ny * nx, nx, 1), image.shape, grid.spacing_um
-    if sizes[i] == 1 or sizes[j] == 1:
-        return torch.zeros(index.shape, dtype=torch.float64, device=image.device)
-    a, b = steps[i], steps[j]
-    if i == j:
-        curve = flat[index + a] - 2 * flat[index] + flat[index - a]
-    else:
-        curve = flat[index + a + b] - flat[index + a - b] - flat[index - a + b]
-        curve = (curve + flat[index - a - b]) / 4
-    return curve.double() / (spacing[i] * spacing[j])

@@ -218,7 +218,10 @@ class _Descent:
         # residuals are alike within about two of the blur's widths
         widest = float(np.abs(np.linalg.eigvalsh(self.difference)).max()) ** 0.5
         block_um = 4 * max(widest, *self.levels[0].grid.spacing_um)
-        sigma = corner_sigma_um(*self.levels, at, model, points=self.points, block_um=block_um)
+        given = self.fixed.psf_um2 is not None and self.moving.psf_um2 is not None
+        sigma = corner_sigma_um(
+            *self.levels, at, model, points=self.points, block_um=block_um, blur_unknown=not given
+        )
         levels = self._levels(self.judging_um)
         return Attempt(
             start=start,
