@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.nn.functional import avg_pool3d
 
 from pellucid.core.fourier import fast_shape, filtered, frequencies, rfftn
-from pellucid.core.gauss_newton import Level, inside
-from pellucid.core.geometry import Affine, Grid, Triple, as_triple
+from pellucid.core.gauss_newton import Level, inside, second_difference
+from pellucid.core.geometry import Affine, Grid, as_triple
 from pellucid.core.resampling import resample
 
 Matrix = NDArray[np.float64]
@@ -44,16 +44,14 @@ class BlurDifference:
     of_moving_um2: Matrix
 
 
-def downsampled(image: Tensor, grid: Grid, voxel_um: float | Triple) -> tuple[Tensor, Grid]:
+def downsampled(image: Tensor, grid: Grid, voxel_um: float) -> tuple[Tensor, Grid]:
     """Return the image averaged over whole blocks, by powers of two, to voxels of about `voxel_um`.
 
     Fine axes are halved first, so that voxels become isotropic on the way.
     """
     factor = [
-        2 ** max(0, round(np.log2(v / s))) if n > 1 else 1
-        for v, s, n in zip(
-            as_triple(voxel_um, "voxel_um"), grid.spacing_um, grid.shape, strict=True
-        )
+        2 ** max(0, round(np.log2(voxel_um / s))) if n > 1 else 1
+        for s, n in zip(grid.spacing_um, grid.shape, strict=True)
     ]
     for axis, n in enumerate(grid.shape):
         while factor[axis] > 1 and n // factor[axis] < FEWEST_PLANES:
@@ -65,18 +63,6 @@ def downsampled(image: Tensor, grid: Grid, voxel_um: float | Triple) -> tuple[Te
     origin = grid.index_to_um.apply((np.asarray(factor) - 1) / 2)
     z, y, x = small.shape
     return small, Grid((z, y, x), tuple(spacing), tuple(origin), grid.frame)
-
-
-def voxels_under_blur(voxel_um: float, covariance_um2: Matrix) -> Triple:
-    """Return the voxels that still show what is left after a blur: half as large as it is wide.
-
-    They are `voxel_um` times a power of two along each axis. Width counts across planes, at a fixed
-    place within them: an oblique blur hides less along an axis than its profile along that axis.
-    """
-    precision = np.linalg.inv(covariance_um2 + voxel_um**2 * np.eye(3))
-    widths = np.diag(precision) ** -0.5
-    doublings = np.maximum(0, np.floor(np.log2(widths / (2 * voxel_um))))
-    return as_triple(voxel_um * 2**doublings, "voxel_um")
 
 
 def gaussian_blurred(image: Tensor, grid: Grid, covariance_um2: Matrix) -> Tensor:
@@ -285,7 +271,7 @@ def difference_left(fixed: Level, moving: Level, fixed_to_moving: Affine) -> Mat
     gain = float(((value - value.mean()) * (seen - seen.mean())).mean() / seen.var())
     both = 0.5 * (fixed.image + gain * warped)
     pairs = [(i, j) for i in range(3) for j in range(i, 3)]
-    curvature = [_second_difference(both, index, i, j, fixed.grid) for i, j in pairs]
+    curvature = [second_difference(both, index, i, j, fixed.grid).double() for i, j in pairs]
     columns = [c * (0.5 if i == j else 1.0) for c, (i, j) in zip(curvature, pairs, strict=True)]
     design = torch.stack([*columns, seen, torch.ones_like(seen)], dim=1)
     size = design.square().mean(0).sqrt().clamp_min(1e-30)
@@ -297,19 +283,3 @@ def difference_left(fixed: Level, moving: Level, fixed_to_moving: Affine) -> Mat
     for (i, j), entry in zip(pairs, solution, strict=False):
         left[i, j] = left[j, i] = entry
     return left
-
-
-def _second_difference(image: Tensor, index: Tensor, i: int, j: int, grid: Grid) -> Tensor:
-    """Return the second derivative along axes i and j (per um^2) at flat indices off the border."""
-    flat = image.ravel()
-    _, ny, nx = image.shape
-    steps, sizes, spacing = (ny * nx, nx, 1), image.shape, grid.spacing_um
-    if sizes[i] == 1 or sizes[j] == 1:
-        return torch.zeros(index.shape, dtype=torch.float64, device=image.device)
-    a, b = steps[i], steps[j]
-    if i == j:
-        curve = flat[index + a] - 2 * flat[index] + flat[index - a]
-    else:
-        curve = flat[index + a + b] - flat[index + a - b] - flat[index - a + b]
-        curve = (curve + flat[index - a - b]) / 4
-    return curve.double() / (spacing[i] * spacing[j])

@@ -12,7 +12,6 @@ from pellucid.core.blur_matching import (
     estimated_difference,
     from_difference,
     matched_levels,
-    voxels_under_blur,
 )
 from pellucid.core.gauss_newton import (
     Fit,
@@ -23,7 +22,7 @@ from pellucid.core.gauss_newton import (
     corner_sigma_um,
     strongest_gradients,
 )
-from pellucid.core.geometry import Affine, Grid, Triple, as_triple
+from pellucid.core.geometry import Affine, Grid
 from pellucid.core.verdict import Agreement, agreement, correlation, shared_volume
 
 Matrix = NDArray[np.float64]
@@ -61,20 +60,19 @@ class View:
     grid: Grid
     mask: Tensor | None = None
     psf_um2: Matrix | None = None
-    pyramid: dict[Triple, tuple[Tensor, Grid]] = field(
+    pyramid: dict[float, tuple[Tensor, Grid]] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
 
-    def at(self, voxel_um: float | Triple) -> tuple[Tensor, Grid]:
+    def at(self, voxel_um: float) -> tuple[Tensor, Grid]:
         """Return the view averaged down to voxels of about `voxel_um`; averaged once, then kept."""
-        size = as_triple(voxel_um, "voxel_um")
-        if size not in self.pyramid:
-            finer = [h for h in self.pyramid if all(a <= b for a, b in zip(h, size, strict=True))]
-            source = self.pyramid[max(finer, key=np.prod)] if finer else (self.image, self.grid)
-            self.pyramid[size] = downsampled(*source, size)
-        return self.pyramid[size]
+        if voxel_um not in self.pyramid:
+            finer = [h for h in self.pyramid if h < voxel_um]
+            source = self.pyramid[max(finer)] if finer else (self.image, self.grid)
+            self.pyramid[voxel_um] = downsampled(*source, voxel_um)
+        return self.pyramid[voxel_um]
 
-    def mask_at(self, voxel_um: float | Triple) -> Tensor | None:
+    def mask_at(self, voxel_um: float) -> Tensor | None:
         """Return 1 where all voxels averaged count."""
         if self.mask is None:
             return None
@@ -180,30 +178,14 @@ class _Descent:
         bounded: Matrix = (axes * np.clip(values, -most, most)) @ axes.T
         return bounded
 
-    def _sizes(self, voxel_um: float) -> tuple[Triple, Triple]:
-        """Return the voxels of both views at a level: larger along axes that are blurred anyway.
-
-        What the views differ by, the one has and the other receives: neither shows more than that.
-        """
-        if voxel_um >= self.judging_um:
-            return (voxel_um,) * 3, (voxel_um,) * 3
-        values, axes = np.linalg.eigh(self.difference)
-        common = (axes * np.abs(values)) @ axes.T
-        linear = self.fit.fixed_to_moving.linear
-        return (
-            voxels_under_blur(voxel_um, common),
-            voxels_under_blur(voxel_um, linear @ common @ linear.T),
-        )
-
     def _levels(self, voxel_um: float) -> tuple[Level, Level]:
         at = self.fit.fixed_to_moving
         blur = from_difference(self.difference, at)
-        sizes = self._sizes(voxel_um)
-        pair = self.fixed.at(sizes[0]), self.moving.at(sizes[1])
+        pair = self.fixed.at(voxel_um), self.moving.at(voxel_um)
         first, second = matched_levels(*pair, at, blur)
         return (
-            replace(first, mask=self.fixed.mask_at(sizes[0])),
-            replace(second, mask=self.moving.mask_at(sizes[1])),
+            replace(first, mask=self.fixed.mask_at(voxel_um)),
+            replace(second, mask=self.moving.mask_at(voxel_um)),
         )
 
     def align(self, voxel_um: float, model: Model, share: float = 0.3) -> None:
@@ -236,7 +218,10 @@ class _Descent:
         # residuals are alike within about two of the blur's widths
         widest = float(np.abs(np.linalg.eigvalsh(self.difference)).max()) ** 0.5
         block_um = 4 * max(widest, *self.levels[0].grid.spacing_um)
-        sigma = corner_sigma_um(*self.levels, at, model, points=self.points, block_um=block_um)
+        given = self.fixed.psf_um2 is not None and self.moving.psf_um2 is not None
+        sigma = corner_sigma_um(
+            *self.levels, at, model, points=self.points, block_um=block_um, blur_unknown=not given
+        )
         levels = self._levels(self.judging_um)
         return Attempt(
             start=start,
