@@ -6,6 +6,7 @@ places, to the accuracy of `pellucid.deconvolve`. Structures and seeds chose no 
     python benchmarks/varying_quality.py                    # quality, some 40 minutes on one core
     python benchmarks/varying_quality.py --field coma --peaks 400 --seeds 1
     python benchmarks/varying_quality.py --times            # 64x256x256
+    python benchmarks/varying_quality.py --reflective       # crossed sheets, one view and two
 """
 
 import argparse
@@ -19,6 +20,7 @@ import torch
 from pellucid.core.accelerated import Accelerated, alpha_for
 from pellucid.core.back_projectors import Matched, WienerButterworth
 from pellucid.core.deconvolution import FIELD_ACCURACY
+from pellucid.core.illumination import GaussianSheet, reflective_scans
 from pellucid.core.operators import Blur
 from pellucid.core.optics import Layers, Optics
 from pellucid.core.problem import Observation, Problem
@@ -38,17 +40,26 @@ UNMATCHED = WienerButterworth(cutoff_fwhm=2**-0.5)  # what `Accelerated` goes ba
 
 
 def depth(places):
-    """NA 1.4 oil into water-like tissue (1.36), confocal, 4 to 14 um below the cover glass."""
+    """NA 1.4 oil into tissue (1.36), confocal, 4 to 13 um below the cover glass."""
+    return _mismatch(1.36, np.linspace(3.6, 12.0, places), 4.0)
+
+
+def glass(places):
+    """The same objective into water (1.33), from the cover glass down."""
+    return _mismatch(1.33, np.linspace(0.0, 8.2, places), 0.0)
+
+
+def _mismatch(sample_index, depths_um, first_um):
     psfs, at = [], []
-    for depth_um in np.linspace(3.6, 12.0, places):
-        layers = Layers(1.36, float(depth_um))
+    for depth_um in depths_um:
+        layers = Layers(sample_index, float(depth_um))
         psfs.append(
             theoretical_psf(
                 "confocal", SPACING_UM, na=1.4, wavelength_nm=525, excitation_nm=488,
                 refractive_index=1.515, layers=layers, shape=(31, 31, 31),
             )
         )  # fmt: skip
-        at.append((focus_um(Optics(1.4, 525, 1.515, layers)) - 4.0, 0.0, 0.0))
+        at.append((focus_um(Optics(1.4, 525, 1.515, layers)) - first_um, 0.0, 0.0))
     return PsfField.of(psfs, at)
 
 
@@ -87,7 +98,7 @@ def coma(places):
     return PsfField.of(psfs, at)
 
 
-FIELDS = {"depth": depth, "width": width, "coma": coma}
+FIELDS = {"depth": depth, "glass": glass, "width": width, "coma": coma}
 
 
 def recorded(exact, structure, peak, seed):
@@ -97,10 +108,10 @@ def recorded(exact, structure, peak, seed):
     return image, truth[exact.window].double().numpy()
 
 
-def quality(name, peaks, seeds):
+def quality(name, peaks, seeds, accuracy):
     exact = VaryingBlur.of(FIELDS[name](9), SHAPE, accuracy=1e-5)
     known = FIELDS[name](5)
-    varying = VaryingBlur.of(known, SHAPE, accuracy=FIELD_ACCURACY)
+    varying = VaryingBlur.of(known, SHAPE, accuracy=accuracy)
     z, y, x = (0.5 * (n - 1) * s for n, s in zip(SHAPE, SPACING_UM, strict=True))
     central = np.maximum(varying.expansion.psf_at((z, y, x)), 0)
     blurs = {
@@ -146,7 +157,7 @@ def _summary(differences):
 
 
 def times(shape=(64, 256, 256)):
-    print(f"{shape}, CPU seconds (and wall) of forward and adjoint together; the guarded restorer")
+    print(f"{shape}, CPU seconds (and wall) of forward and adjoint together; of 5 iterations; memory")
     for name, make in FIELDS.items():
         field = make(5)
         # the same field, stretched over the larger image
@@ -176,16 +187,78 @@ def times(shape=(64, 256, 256)):
                   f"{five / base[1]:.1f}x; {peak:.2f} GiB planned", flush=True)  # fmt: skip
 
 
+def reflective(seeds, size=40, voxel_um=0.4, peak=400):
+    """Reflective diSPIM, NA 0.8, sheet of 1.6 um: NCC after 10 and 20 matched iterations."""
+    psf = theoretical_psf(
+        "widefield", (voxel_um,) * 3, na=0.8, wavelength_nm=525, refractive_index=1.333,
+        shape=(2 * size + 1, 21, 21),
+    )  # fmt: skip
+    kernel = torch.from_numpy(psf.values.astype(np.float32)) / float(psf.values[size].sum())
+    sheet, shape = GaussianSheet(1.6, 488), (size, size, size)
+    views = reflective_scans((kernel, kernel), shape, voxel_um, sheet)
+    # what a deconvolution without the other sheet takes for the truth: detection times its own sheet
+    own = sheet.at(voxel_um * (np.arange(2 * size + 1.0) - size), np.zeros(1))
+    thin = kernel * torch.from_numpy(own).float()[:, None, None]
+    blurs = Blur(thin, shape), Blur(thin.transpose(0, 2).contiguous(), shape)
+    labels = ("one view", "both views", "one view, own sheet alone", "both, own sheets alone")
+    scores = {label: [] for label in labels}
+    for structure in STRUCTURES:
+        for seed in range(100, 100 + seeds):
+            truth = torch.from_numpy(STRUCTURES[structure](views[0].domain_shape, seed)).float()
+            truth = truth * peak
+            generator = torch.Generator().manual_seed(seed)
+            images = [
+                torch.poisson(v.forward(truth).clamp_min(0) + BACKGROUND, generator=generator)
+                for v in views
+            ]
+            target = truth[views[0].window].double().numpy()
+            turned = [images[0], images[1].transpose(0, 2).contiguous()]
+            right = tuple(
+                Observation(i, v, BACKGROUND) for i, v in zip(images, views, strict=True)
+            )
+            plain = _without_other_sheet(turned, blurs)
+            problems = (
+                Problem(right[:1]), Problem(right, views[0].window),
+                Problem(plain[:1]), Problem(plain, plain[0].operator.window),
+            )  # fmt: skip
+            row = []
+            for label, problem in zip(labels, problems, strict=True):
+                row += [
+                    ncc(RichardsonLucy(n)(problem).image.double().numpy(), target) for n in (10, 20)
+                ]
+                scores[label].append(row[-1])
+            print(f"{structure}, {seed}: {ncc(images[0].double().numpy(), target):.4f} | "
+                  + ", ".join(f"{s:.4f}" for s in row), flush=True)  # fmt: skip
+    for label in labels:
+        print(f"{label}: median {median(scores[label]):.4f} after 20")
+
+
+def _without_other_sheet(images, blurs):
+    """Observations on one domain: both PSFs in boxes of one size."""
+    size = max(n for blur in blurs for n in blur.psf.shape)
+    full = []
+    for image, blur in zip(images, blurs, strict=True):
+        psf = torch.zeros(size, blur.psf.shape[1], size)
+        low = [(n - k) // 2 for n, k in zip(psf.shape, blur.psf.shape, strict=True)]
+        psf[tuple(slice(a, a + k) for a, k in zip(low, blur.psf.shape, strict=True))] = blur.psf
+        full.append(Observation(image, Blur(psf, blur.range_shape), BACKGROUND))
+    return tuple(full)
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--field", choices=FIELDS, action="append")
     parser.add_argument("--peaks", type=lambda s: [float(p) for p in s.split(",")], default=[40, 400])
     parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--accuracy", type=float, default=FIELD_ACCURACY)
+    parser.add_argument("--reflective", action="store_true")
     parser.add_argument("--times", action="store_true")
     asked = parser.parse_args()
     warnings.simplefilter("ignore", RunawayWarning)
     if asked.times:
         times()
+    elif asked.reflective:
+        reflective(asked.seeds)
     else:
         for field in asked.field or FIELDS:
-            quality(field, asked.peaks, asked.seeds)
+            quality(field, asked.peaks, asked.seeds, asked.accuracy)

@@ -17,6 +17,7 @@ from pellucid.core.back_projectors import BackProjector, Matched, back_projectio
 from pellucid.core.fourier import SLAB, empty
 from pellucid.core.operators import LinearOperator
 from pellucid.core.problem import Observation, Problem, Restored, sensitivities
+from pellucid.core.sheet_scan import SheetScan
 from pellucid.core.varying_blur import VaryingBlur
 from pellucid.errors import ParameterError, RunawayWarning
 
@@ -258,7 +259,7 @@ def peak_bytes(problem: Problem, *, volumes: int, projector: BackProjector) -> i
         operator: Any = getattr(o.operator, "outer", o.operator)
         half = math.prod(operator.grid[:2]) * (operator.grid[2] // 2 + 1)
         total += (1 if matched else 2) * half * 2 * element
-        if isinstance(operator, VaryingBlur):
+        if isinstance(operator, (VaryingBlur, SheetScan)):
             total += operator.bytes_beyond_mean + half * 2 * element  # and the sum of spectra
     return int(1.03 * (total + half * 2 * element))  # and the spectrum in flight
 
