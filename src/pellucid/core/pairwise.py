@@ -188,9 +188,12 @@ def _search(
     score = np.where(enough, product / np.sqrt(np.maximum(energy, 1e-30)), -1.0)
     # Fisher's z over its deviation: a sliver correlates well by chance, and proves little
     proof = np.where(enough, np.arctanh(np.clip(score, -0.999, 0.999)) * np.sqrt(count), -np.inf)
-    best = np.array(np.unravel_index(int(proof.argmax()), proof.shape))
+    found = np.array(np.unravel_index(int(proof.argmax()), proof.shape))
     steps = np.meshgrid(*(np.arange(n) for n in score.shape), indexing="ij")
-    far = sum(np.square(s - p) for s, p in zip(steps, best, strict=True)) > PEAK_RADIUS**2
+    far = sum(np.square(s - p) for s, p in zip(steps, found, strict=True)) > PEAK_RADIUS**2
+    # on a wide peak proof leans to where more overlaps: the top itself is where it correlates best
+    top = np.where(far, -np.inf, score)
+    best = np.array(np.unravel_index(int(top.argmax()), top.shape))
     others = proof[far & enough]
     if others.size < 20:
         return None
