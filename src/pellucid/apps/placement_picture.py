@@ -11,6 +11,7 @@ from matplotlib.patches import Rectangle
 from pellucid.core.placement import Placement
 from pellucid.data.writer import plain_errors
 
+LEAST_SCALE_PX = 0.1
 INK, STAGE, BAD = "#1d2733", "#9aa7b0", "#c0392b"
 
 
@@ -33,14 +34,17 @@ def placement_picture(
             )
         plan.text(
             found[2] + shape[2] / 2, found[1] + shape[1] / 2, str(number), color=INK, ha="center",
-            va="center", fontsize=8,
+            va="center", fontsize=8, bbox={"color": "white", "pad": 1},
         )  # fmt: skip
     middles = positions[:, 1:] + np.array(shapes)[:, 1:] / 2
     ends = np.array([(k.first, k.second) for k in placed.links], int).reshape(-1, 2)
     lines = middles[ends][:, :, ::-1] if len(ends) else np.zeros((0, 2, 2))
     kept = placed.kept.astype(bool)
     good = LineCollection(list(lines[kept]), cmap="viridis", lw=2.5, zorder=1)
+    # a scale that does not blow up residuals of a hundredth of a voxel
+    largest = max(float(placed.residuals_px[kept].max(initial=0.0)), LEAST_SCALE_PX)
     good.set_array(placed.residuals_px[kept])
+    good.set_clim(0.0, largest)
     plan.add_collection(good)
     plan.add_collection(LineCollection(list(lines[~kept]), colors=BAD, ls="--", lw=1.2, zorder=1))
     plan.set_aspect("equal")
@@ -51,7 +55,7 @@ def placement_picture(
     plan.set_title("stage dotted, found solid; links not used red and dashed", fontsize=9)
     if kept.any():
         figure.colorbar(good, ax=plan, label="residual of the link (px)", shrink=0.7)
-        sizes.hist(placed.residuals_px[kept], bins=20, color=INK)
+        sizes.hist(placed.residuals_px[kept], bins=20, range=(0.0, largest), color=INK)
     sizes.set_xlabel("residual of the link (px)", color=INK)
     sizes.set_ylabel("links", color=INK)
     sizes.set_title(f"{int(kept.sum())} of {len(kept)} links used", fontsize=9)

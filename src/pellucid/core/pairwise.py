@@ -68,7 +68,7 @@ class Link:
         far the fit strayed from the peak of the search
     ncc : correlation of fine structure in the overlap
     peak : how many standard deviations it stands above the correlation at other shifts
-    brightness : of the second tile over that of the first, in the overlap
+    brightness : contrast of the second tile over that of the first, in the overlap
     believed, reason : whether the link may take part in a placement, and why not
     """
 
@@ -104,7 +104,6 @@ def pairwise_shift(
     *,
     names: tuple[int, int] = (0, 1),
     margin_px: Triple = (10.0, 10.0, 10.0),
-    background: float = 0.0,
 ) -> Link | None:
     """Return the link between two tiles, near its nominal shift; None where they cannot overlap.
 
@@ -114,7 +113,6 @@ def pairwise_shift(
     nominal_px : where the stage says the second tile lies from the first
     names : numbers of the two tiles in the grid
     margin_px : how far off the stage may be, along each axis
-    background : counts that are no light, for the ratio of brightness
     """
     margin = np.asarray(margin_px) * (np.asarray(first.shape) > 1)
     nominal = overlap_box(first.shape, second.shape, nominal_px, np.zeros(3))
@@ -133,7 +131,7 @@ def pairwise_shift(
         return _refused(names, nominal_px, "too little overlap to tell")
     index, ncc, peak, on_edge = found
     start = index * step + offsets[0] - offsets[1]
-    shift, sigma, ratio = _refined(first, second, start, step, background)
+    shift, sigma, ratio = _refined(first, second, start, step)
     strayed = float(np.linalg.norm(shift - start))
     if not np.isfinite(sigma) or strayed > PEAK_RADIUS * step:
         shift, sigma = start, UNREFINED_PX * step
@@ -190,9 +188,12 @@ def _search(
     score = np.where(enough, product / np.sqrt(np.maximum(energy, 1e-30)), -1.0)
     # Fisher's z over its deviation: a sliver correlates well by chance, and proves little
     proof = np.where(enough, np.arctanh(np.clip(score, -0.999, 0.999)) * np.sqrt(count), -np.inf)
-    best = np.array(np.unravel_index(int(proof.argmax()), proof.shape))
+    found = np.array(np.unravel_index(int(proof.argmax()), proof.shape))
     steps = np.meshgrid(*(np.arange(n) for n in score.shape), indexing="ij")
-    far = sum(np.square(s - p) for s, p in zip(steps, best, strict=True)) > PEAK_RADIUS**2
+    far = sum(np.square(s - p) for s, p in zip(steps, found, strict=True)) > PEAK_RADIUS**2
+    # on a wide peak proof leans to where more overlaps: the top itself is where it correlates best
+    top = np.where(far, -np.inf, score)
+    best = np.array(np.unravel_index(int(top.argmax()), top.shape))
     others = proof[far & enough]
     if others.size < 20:
         return None
@@ -218,7 +219,7 @@ def _fine(image: Tensor) -> Array:
 
 
 def _refined(
-    first: Tile, second: Tile, start: Array, step: int, background: float
+    first: Tile, second: Tile, start: Array, step: int
 ) -> tuple[Array, float, float]:
     """Return the sub-voxel shift, its standard deviation, the ratio of brightness."""
     shift, sigma, ratio = start.astype(np.float64), float("inf"), 1.0
@@ -236,9 +237,9 @@ def _refined(
             return shift, float("inf"), ratio
         fixed = _averaged(first, part, step)
         moving = _averaged(second, _box(moved_low, moved_high), step)
-        ratio = _brightness(fixed, moving, background)
         offset = (low - moved_low - shift) / step
         moved, sigma_px = _fitted(fixed, moving, offset)
+        ratio = _brightness(fixed, moving, moved)
         shift = low - moved_low - moved * step
         sigma = sigma_px * step
         if step == 1:
@@ -268,9 +269,19 @@ def _fitted(fixed: Tensor, moving: Tensor, offset: Array) -> tuple[Array, float]
     return moved, float(sigma[0])
 
 
-def _brightness(fixed: Tensor, moving: Tensor, background: float) -> float:
-    """Return the ratio of light in two crops of the same place."""
-    one, other = float(fixed.mean()) - background, float(moving.mean()) - background
+def _brightness(fixed: Tensor, moving: Tensor, offset: Array) -> float:
+    """Return the ratio of contrasts in two crops of the same place, to the whole voxel.
+
+    Of contrasts, not of means: it needs no background, which a crowded field does not show.
+    """
+    begin = np.maximum(np.rint(offset).astype(int), 0)
+    count = np.minimum(np.array(moving.shape) - begin, np.array(fixed.shape))
+    if (count < 1).any():
+        return 1.0
+    z, y, x = (int(n) for n in count)
+    cuts = (fixed[:z, :y, :x], moving[_box(begin, begin + count)])
+    blur = np.diag(np.where(count > 1, 1.0, 0.0))
+    one, other = (float(gaussian_blurred(c.contiguous(), Grid((z, y, x)), blur).std()) for c in cuts)
     return other / one if one > 0 and other > 0 else 1.0
 
 

@@ -29,7 +29,7 @@ def _none_for_auto(value: Any) -> Any:
     return None if value == "auto" else value
 
 
-def _listed(value: Any) -> Any:
+def listed(value: Any) -> Any:
     """One value or several, also as text with commas, as the sequence that they stand for."""
     values = value if isinstance(value, (list, tuple)) else (value,)
     parts = [v.split(",") if isinstance(v, str) else [v] for v in values if v is not None]
@@ -43,9 +43,9 @@ def _as_several(value: Any) -> Any:
 
 Iterations = Annotated[int | None, BeforeValidator(_none_for_auto)]
 Counts = Annotated[float | None, BeforeValidator(_none_for_auto)]
-Numbers = Annotated[tuple[float, ...], BeforeValidator(_listed)]
-SpacingUm = Annotated[tuple[float, float, float] | None, BeforeValidator(_listed)]
-Sizes = Annotated[tuple[int, int, int] | None, BeforeValidator(_listed)]
+Numbers = Annotated[tuple[float, ...], BeforeValidator(listed)]
+SpacingUm = Annotated[tuple[float, float, float] | None, BeforeValidator(listed)]
+Sizes = Annotated[tuple[int, int, int] | None, BeforeValidator(listed)]
 # A path may hold a comma, so these are not split.
 Names = Annotated[tuple[str, ...], BeforeValidator(_as_several)]
 Paths = Annotated[tuple[Path, ...], BeforeValidator(_as_several)]

@@ -2,7 +2,7 @@
 
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
@@ -10,25 +10,19 @@ from pellucid.stages.parameters import (
     Counts,
     InputParameters,
     Names,
+    Numbers,
     OmeZarr,
     SpacingUm,
+    listed,
 )
 
 StitchType = Literal["as-input", "float32"]
 
 
-def _shares(value: Any) -> Any:
-    """One share for all axes, or one for each of z, y, x."""
-    parts = value if isinstance(value, (list, tuple)) else str(value).split(",")
-    return tuple(parts) * 3 if len(parts) == 1 else tuple(parts)
+Places = Annotated[tuple[int, ...], BeforeValidator(listed)]
 
-
-def _cells(value: Any) -> Any:
-    parts = value if isinstance(value, (list, tuple)) else (value,)
-    return tuple(p for part in parts for p in (part.split(",") if isinstance(part, str) else [part]))
-
-
-Share = Annotated[float, Field(ge=0, lt=0.9)]
+OVERLAP = 0.1
+"""Part of a tile that neighbours share where nobody says; what most acquisitions use."""
 
 
 class StitchParameters(InputParameters):
@@ -46,11 +40,11 @@ class StitchParameters(InputParameters):
     order: Literal["raster", "snake"] = Field(
         "raster", description="Of the numbered files: snake turns round after every row."
     )
-    missing: Annotated[tuple[int, ...], BeforeValidator(_cells)] = Field(
+    missing: Places = Field(
         (), description="Places of the order, from 0, for which there is no file: 3,7."
     )
-    overlap: Annotated[tuple[Share, Share, Share], BeforeValidator(_shares)] = Field(
-        (0.1, 0.1, 0.1), description="Part of a tile that its neighbour repeats; one, or z,y,x."
+    overlap: Numbers = Field(
+        (), description="Part of a tile that its neighbour repeats: one number (0.1) or z,y,x."
     )
     registration: Literal["links", "none"] = Field(
         "links", description="none trusts the positions as they are."
@@ -83,11 +77,24 @@ class StitchParameters(InputParameters):
             raise ValueError("ROWSxCOLUMNS such as 3x4")
         return grid
 
+    @field_validator("overlap")
+    @classmethod
+    def _check_overlap(cls, overlap: tuple[float, ...]) -> tuple[float, ...]:
+        if len(overlap) not in (0, 1, 3) or not all(0 <= share < 0.9 for share in overlap):
+            raise ValueError("one share from 0 to 0.9, or three for z,y,x")
+        return overlap
+
     @model_validator(mode="after")
     def _check_layout(self) -> "StitchParameters":
         if self.positions is not None and self.grid is not None:
             raise ValueError("either positions or a grid, since both say where tiles are")
         return self
+
+    @property
+    def overlap_zyx(self) -> tuple[float, float, float]:
+        """The overlap along each axis."""
+        z, y, x = self.overlap if len(self.overlap) == 3 else (self.overlap or (OVERLAP,)) * 3
+        return z, y, x
 
     @property
     def rows_columns(self) -> tuple[int, int]:

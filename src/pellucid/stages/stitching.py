@@ -3,7 +3,7 @@
 import json
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ from pellucid.stages.tile_set import TileSet, margin_px, open_tiles
 
 Float32 = npt.NDArray[np.float32]
 Shape = tuple[int, int, int]
+Light = tuple[Float32 | None, float]
 
 BLENDED_VOXELS = 4_000_000
 """Voxels that are blended at once inside a block of the output."""
@@ -197,25 +198,26 @@ def run_stitching(plan: StitchPlan, on_event: OnEvent = ignore) -> StitchOutcome
         outcome.warnings.append(sentence)
         on_event(Warned(sentence))
 
+    with record.timed("flat field"):
+        used_channels = dict.fromkeys([plan.reference, *plan.channels])
+        light = {c: _light(plan, c, warn) for c in used_channels}
     with record.timed("link and place"):
-        levels = [_background(plan, c) for c in plan.channels]
-        placed = outcome.placement = _placed(plan)
+        placed = outcome.placement = _placed(plan, light[plan.reference])
     for sentence in _doubts(plan, placed):
         warn(sentence)
     used = [link for link, kept in zip(placed.links, placed.kept, strict=True) if kept]
-    with record.timed("flat field"):
-        flats = [_flat(plan, c, b, warn) for c, b in zip(plan.channels, levels, strict=True)]
-        gains = [_gains(plan, c, used, placed) for c in plan.channels]
+    with record.timed("gains"):
+        gains = [_gains(plan, c, light[c], used, placed) for c in plan.channels]
     positions = placed.positions_px - placed.positions_px.min(axis=0)
     outcome.shape = shape = _shape_of(plan.tiles, positions)
     with record.timed("blend and write"), _writer(plan, shape) as out:
         for number, (t, c) in enumerate(np.ndindex(len(plan.times), len(plan.channels))):
             begin = time.perf_counter()
+            recorded = plan.tiles.tiles(plan.times[t], plan.channels[c])
+            flat, level = light[plan.channels[c]]
             tiles = [
-                PlacedTile(tile, as_triple(at, "position"), float(gain), flats[c], levels[c])
-                for tile, at, gain in zip(
-                    plan.tiles.tiles(plan.times[t], plan.channels[c]), positions, gains[c], strict=True
-                )
+                PlacedTile(tile, as_triple(at, "position"), float(gain), flat, level)
+                for tile, at, gain in zip(recorded, positions, gains[c], strict=True)
             ]
             for low, high in _blocks(shape, _block_of(out)):
                 out.write(t, c, _blended(tiles, low, high), *low)
@@ -227,25 +229,27 @@ def run_stitching(plan: StitchPlan, on_event: OnEvent = ignore) -> StitchOutcome
         files = [path for recording in plan.tiles.recordings for path in recording.files]
         record.inputs = [fingerprint(path) for path in dict.fromkeys(files)]
     record.statistics.update(
-        shape_zyx=shape, clipped_voxels=out.clipped, backgrounds=levels, gains=np.array(gains),
-        warnings=outcome.warnings, placement=placed.to_dict(),
-    )  # fmt: skip
+        shape_zyx=shape,
+        clipped_voxels=out.clipped,
+        backgrounds=[light[c][1] for c in plan.channels],
+        gains=np.array(gains),
+        warnings=outcome.warnings,
+        placement=placed.to_dict(),
+    )
     outcome.timings_s = record.timings_s
     outcome.records.append(write_record(record, plan.output))
     on_event(FileDone(plan.output, outcome.records[0]))
     return outcome
 
 
-def _placed(plan: StitchPlan) -> Placement:
+def _placed(plan: StitchPlan, light: Light) -> Placement:
     if plan.parameters.registration == "none":
         return place(plan.tiles.nominal_px, [])
-    tiles = plan.tiles.tiles(plan.parameters.at_time, plan.reference)
-    level = _background(plan, plan.reference)
+    flat, level = light
+    tiles = plan.tiles.tiles(plan.parameters.at_time, plan.reference, flat, level)
 
     def measure(a: int, b: int, expected: Triple, margin: Triple) -> Link | None:
-        return pairwise_shift(
-            tiles[a], tiles[b], expected, names=(a, b), margin_px=margin, background=level
-        )
+        return pairwise_shift(tiles[a], tiles[b], expected, names=(a, b), margin_px=margin)
 
     return linked(measure, plan.tiles.nominal_px, plan.pairs, margin_px=plan.margin_px)
 
@@ -272,18 +276,20 @@ def _background(plan: StitchPlan, c: int) -> float:
     return min(float(estimate_background(np.asarray(t[t.shape[0] // 2])[None])) for t in tiles)
 
 
-def _flat(plan: StitchPlan, c: int, level: float, warn: Any) -> Float32 | None:
+def _light(plan: StitchPlan, c: int, warn: Callable[[str], None]) -> Light:
+    """Return the flat field of a channel, if any, and the counts that are no light."""
+    level = _background(plan, c)
     asked, tiles = plan.parameters.flat_field, plan.tiles.tiles(plan.parameters.at_time, c)
     if asked == "none":
-        return None
+        return None, level
     if asked != "auto":
-        return _flat_from_file(asked, plan.tiles)
-    if len(tiles) < FEWEST_FOR_FLAT_FIELD and c == plan.channels[0]:
+        return _flat_from_file(asked, plan.tiles), level
+    if len(tiles) < FEWEST_FOR_FLAT_FIELD and c == plan.reference:
         warn(
             f"flat field from {len(tiles)} tiles: ten or more are needed for the specimen to average "
             "out; compare with --flat-field none"
         )
-    return estimated_flat_field(tiles, level)
+    return estimated_flat_field(tiles, level), level
 
 
 def _flat_from_file(path: str, tiles: TileSet) -> Float32:
@@ -302,7 +308,7 @@ def _flat_from_file(path: str, tiles: TileSet) -> Float32:
 
 
 def _gains(
-    plan: StitchPlan, c: int, used: list[Link], placed: Placement
+    plan: StitchPlan, c: int, light: Light, used: list[Link], placed: Placement
 ) -> npt.NDArray[np.float64]:
     count = len(plan.tiles.recordings)
     if plan.parameters.gains == "none" or not used:
@@ -310,14 +316,13 @@ def _gains(
     if c == plan.reference:
         return tile_gains(count, used)
     # another channel has light of its own: measured again where the tiles were found to lie
-    tiles, level = plan.tiles.tiles(plan.parameters.at_time, c), _background(plan, c)
+    flat, level = light
+    tiles = plan.tiles.tiles(plan.parameters.at_time, c, flat, level)
     links = []
     for link in used:
         a, b = link.first, link.second
         shift = as_triple(placed.positions_px[b] - placed.positions_px[a], "shift")
-        found = pairwise_shift(
-            tiles[a], tiles[b], shift, names=(a, b), margin_px=(1.0, 1.0, 1.0), background=level
-        )
+        found = pairwise_shift(tiles[a], tiles[b], shift, names=(a, b), margin_px=(1.0, 1.0, 1.0))
         links += [] if found is None else [found]
     return tile_gains(count, links)
 

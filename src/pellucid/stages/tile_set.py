@@ -25,11 +25,16 @@ Matrix = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class RecordedTile:
-    """One time point and channel of a recording as an array that is read where it is sliced."""
+    """One time point and channel of a recording as an array that is read where it is sliced.
+
+    With a `flat` field its shading is divided out of what lies above the `background`.
+    """
 
     recording: Recording
     t: int
     c: int
+    flat: npt.NDArray[np.float32] | None = None
+    background: float = 0.0
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -38,12 +43,13 @@ class RecordedTile:
         return z, y, x
 
     def __getitem__(self, key: Any) -> npt.NDArray[Any]:
-        if isinstance(key, tuple):
-            return self.recording.read(self.t, self.c, *key)
-        if isinstance(key, slice):
-            return self.recording.read(self.t, self.c, key)
-        plane: npt.NDArray[Any] = self.recording.read(self.t, self.c, slice(key, key + 1))[0]
-        return plane
+        z, y, x = (*key, *3 * (slice(None),))[:3] if isinstance(key, tuple) else (key, *2 * (slice(None),))
+        plane = not isinstance(z, slice)
+        counts = self.recording.read(self.t, self.c, slice(z, z + 1) if plane else z, y, x)
+        if self.flat is not None:
+            counts = (counts - self.background) / self.flat[y, x] + self.background
+        whole: npt.NDArray[Any] = counts[0] if plane else counts
+        return whole
 
 
 @dataclass(frozen=True)
@@ -71,9 +77,11 @@ class TileSet:
         """(z, y, x) of each tile."""
         return [RecordedTile(r, 0, 0).shape for r in self.recordings]
 
-    def tiles(self, t: int, c: int) -> list[RecordedTile]:
+    def tiles(
+        self, t: int, c: int, flat: npt.NDArray[np.float32] | None = None, background: float = 0.0
+    ) -> list[RecordedTile]:
         """All tiles at one time point and channel, none read yet."""
-        return [RecordedTile(recording, t, c) for recording in self.recordings]
+        return [RecordedTile(recording, t, c, flat, background) for recording in self.recordings]
 
 
 def open_tiles(parameters: StitchParameters) -> TileSet:
@@ -99,7 +107,7 @@ def open_tiles(parameters: StitchParameters) -> TileSet:
     if parameters.positions is not None:
         nominal = places / recordings[0].require_voxel_um()
     else:
-        kept = 1.0 - np.array(parameters.overlap)
+        kept = 1.0 - np.array(parameters.overlap_zyx)
         nominal = places * np.array(recordings[0].shape[2:]) * kept
     if recordings[0].shape[2] == 1 and parameters.positions is not None:
         nominal[:, 0] = 0.0  # planes have no place in z
