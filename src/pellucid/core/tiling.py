@@ -61,7 +61,7 @@ class Tiling:
     def halo_share(self) -> float:
         """Voxels read more than once, as a share of the volume's."""
         read = sum(math.prod(s.stop - s.start for s in tile.read) for tile in self)
-        return read / math.prod(self.shape) - 1
+        return float(read / math.prod(self.shape) - 1)
 
     def __iter__(self) -> Iterator[Tile]:
         return (self.tile(i) for i in range(len(self)))
