@@ -82,6 +82,10 @@ class Manifest:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file; what is recorded stays."""
         self._file.close()
 
     def _append(self, line: Mapping[str, Any]) -> None:

@@ -1,7 +1,7 @@
 """The plan of a deconvolution: everything that can be known, and refused, before work starts."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +11,14 @@ from pellucid.core.back_projectors import Figures
 from pellucid.core.deconvolution import back_projector
 from pellucid.core.psf import Psf, fwhm_px
 from pellucid.data.recording import Recording, open_recordings
+from pellucid.data.resumable_zarr import listed_core, manifest_path
 from pellucid.data.writer import check_free_space, check_output_path
 from pellucid.errors import OutputError, ParameterError, PlanError
 from pellucid.stages.parameters import SUFFIXES, DeconvolveParameters
 from pellucid.stages.psf_choice import channel_psfs
 from pellucid.stages.resources import available_bytes, describe_device, resolve_device
 from pellucid.stages.restoring import back_projector_figures, peak_bytes, shape_that_fits
+from pellucid.stages.tile_plan import TilePlan, plan_tiles, resident_bytes
 
 IMAGE_SUFFIXES = (".zarr", ".tif", ".tiff")
 
@@ -31,6 +33,7 @@ class FilePlan:
     psfs, figures : one for each of `channels`, and what the back projector does to it
     peak_bytes : of the restoration of one volume, on the device
     host_bytes : of the volumes that wait to be restored or written, beside it
+    tiles : how a volume is cut that does not fit in one piece; None where it does
     """
 
     recording: Recording
@@ -43,6 +46,7 @@ class FilePlan:
     peak_bytes: int
     host_bytes: int
     output_bytes: int
+    tiles: TilePlan | None = None
 
     @property
     def shape(self) -> tuple[int, int, int, int, int]:
@@ -81,6 +85,14 @@ class Plan:
         """Number of (z, y, x) volumes."""
         return sum(file.shape[0] * file.shape[1] for file in self.files)
 
+    @property
+    def steps(self) -> int:
+        """Number of volumes, and of tiles of those that are cut."""
+        return sum(
+            file.shape[0] * file.shape[1] * (len(file.tiles.tiling) if file.tiles else 1)
+            for file in self.files
+        )
+
     def psf_notes(self) -> list[str]:
         """What was done to the PSFs, each sentence once."""
         notes = [note for file in self.files for psf in file.psfs for note in psf.notes]
@@ -109,7 +121,7 @@ class Plan:
             "voxel_um": file.voxel_um,
             "times": file.times,
             "channels": dict(zip(file.channel_names, file.channels, strict=True)),
-            "tiles": 1,
+            **_tiles_json(file),
             "peak_bytes": file.peak_bytes,
             "host_bytes": file.host_bytes,
             "psfs": {
@@ -125,6 +137,16 @@ class Plan:
                 )
             },
         }
+
+
+def _tiles_json(file: FilePlan) -> dict[str, Any]:
+    if file.tiles is None:
+        return {"tiles": 1}
+    tiling = file.tiles.tiling
+    return {
+        "tiles": len(tiling), "core_zyx": tiling.core_shape, "halo_zyx": tiling.halo,
+        "halo_share": tiling.halo_share,
+    }  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -153,13 +175,12 @@ def plan_deconvolution(parameters: DeconvolveParameters) -> Plan:
         for recording in open_recordings(spec, voxel_um=parameters.voxel_um, axes=parameters.axes)
     ]
     outputs = _outputs(parameters, recordings)
-    room = available_bytes(device)
+    room = _room(parameters, device)
     files: list[FilePlan] = []
     shared: dict[object, _Optics] = {}
     for recording, output in zip(recordings, outputs, strict=True):
         file = _plan_file(parameters, recording, output, shared)
-        _check_memory(file, parameters, device, room)
-        files.append(file)
+        files.append(_fitted(file, parameters, device, room))
     for folder in {file.output.parent for file in files}:
         mine = [file.output_bytes for file in files if file.output.parent == folder]
         # Integers wait as float32 until their range is known.
@@ -204,21 +225,52 @@ def _optics(
     return _Optics(psfs, tuple(figures[psf] for psf in psfs), max(peaks))
 
 
-def _check_memory(
+def _room(parameters: DeconvolveParameters, device: str) -> int | None:
+    """Memory that may be used beyond what is held already; None where nobody says."""
+    free = available_bytes(device)
+    if parameters.memory is None or device != "cpu":
+        return free
+    allowed = parameters.memory - resident_bytes()
+    if allowed <= 0:
+        raise PlanError(
+            f"memory: {gib(parameters.memory)} may be used, and the program itself takes "
+            f"{gib(resident_bytes())}. Allow more."
+        )
+    return allowed if free is None else min(free, allowed)
+
+
+def _fitted(
     file: FilePlan, parameters: DeconvolveParameters, device: str, room: int | None
-) -> None:
-    needed = file.peak_bytes + (file.host_bytes if device == "cpu" else 0)
-    if room is None or needed <= room:
-        return
-    left = room - (file.host_bytes if device == "cpu" else 0)
+) -> FilePlan:
+    """The file in one piece where that fits, else by tiles."""
     z, y, x = file.shape[2:]
+    goes_on = manifest_path(file.output).is_file()
+    if goes_on and not (parameters.resume or parameters.overwrite):
+        raise OutputError(
+            f"{file.output.name}: an interrupted run of this output is there. Go on with --resume, or "
+            "begin anew with --overwrite."
+        )
+    needed = file.peak_bytes + (file.host_bytes if device == "cpu" else 0)
+    fits = room is None or needed <= room
+    if fits and parameters.tile is None and not (goes_on and parameters.resume):
+        return file
+    by_tiles = file.output.name.lower().endswith(".zarr") and parameters.dtype == "float32"
+    if by_tiles:
+        core = listed_core(file.output) if parameters.resume else None
+        asked = parameters.model_copy(update={"tile": parameters.tile or core})
+        itemsize = file.recording.dtype.itemsize
+        tiles = plan_tiles((z, y, x), file.psfs, asked, itemsize, room)
+        return replace(file, tiles=tiles, peak_bytes=tiles.tiling.peak_bytes, host_bytes=0)
+    if fits:
+        raise ParameterError("tile: tiles are written as float32 OME-Zarr. Name a .ome.zarr output.")
+    assert room is not None
+    left = room - (file.host_bytes if device == "cpu" else 0)
     widest = max(file.psfs, key=lambda psf: psf.values.size)
-    fits = shape_that_fits((z, y, x), widest, parameters, left)
+    crop = shape_that_fits((z, y, x), widest, parameters, left)
     raise PlanError(
         f"{file.recording.path.name}: a volume of {(z, y, x)} needs {gib(needed)} and {device} has "
-        f"{gib(room)} free. "
-        + (f"A crop of {fits} would fit" if fits else "Free some memory")
-        + ", or use a machine with more memory, or a smaller PSF."
+        f"{gib(room)} free. Write float32 OME-Zarr (.ome.zarr), which is made by tiles"
+        + (f", or take a crop: {crop} would fit." if crop else ".")
     )
 
 
