@@ -109,7 +109,7 @@ def _deconvolve(parameters: DeconvolveParameters, *, dry_run: bool, json: bool) 
         say(f"{counted(plan.total, 'volume')} on {describe_device(plan.device)}")
         for sentence in plan.psf_notes():
             say(f"psf: {sentence}")
-    with Progress(plan.total, quiet=json) as progress:
+    with Progress(plan.steps, quiet=json) as progress:
         outcome = run(plan, progress)
     if parameters.report:
         from pellucid.apps.report import write_reports

@@ -11,7 +11,7 @@ from typing import Any, Self
 
 from pellucid.data.plain_json import plain_json
 from pellucid.errors import ParameterError, PellucidError
-from pellucid.stages.events import Event, FileDone, VolumeDone, VolumeFailed, Warned
+from pellucid.stages.events import Event, FileDone, TileDone, VolumeDone, VolumeFailed, Warned
 
 OK, ERROR, USAGE, SOME_FAILED, INTERRUPTED = 0, 1, 2, 3, 130
 
@@ -106,7 +106,7 @@ class Progress:
         else:
             self._volume(event)
 
-    def _volume(self, event: VolumeDone | VolumeFailed) -> None:
+    def _volume(self, event: VolumeDone | TileDone | VolumeFailed) -> None:
         self._done += 1
         if isinstance(event, VolumeFailed):
             self._line(f"failed: {event.why}")
