@@ -6,7 +6,8 @@ from scipy.ndimage import gaussian_filter
 from scipy.ndimage import shift as moved
 
 from pellucid.core.blending import PlacedTile, blended_block, output_shape
-from pellucid.core.flat_field import tile_gains
+from pellucid.core.flat_field import estimated_flat_field, tile_gains
+from pellucid.core.linking import linked, overlapping_pairs
 from pellucid.core.pairwise import Link, pairwise_shift
 from pellucid.core.placement import place
 
@@ -82,3 +83,66 @@ def test_gains_follow_the_ratios():
     links = [Link(a, a + 1, (0, 0, 9), 0.1, 0.9, 9, ratio, True) for a, ratio in ((0, 2), (1, 0.5))]
     gains = tile_gains(3, links)
     np.testing.assert_allclose(gains[1] / gains[[0, 2]], 2, rtol=0.02)
+
+
+def test_gains_take_no_shading_for_light():
+    # every tile is brighter at its right border: the same ratio in each link along x
+    links = [Link(a, a + 1, (0, 0.3, 90), 0.1, 0.9, 9, 0.7, True) for a in range(5)]
+    np.testing.assert_allclose(tile_gains(6, links), 1.0)
+
+
+def test_brightness_needs_no_background():
+    volume = texture((12, 60, 110)) + 300
+    second = 300 + 1.3 * (volume[:, :, 50:] - 300)
+    link = pairwise_shift(volume[:, :, :70], second, (0.0, 0.0, 52.0), margin_px=(2, 6, 6))
+    np.testing.assert_allclose(link.brightness, 1.3, rtol=0.02)
+
+
+def test_the_shading_that_tiles_share_is_found():
+    x = np.cos(np.linspace(0, np.pi, 64))[None]
+    shade = 1 + 0.3 * x + 0.1 * np.cos(np.linspace(0, np.pi, 48))[:, None]
+    tiles = [20 + (texture((6, 48, 64), seed) - 20) * shade for seed in range(12)]
+    found = estimated_flat_field(tiles, 20.0)
+    assert np.std(found - shade / shade.mean()) < 0.2 * np.std(shade / shade.mean())
+
+
+def test_a_search_that_took_the_wrong_place_is_put_right():
+    nominal = np.array([(0.0, 40.0 * (n // 2), 60.0 * (n % 2)) for n in range(4)])
+    asked = []
+
+    def measure(a, b, expected, margin):
+        asked.append((a, b, margin))
+        shift = nominal[b] - nominal[a]
+        if (a, b) == (0, 1) and margin[1] > 5:
+            return Link(a, b, tuple(np.add(shift, (0, 9.0, -7.0))), 0.1, 0.8, 9.0, 1.0, True)
+        assert np.abs(np.subtract(expected, shift)).max() < 1.0
+        return Link(a, b, tuple(shift), 0.05, 0.9, 20.0, 1.0, True)
+
+    pairs = overlapping_pairs([(9, 60, 80)] * 4, nominal)
+    assert pairs == [(0, 1), (0, 2), (0, 3), (1, 2), (1, 3), (2, 3)]
+    placed = linked(measure, nominal, pairs, margin_px=(2.0, 12.0, 12.0))
+    assert [ask for ask in asked if ask[2][1] < 5] == [(0, 1, (2.0, 3.0, 3.0))]
+    assert placed.kept.all()
+    np.testing.assert_allclose(placed.positions_px - placed.positions_px[0], nominal, atol=0.01)
+
+
+def test_a_doubtful_link_gives_way_to_a_sure_one():
+    # a corner tile with one link of each kind: nothing else says which is wrong
+    nominal = np.array([(0.0, 0.0, 0.0), (0.0, 0.0, 90.0), (0.0, 90.0, 0.0), (0.0, 90.0, 90.0)])
+    links = [Link(a, b, tuple(nominal[b] - nominal[a]), 0.03, 0.95, 20.0, 1.0, True)
+             for a, b in ((0, 1), (0, 2), (1, 3))]  # fmt: skip
+    links.append(Link(2, 3, (0.0, 5.0, 84.0), 0.4, 0.3, 6.0, 1.0, True))
+    placed = place(nominal, links)
+    assert list(placed.kept) == [True, True, True, False]
+    np.testing.assert_allclose(placed.positions_px - placed.positions_px[0], nominal, atol=0.05)
+
+
+def test_thin_overlaps_of_smooth_structure_are_links():
+    # a peak as wide as the search stands above nothing, and is right
+    volume = gaussian_filter(np.random.default_rng(4).standard_normal((16, 60, 120)), 4)
+    volume = 200 + 60 * volume / volume.std()
+    noisy = np.random.default_rng(5)
+    first, second = (noisy.poisson(v) for v in (volume[1:15, :50, :60], volume[:14, 3:53, 46:106]))
+    link = pairwise_shift(first, second, (0.0, 0.0, 48.0), margin_px=(4, 8, 8))
+    assert link.believed, link.reason
+    assert np.linalg.norm(np.subtract(link.shift_px, (-1, 3, 46))) < 0.5

@@ -13,6 +13,9 @@ Float32 = NDArray[np.float32]
 ORDER = 3
 """Cosines per axis that describe the shading: more would follow the specimen."""
 
+SHADING_LINKS = 4
+"""Links of one direction from which on their common ratio is taken for shading, not for gains."""
+
 PLANES = 24
 """Planes of each tile that are looked at, evenly spread."""
 
@@ -44,11 +47,19 @@ def estimated_flat_field(tiles: Sequence[Tile], background: float = 0.0) -> Floa
 def tile_gains(count: int, links: Sequence[Link]) -> NDArray[np.float64]:
     """Return how bright each tile is, of geometric mean 1, from the ratios that its links measured.
 
-    Least squares on logarithms, weakly held at 1, so that tiles without links keep their light.
+    Least squares on logarithms, weakly held at 1, so that tiles without links keep their light. What
+    all links of one direction have in common is shading (the right border of every tile against the
+    left), and would add up from tile to tile: it is taken out where there are links enough to see it.
     """
+    ratios = np.log([link.brightness for link in links])
+    direction = [_direction(link) for link in links]
+    for one in set(direction):
+        same = np.array([other == one for other in direction])
+        if same.sum() >= SHADING_LINKS:
+            ratios[same] -= np.median(ratios[same])
     normal, right = 0.01 * np.eye(count), np.zeros(count)
-    for link in links:
-        a, b, ratio = link.first, link.second, np.log(link.brightness)
+    for link, ratio in zip(links, ratios, strict=True):
+        a, b = link.first, link.second
         normal[[a, b], [a, b]] += 1.0
         normal[[a, b], [b, a]] -= 1.0
         right[b] += ratio
@@ -56,3 +67,9 @@ def tile_gains(count: int, links: Sequence[Link]) -> NDArray[np.float64]:
     gains = np.linalg.solve(normal, right)
     spread: NDArray[np.float64] = np.exp(gains - gains.mean())
     return spread
+
+
+def _direction(link: Link) -> tuple[int, ...]:
+    """Return along which axes the second tile lies from the first: (0, 0, 1), (0, 1, -1), ..."""
+    largest = max(abs(s) for s in link.shift_px)
+    return tuple(round(s / largest) if largest > 0 else 0 for s in link.shift_px)

@@ -38,10 +38,14 @@ LEAST_SHARE = 0.3
 PEAK_RADIUS = 3
 """Voxels around the peak that belong to it, and not to the background that it is judged by."""
 
-LEAST_PEAK, LEAST_NCC, LARGEST_SIGMA_PX = 3.0, 0.12, 0.5
-"""A link is believed if its peak stands so many deviations above other shifts, fine structure
-correlates so well, and the refinement settles so surely. Thin overlaps have wide peaks, so the first
-two are lenient; what is still wrong is left to the placement to reject."""
+LEAST_PEAK, LEAST_NCC, AMPLE_NCC = 5.0, 0.12, 0.5
+"""A link takes part if fine structure correlates at all and either its peak stands so many deviations
+above other shifts (the largest of ten thousand by chance: about 4) or the correlation is ample: in a
+thin overlap a peak is as wide as the search, and stands above nothing.
+How far a link is trusted is its `sigma_px`; the rest is for the placement."""
+
+UNREFINED_PX = 0.5
+"""Uncertainty of a shift that could not be refined below the whole voxel."""
 
 
 class Tile(Protocol):
@@ -60,10 +64,11 @@ class Link:
     ----------
     first, second : numbers of the tiles
     shift_px : position of the second tile less that of the first
-    sigma_px : one standard deviation of the shift's length, from the fit's residuals
+    sigma_px : one standard deviation of the shift's length, from the fit's residuals and from how
+        far the fit strayed from the peak of the search
     ncc : correlation of fine structure in the overlap
     peak : how many standard deviations it stands above the correlation at other shifts
-    brightness : of the second tile over that of the first, in the overlap
+    brightness : contrast of the second tile over that of the first, in the overlap
     believed, reason : whether the link may take part in a placement, and why not
     """
 
@@ -99,7 +104,6 @@ def pairwise_shift(
     *,
     names: tuple[int, int] = (0, 1),
     margin_px: Triple = (10.0, 10.0, 10.0),
-    background: float = 0.0,
 ) -> Link | None:
     """Return the link between two tiles, near its nominal shift; None where they cannot overlap.
 
@@ -109,7 +113,6 @@ def pairwise_shift(
     nominal_px : where the stage says the second tile lies from the first
     names : numbers of the two tiles in the grid
     margin_px : how far off the stage may be, along each axis
-    background : counts that are no light, for the ratio of brightness
     """
     margin = np.asarray(margin_px) * (np.asarray(first.shape) > 1)
     nominal = overlap_box(first.shape, second.shape, nominal_px, np.zeros(3))
@@ -128,19 +131,21 @@ def pairwise_shift(
         return _refused(names, nominal_px, "too little overlap to tell")
     index, ncc, peak, on_edge = found
     start = index * step + offsets[0] - offsets[1]
-    shift, sigma, ratio = _refined(first, second, start, step, background)
-    reason = _doubt(ncc, peak, on_edge, sigma)
-    if np.abs(shift - start).max() > 2.0 * step:
-        reason = reason or "the refinement ran away from the peak"
+    shift, sigma, ratio = _refined(first, second, start, step)
+    strayed = float(np.linalg.norm(shift - start))
+    if not np.isfinite(sigma) or strayed > PEAK_RADIUS * step:
+        shift, sigma = start, UNREFINED_PX * step
+    else:
+        # a peak lies within half a voxel of its whole voxel: more is a sign of trouble, not proof
+        sigma = float(np.hypot(sigma, max(strayed - step, 0.0)))
+    reason = _doubt(ncc, peak, on_edge)
     return Link(*names, as_triple(shift, "shift"), sigma, ncc, peak, ratio, not reason, reason)
 
 
-def _doubt(ncc: float, peak: float, on_edge: bool, sigma: float) -> str:
-    if peak < LEAST_PEAK or ncc < LEAST_NCC:
+def _doubt(ncc: float, peak: float, on_edge: bool) -> str:
+    if ncc < LEAST_NCC or (peak < LEAST_PEAK and ncc < AMPLE_NCC):
         return f"fine structure correlates by {ncc:.2f}, {peak:.1f} deviations above other shifts"
-    if on_edge:
-        return "the best shift lies at the edge of the search: allow a larger margin"
-    return "" if sigma <= LARGEST_SIGMA_PX else "too little structure to refine the shift"
+    return "the best shift lies at the edge of the search: allow a larger margin" if on_edge else ""
 
 
 def _refused(names: tuple[int, int], nominal: Triple, reason: str) -> Link:
@@ -181,14 +186,19 @@ def _search(
     energy = energy_a * energy_b
     enough &= energy > 1e-6 * float(energy.max())
     score = np.where(enough, product / np.sqrt(np.maximum(energy, 1e-30)), -1.0)
-    best = np.array(np.unravel_index(int(score.argmax()), score.shape))
+    # Fisher's z over its deviation: a sliver correlates well by chance, and proves little
+    proof = np.where(enough, np.arctanh(np.clip(score, -0.999, 0.999)) * np.sqrt(count), -np.inf)
+    found = np.array(np.unravel_index(int(proof.argmax()), proof.shape))
     steps = np.meshgrid(*(np.arange(n) for n in score.shape), indexing="ij")
-    far = sum(np.square(s - p) for s, p in zip(steps, best, strict=True)) > PEAK_RADIUS**2
-    others = score[far & enough]
+    far = sum(np.square(s - p) for s, p in zip(steps, found, strict=True)) > PEAK_RADIUS**2
+    # on a wide peak proof leans to where more overlaps: the top itself is where it correlates best
+    top = np.where(far, -np.inf, score)
+    best = np.array(np.unravel_index(int(top.argmax()), top.shape))
+    others = proof[far & enough]
     if others.size < 20:
         return None
     ncc = float(score[tuple(best)])
-    peak = (ncc - float(others.mean())) / max(float(others.std()), 1e-6)
+    peak = (float(proof.max()) - float(others.mean())) / max(float(others.std()), 1e-6)
     wide = reach > 1
     on_edge = bool((((best == 0) | (best == 2 * reach)) & wide).any())
     return best - reach + middle, ncc, peak, on_edge
@@ -209,7 +219,7 @@ def _fine(image: Tensor) -> Array:
 
 
 def _refined(
-    first: Tile, second: Tile, start: Array, step: int, background: float
+    first: Tile, second: Tile, start: Array, step: int
 ) -> tuple[Array, float, float]:
     """Return the sub-voxel shift, its standard deviation, the ratio of brightness."""
     shift, sigma, ratio = start.astype(np.float64), float("inf"), 1.0
@@ -227,9 +237,9 @@ def _refined(
             return shift, float("inf"), ratio
         fixed = _averaged(first, part, step)
         moving = _averaged(second, _box(moved_low, moved_high), step)
-        ratio = _brightness(fixed, moving, background)
         offset = (low - moved_low - shift) / step
         moved, sigma_px = _fitted(fixed, moving, offset)
+        ratio = _brightness(fixed, moving, moved)
         shift = low - moved_low - moved * step
         sigma = sigma_px * step
         if step == 1:
@@ -250,8 +260,8 @@ def _fitted(fixed: Tensor, moving: Tensor, offset: Array) -> tuple[Array, float]
     points = strongest_gradients(levels[0], REFINED_POINTS)
     start = Affine.translation(offset, source="fixed", target="moving")
     fit = align(levels[0], levels[1], start, "translation", points=points, tolerance=0.002)
-    if not fit.settled:
-        return offset, float("inf")
+    # where points at the border come and go, steps need not become small: the best one will do, and
+    # its residuals say how sure it is
     sigma = corner_sigma_um(
         levels[0], levels[1], fit.fixed_to_moving, "translation", points=points, block_um=4.0
     )
@@ -259,9 +269,19 @@ def _fitted(fixed: Tensor, moving: Tensor, offset: Array) -> tuple[Array, float]
     return moved, float(sigma[0])
 
 
-def _brightness(fixed: Tensor, moving: Tensor, background: float) -> float:
-    """Return the ratio of light in two crops of the same place."""
-    one, other = float(fixed.mean()) - background, float(moving.mean()) - background
+def _brightness(fixed: Tensor, moving: Tensor, offset: Array) -> float:
+    """Return the ratio of contrasts in two crops of the same place, to the whole voxel.
+
+    Of contrasts, not of means: it needs no background, which a crowded field does not show.
+    """
+    begin = np.maximum(np.rint(offset).astype(int), 0)
+    count = np.minimum(np.array(moving.shape) - begin, np.array(fixed.shape))
+    if (count < 1).any():
+        return 1.0
+    z, y, x = (int(n) for n in count)
+    cuts = (fixed[:z, :y, :x], moving[_box(begin, begin + count)])
+    blur = np.diag(np.where(count > 1, 1.0, 0.0))
+    one, other = (float(gaussian_blurred(c.contiguous(), Grid((z, y, x)), blur).std()) for c in cuts)
     return other / one if one > 0 and other > 0 else 1.0
 
 

@@ -39,7 +39,8 @@ class RichardsonLucy:
     iterations : exactly this many
     back_projector : one for all views
     start : "flat" (the mean), "raw" (the image itself, one view only: the release's choice, noisy at
-        low light) or "low-passed" (the matched-filtered image)
+        low light) or "low-passed" (the matched-filtered image); or the photons per voxel of a flat
+        one, which parts of a volume are to share
     momentum : "none", "heavy-ball" (as deconwolf) or "biggs-andrews" (1997, vector extrapolation);
         for the matched projector
     update : "additive" takes all views at once, "alternating" one after the other
@@ -47,7 +48,7 @@ class RichardsonLucy:
 
     iterations: int = 10
     back_projector: BackProjector = Matched()
-    start: Literal["flat", "raw", "low-passed"] = "flat"
+    start: Literal["flat", "raw", "low-passed"] | float = "flat"
     momentum: Literal["none", "heavy-ball", "biggs-andrews"] = "none"
     update: Literal["additive", "alternating"] = "additive"
 
@@ -264,7 +265,9 @@ def peak_bytes(problem: Problem, *, volumes: int, projector: BackProjector) -> i
     return int(1.03 * (total + half * 2 * element))  # and the spectrum in flight
 
 
-def _start(problem: Problem, kind: str, weight: Tensor) -> Tensor:
+def _start(problem: Problem, kind: str | float, weight: Tensor) -> Tensor:
+    if not isinstance(kind, str):
+        return (weight > 0).to(problem.observations[0].image.dtype).mul_(kind)
     flat = flat_start(problem, weight > 0)
     if kind == "flat":
         return flat

@@ -60,9 +60,9 @@ def wiener_step(signal: Tensor, operator: LinearOperator) -> Tensor:
     degree: linear in the signal, and as deterministic as the operator.
     """
     if isinstance(operator, Blur) and operator.domain_shape == operator.grid:
-        origin = tuple(n // 2 for n in operator.psf.shape)
-        z, y, x = origin
-        otf = transfer_function(operator.psf, operator.grid, (z, y, x))
+        depth, height, width = operator.psf.shape
+        centre = (depth // 2, height // 2, width // 2)
+        otf = transfer_function(operator.psf, operator.grid, centre)
         power = otf.abs().square()
         filter_ = otf.conj() / (power + ALPHA * power.max())
         wide = _continued(signal, operator.margin, operator.domain_shape)
@@ -71,12 +71,12 @@ def wiener_step(signal: Tensor, operator: LinearOperator) -> Tensor:
     ones = operator.forward(torch.ones_like(back))
     gain = float(operator.adjoint(ones).max())
     shift = ALPHA * gain
-    centre, half = shift + gain / 2, gain / 2
+    middle, half = shift + gain / 2, gain / 2
     x, step, rate = torch.zeros_like(back), torch.zeros_like(back), 0.0
     for k in range(CHEBYSHEV_STEPS):
         residual = back - operator.adjoint(operator.forward(x)) - shift * x if k else back
         beta = 0.0 if k == 0 else (0.5 if k == 1 else 0.25) * (half * rate) ** 2
-        rate = 1 / centre if k == 0 else 1 / (centre - beta / rate)
+        rate = 1 / middle if k == 0 else 1 / (middle - beta / rate)
         step = rate * residual + beta * step
         x = x + step
     return x

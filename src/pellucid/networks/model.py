@@ -75,8 +75,7 @@ class RestorationNet(torch.nn.Module):
 
     def _conv(self, before: int, after: int) -> torch.nn.Conv3d:
         size = (3, 3, 3) if self.architecture.volumetric else (1, 3, 3)
-        padding = tuple(s // 2 for s in size)
-        return torch.nn.Conv3d(before, after, size, padding=padding, bias=False)
+        return torch.nn.Conv3d(before, after, size, padding=(size[0] // 2, 1, 1), bias=False)
 
     @property
     def receptive_radius(self) -> tuple[int, int, int]:
