@@ -61,7 +61,10 @@ def test_the_command_deconvolves_with_a_field(tmp_path, monkeypatch, capsys):
     command = ["deconvolve", raw, "--psf", "field.npz", "-o", "sharp.ome.tif", "--iterations", "3"]
     assert main([*command, "--dry-run", "--json"]) == 0
     plan = json.loads(capsys.readouterr().out)
-    assert plan["files"][0]["psfs"]["channel 0"]["notes"][:2] == ["three Gaussians", "from field.npz"]
+    assert plan["files"][0]["psfs"]["channel 0"]["notes"][:2] == [
+        "three Gaussians",
+        "from field.npz",
+    ]
     assert main(command) == 0
     expected = pellucid.deconvolve(recorded(), widening(), iterations=3)
     found = pellucid.open("sharp.ome.tif").read()
