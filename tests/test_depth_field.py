@@ -40,9 +40,10 @@ def test_paraxially_the_focus_moves_by_the_ratio_of_the_indices():
 
 def test_the_command_makes_a_field_that_widens_with_depth(tmp_path, capsys):
     path = tmp_path / "depth.npz"
-    numbers = "--modality confocal --na 1.1 --wavelength-nm 525 --excitation-nm 488 --planes 20"
+    numbers = "--modality confocal --na 1.1 --wavelength-nm 525 --excitation-nm 488"
     optics = "--refractive-index 1.33 --sample-index 1.40 --voxel-um 1,0.3,0.3 --first-um 5"
-    command = ["psf", "field", *numbers.split(), *optics.split(), "-o", str(path)]
+    image = "--planes 20 --psf-shape 21,21,21"
+    command = ["psf", "field", *numbers.split(), *optics.split(), *image.split(), "-o", str(path)]
     assert main(command) == 0
     field = read_psf_field(path)
     assert field.positions_um[0, 0] == pytest.approx(-5.0, abs=0.1)

@@ -61,12 +61,27 @@ def test_the_command_deconvolves_with_a_field(tmp_path, monkeypatch, capsys):
     command = ["deconvolve", raw, "--psf", "field.npz", "-o", "sharp.ome.tif", "--iterations", "3"]
     assert main([*command, "--dry-run", "--json"]) == 0
     plan = json.loads(capsys.readouterr().out)
-    assert plan["files"][0]["psfs"]["channel 0"]["notes"][:2] == ["three Gaussians", "from field.npz"]
+    assert plan["files"][0]["psfs"]["channel 0"]["notes"][:2] == [
+        "three Gaussians",
+        "from field.npz",
+    ]
     assert main(command) == 0
     expected = pellucid.deconvolve(recorded(), widening(), iterations=3)
     found = pellucid.open("sharp.ome.tif").read()
     np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-3 * expected.max())
     assert "field.npz" in str(read_record("sharp.ome.tif")["inputs"])
+
+
+def test_a_field_is_inspected(tmp_path, capsys):
+    path = tmp_path / "field.npz"
+    write_psf_field(path, widening())
+    assert main(["psf", "inspect", str(path)]) == 0
+    assert "note: three Gaussians" in capsys.readouterr().out
+    assert main(["psf", "inspect", str(path), "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    np.testing.assert_allclose([w[2] for w in said["fwhm_um"]], (0.25, 0.4, 0.55), rtol=0.1)
+    assert said["kernels"] in (2, 3)
+    assert main(["psf", "inspect", str(path), "--picture", str(tmp_path / "p.png")]) != 0
 
 
 def test_the_command_refuses_a_field_on_other_voxels(tmp_path, monkeypatch, capsys):

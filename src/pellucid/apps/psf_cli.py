@@ -32,16 +32,19 @@ def inspect(
     Parameters
     ----------
     file
-        A PSF: TIFF, OME-Zarr or .npy.
+        A PSF: TIFF, OME-Zarr or .npy; or a PSF field, .npz, whose positions and widths are shown.
     picture
         Write a picture (.png) of the PSF and of the transfer functions.
     json
         Print JSON for machines, and only that.
     """
     from pellucid.apps.text import psf_text
+    from pellucid.data.psf_field_file import is_field_file
     from pellucid.stages.psf_choice import prepared_psf
     from pellucid.stages.psf_files import inspect_psf
 
+    if is_field_file(file):
+        return _inspect_field(file, picture, json)
     psf = prepared_psf(file, InputParameters.checked(given(voxel)).voxel_um)
     said = inspect_psf(psf)
     print_json(said) if json else print(psf_text(file.name, said), end="")
@@ -176,4 +179,17 @@ def _bead_field(
     else:
         print(field_text(found.field), end="")
         say(f"wrote {output}")
+    return OK
+
+
+def _inspect_field(file: Path, picture: Path | None, json: bool) -> int:
+    from pellucid.apps.psf_field_text import field_text
+    from pellucid.data.psf_field_file import read_psf_field
+    from pellucid.errors import ParameterError
+    from pellucid.stages.psf_field_files import inspect_field
+
+    if picture is not None:
+        raise ParameterError("picture: of one PSF, not of a field. Leave it out.")
+    field = read_psf_field(file)
+    print_json(inspect_field(field)) if json else print(field_text(field), end="")
     return OK

@@ -17,16 +17,18 @@ SUFFIX = ".npz"
 NEEDED = ("psfs", "positions_um", "spacing_um")
 
 
-def is_field_file(path: Path) -> bool:
-    """Whether `path` is an archive of PSFs and their positions, whole or not."""
+def is_field_file(path: str | Path) -> bool:
+    """Whether `path` is an archive of PSFs and their positions."""
+    path = Path(path)
     if path.suffix.lower() != SUFFIX or not path.is_file() or not zipfile.is_zipfile(path):
         return False
     with zipfile.ZipFile(path) as archive:
         return "positions_um.npy" in archive.namelist()
 
 
-def read_psf_field(path: Path) -> PsfField:
+def read_psf_field(path: str | Path) -> PsfField:
     """The PSF field in a file; InputError where it is none."""
+    path = Path(path)
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             missing = [name for name in NEEDED if name not in archive.files]
@@ -47,15 +49,17 @@ def read_psf_field(path: Path) -> PsfField:
         ) from error
 
 
-def check_field_output(path: Path, overwrite: bool) -> None:
+def check_field_output(path: str | Path, overwrite: bool) -> None:
     """Raise OutputError unless a PSF field can be written to `path`."""
+    path = Path(path)
     if path.suffix.lower() != SUFFIX:
         raise OutputError(f"{path.name}: a PSF field is a {SUFFIX} file. Name it field{SUFFIX}.")
     check_output_path(path, overwrite)
 
 
-def write_psf_field(path: Path, field: PsfField, *, overwrite: bool = False) -> None:
+def write_psf_field(path: str | Path, field: PsfField, *, overwrite: bool = False) -> None:
     """Write a PSF field as float32; nothing is at `path` before it is complete."""
+    path = Path(path)
     check_field_output(path, overwrite)
     partial = path.with_name(path.name + ".partial")
     try:

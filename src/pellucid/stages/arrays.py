@@ -54,7 +54,7 @@ def deconvolve(
     ----------
     volume : (z, y, x) or (y, x) counts as recorded, NumPy array or torch tensor
     psf : (z, y, x) or (y, x) array on the same voxels, cleaned and centred here; or a `Psf`, which
-        is taken as it is; a (y, x) image takes its focal plane
+        is taken as it is; a (y, x) image takes its focal plane; or a `PsfField`, where the blur varies
     method : the back projector: matched, gaussian, butterworth, wiener, wiener-butterworth or
         otf-masked-wiener
     iterations : exactly this many; None stops when held-out photons say so

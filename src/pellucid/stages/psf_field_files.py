@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from pellucid.core.bead_field import BeadField, distill_field
+from pellucid.core.deconvolution import FIELD_ACCURACY
 from pellucid.core.depth_field import depth_field
 from pellucid.core.optics import Layers, Optics
-from pellucid.core.psf import Psf
+from pellucid.core.psf import Psf, fwhm_um
 from pellucid.core.psf_field import PsfField
 from pellucid.core.psf_theory import focus_um
 from pellucid.data.psf_field_file import check_field_output, write_psf_field
@@ -98,4 +99,18 @@ def field_figures(found: BeadField) -> dict[str, Any]:
         "unexplained_by_mean": found.unexplained_by_mean,
         "positions_um": found.field.positions_um.tolist(),
         "fwhm_um": found.fwhm_um.tolist(),
+    }
+
+
+def inspect_field(field: PsfField) -> dict[str, Any]:
+    """Positions, widths and kernels needed of a PSF field, as JSON types."""
+    widths = [fwhm_um(Psf.normalised(psf, field.spacing_um)) for psf in field.psfs]
+    return {
+        "psfs": len(field.psfs),
+        "shape_zyx": field.shape,
+        "voxel_um": field.spacing_um,
+        "positions_um": field.positions_um.tolist(),
+        "fwhm_um": widths,
+        "kernels": field.expanded(FIELD_ACCURACY).rank,
+        "notes": field.notes,
     }
