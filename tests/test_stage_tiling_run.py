@@ -34,7 +34,7 @@ def recordings(tmp_path_factory):
     )  # fmt: skip
     save(folder / "raw.ome.zarr", seen.counts)
     partly = seen.counts.copy()
-    partly[..., 128:] = np.random.default_rng(1).poisson(5, partly[..., 128:].shape) + 100
+    partly[..., 128:] = 100 + np.random.default_rng(1).poisson(5, partly[..., 128:].shape)
     save(folder / "partly.ome.zarr", partly)
     save_psf(folder / "psf.tif")
     return folder

@@ -8,16 +8,16 @@ from hypothesis import strategies as st
 
 from pellucid.core.accelerated import Accelerated
 from pellucid.core.back_projectors import METHODS
+from pellucid.core.deconvolution import roomy
 from pellucid.core.operators import Blur
 from pellucid.core.problem import Observation, Problem
 from pellucid.core.psf import Psf
 from pellucid.core.quality import ncc
 from pellucid.core.replay import Replay, decided, start_of
 from pellucid.core.richardson_lucy import RichardsonLucy
-from pellucid.core.tiling import Tiling, halo_of, plan
 from pellucid.core.simulation import STRUCTURES, Camera, record
+from pellucid.core.tiling import Tiling, halo_of, plan
 from pellucid.errors import PlanError
-from pellucid.stages.tile_plan import roomy
 
 sizes = st.tuples(*[st.integers(1, 40)] * 3)
 

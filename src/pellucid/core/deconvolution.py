@@ -14,7 +14,7 @@ from pellucid.core.fourier import Shape
 from pellucid.core.noise import Noise, estimate_background, estimate_noise
 from pellucid.core.operators import Blur
 from pellucid.core.problem import Observation, Problem, Restored
-from pellucid.core.psf import Psf, crop_to_support, focal_plane
+from pellucid.core.psf import Psf, crop_to_support, focal_plane, fwhm_px
 from pellucid.core.psf_preparation import prepare
 from pellucid.core.residual import reblur_residual
 from pellucid.core.richardson_lucy import RichardsonLucy
@@ -24,6 +24,10 @@ Array = NDArray[Any] | Tensor
 
 SUPPORT = 0.995
 """Share of the PSF's light that its box must hold: what lies beyond is not worth its FFTs."""
+
+ROOM_FWHM = 2.5
+"""Radius of a PSF's box in its widths, at least: tighter ones let unmatched kernels wrap round the
+FFT grid, 3e-4 of the dynamic range at the volume's ends against 6e-5 (`benchmarks/tiling.py`)."""
 
 SUPPOSED_PHOTONS = 1000.0
 """Photons that the brightest voxels are taken to hold in an image whose noise cannot be measured."""
@@ -181,6 +185,15 @@ def usable_psf(psf: Psf | Array, shape: Shape) -> Psf:
     return crop_to_support(psf, SUPPORT)
 
 
+def roomy(psf: Psf) -> NDArray[np.float32]:
+    """Return the values of a PSF in a box of at least `ROOM_FWHM` widths on each side, dark beyond."""
+    padding = []
+    for width, n in zip(fwhm_px(psf), psf.shape, strict=True):
+        radius = math.ceil(ROOM_FWHM * width) if math.isfinite(width) and n > 1 else 0
+        padding.append((max(radius - n // 2, 0),) * 2)  # the centre stays at n // 2
+    return np.pad(psf.values.astype(np.float32), padding)
+
+
 def unknown_gain(image: Tensor, background: float) -> float:
     """Return counts per photon where no noise can be measured: brightest voxels hold 1000 photons.
 
@@ -210,6 +223,6 @@ def in_photons(image: Tensor, background: float, camera: Noise) -> tuple[Tensor,
 def problem_of(image: Tensor, psf: Psf, background: float, camera: Noise) -> tuple[Problem, float]:
     """Return the problem in photons, and the counts per photon to come back with."""
     photons, expected, gain = in_photons(image, background, camera)
-    kernel = torch.from_numpy(psf.values.astype(np.float32)).to(image.device)
+    kernel = torch.from_numpy(roomy(psf)).to(image.device)
     blur = Blur(kernel, image_shape(image))
     return Problem((Observation(photons, blur, expected),)), gain

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from pellucid.core.back_projectors import BackProjector, Figures, figures
-from pellucid.core.deconvolution import back_projector, restorer
+from pellucid.core.deconvolution import back_projector, restorer, roomy
 from pellucid.core.fourier import Shape
 from pellucid.core.operators import Blur
 from pellucid.core.problem import Observation, Problem
@@ -18,7 +18,7 @@ from pellucid.stages.parameters import DeconvolveParameters
 def peak_bytes(shape: Shape, psf: Psf, parameters: DeconvolveParameters) -> int:
     """Memory that the restoration of one (z, y, x) volume takes on its device."""
     # Tensors without memory carry the shapes through the arithmetic.
-    kernel = torch.empty(psf.shape, dtype=torch.float32, device="meta")
+    kernel = torch.empty(roomy(psf).shape, dtype=torch.float32, device="meta")
     image = torch.empty(shape, dtype=torch.float32, device="meta")
     problem = Problem((Observation(image, Blur(kernel, shape)),))
     chosen = restorer(back_projector(parameters.method), parameters.iterations)
