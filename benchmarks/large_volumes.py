@@ -29,24 +29,23 @@ RUN = "import sys; from pellucid.apps.cli import main; sys.exit(main())"
 
 
 def make(folder: Path, mib: int) -> tuple[int, int, int]:
-    """Write raw.ome.zarr of `mib` MiB of uint16 and psf.tif; returns the shape."""
+    """Write raw.ome.zarr of `mib` MiB (a multiple of 64) of uint16 and psf.tif; returns the shape."""
     psf = gaussian((0.7, 0.25, 0.25), VOXEL_UM)
     pellucid.write(folder / "psf.tif", psf.values.astype(np.float32), voxel_um=VOXEL_UM, overwrite=True)
     block = record(
         STRUCTURES["filaments"], psf.values, BLOCK, peak_photons=300.0, background_photons=5.0,
         camera=Camera(), seed=1,
     ).counts  # fmt: skip
-    count = mib // 2
-    shape = (128, 512, 16 * count) if count < 64 else (256, 512, 4 * count * 2)
-    if count == 512:
-        shape = (256, 1024, 2048)
+    planes = 256 if mib >= 128 else 128
+    shape = (planes, 512, mib * 2**20 // (planes * 512 * 2))
     image = ImageDescription((1, 1, *shape), "uint16", VOXEL_UM)
     with create_output(folder / "raw.ome.zarr", image, overwrite=True) as out:
         for z in range(0, shape[0], 128):
             for y in range(0, shape[1], 512):
                 for x in range(0, shape[2], 512):
-                    part = [min(a, n - o) for a, n, o in zip((128, 512, 512), shape, (z, y, x), strict=True)]
-                    tiled = np.tile(block, (2, 4, 4))[tuple(slice(p) for p in part)]
+                    room = zip((128, 512, 512), shape, (z, y, x), strict=True)
+                    part = tuple(slice(min(a, n - o)) for a, n, o in room)
+                    tiled = np.tile(block, (2, 4, 4))[part]
                     out.write(0, 0, tiled, z, y, x)
     return shape
 

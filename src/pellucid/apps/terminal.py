@@ -34,7 +34,10 @@ def exit_code_of(command: Callable[[], int]) -> int:
     try:
         return command()
     except KeyboardInterrupt:
-        say("pellucid: interrupted; outputs that were not finished were removed.")
+        say(
+            "pellucid: interrupted; outputs that were not finished were removed, and tiles are kept "
+            "for --resume."
+        )
         return INTERRUPTED
     except PellucidError as error:
         _debug()
