@@ -83,11 +83,11 @@ def main() -> None:
             results += 1
             equal += chunks(folder / "killed.ome.zarr") == expected
             subprocess.run(["rm", "-r", str(folder / "killed.ome.zarr")], check=True)
-        print(
-            f"{kills} kills over {results} results: {equal} of {results} equal byte for byte, "
-            f"{lost} times a finished tile was lost; an uninterrupted run takes {whole_s:.1f} s",
-            flush=True,
-        )
+            print(
+                f"{kills} kills over {results} results: {equal} of {results} equal byte for byte, "
+                f"{lost} times a finished tile was lost; an uninterrupted run takes {whole_s:.1f} s",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":
