@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from pellucid.core.accelerated import Accelerated
 from pellucid.core.back_projectors import METHODS
+from pellucid.core.deconvolution import roomy
 from pellucid.core.operators import Blur
 from pellucid.core.problem import Observation, Problem
 from pellucid.core.psf import Psf
@@ -17,7 +18,6 @@ from pellucid.core.richardson_lucy import RichardsonLucy
 from pellucid.core.simulation import STRUCTURES, Camera, record
 from pellucid.core.tiling import Tiling, halo_of, plan
 from pellucid.errors import PlanError
-from pellucid.stages.tile_plan import roomy
 
 sizes = st.tuples(*[st.integers(1, 40)] * 3)
 

@@ -35,7 +35,9 @@ def exit_code_of(command: Callable[[], int]) -> int:
         return command()
     except KeyboardInterrupt as stop:
         # a run that can go on says so in the interruption
-        kept = str(stop) or "outputs that were not finished were removed"
+        kept = str(stop) or (
+            "outputs that were not finished were removed, and tiles are kept for --resume"
+        )
         say(f"pellucid: interrupted; {kept}.")
         return INTERRUPTED
     except PellucidError as error:

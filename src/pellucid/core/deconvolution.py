@@ -14,7 +14,7 @@ from pellucid.core.fourier import Shape
 from pellucid.core.noise import Noise, estimate_background, estimate_noise
 from pellucid.core.operators import Blur, Extended
 from pellucid.core.problem import Observation, Problem, Restored
-from pellucid.core.psf import Psf, crop_to_support, focal_plane
+from pellucid.core.psf import Psf, crop_to_support, focal_plane, fwhm_px
 from pellucid.core.psf_field import PsfField
 from pellucid.core.psf_preparation import prepare
 from pellucid.core.residual import reblur_residual
@@ -29,6 +29,10 @@ SUPPORT = 0.995
 
 FIELD_ACCURACY = 0.01
 """Share of its root sum of squares to which the low rank meets every PSF of a field."""
+
+ROOM_FWHM = 2.5
+"""Radius of a PSF's box in its widths, at least: tighter ones let unmatched kernels wrap round the
+FFT grid, 3e-4 of the dynamic range at the volume's ends against 6e-5 (`benchmarks/tiling.py`)."""
 
 SUPPOSED_PHOTONS = 1000.0
 """Photons that the brightest voxels are taken to hold in an image whose noise cannot be measured."""
@@ -206,6 +210,15 @@ def _check_planes(psf: Psf | PsfField, shape: Shape) -> None:
         )
 
 
+def roomy(psf: Psf) -> NDArray[np.float32]:
+    """Return the values of a PSF in a box of at least `ROOM_FWHM` widths on each side, dark beyond."""
+    padding = []
+    for width, n in zip(fwhm_px(psf), psf.shape, strict=True):
+        radius = math.ceil(ROOM_FWHM * width) if math.isfinite(width) and n > 1 else 0
+        padding.append((max(radius - n // 2, 0),) * 2)  # the centre stays at n // 2
+    return np.pad(psf.values.astype(np.float32), padding)
+
+
 def unknown_gain(image: Tensor, background: float) -> float:
     """Return counts per photon where no noise can be measured: brightest voxels hold 1000 photons.
 
@@ -238,7 +251,7 @@ def blur_of(
     """Return the blur of an image of `shape` on `device`: one that varies for a field."""
     if isinstance(psf, PsfField):
         return VaryingBlur.of(psf, shape, accuracy=FIELD_ACCURACY, device=device)
-    return Blur(torch.from_numpy(psf.values.astype(np.float32)).to(device), shape)
+    return Blur(torch.from_numpy(roomy(psf)).to(device), shape)
 
 
 def problem_of(

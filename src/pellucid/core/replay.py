@@ -4,8 +4,8 @@
 continued and when to stop. Tiles that decided for themselves would differ where they meet. So it runs
 once, on samples of the volume, and what it decided (`Schedule`) is replayed without further decisions
 on every tile. Nothing in a replay depends on the tile as a whole: the start and all floors come with
-the schedule, and the light of a continued estimate is not scaled to the tile's (the last step is taken
-without continuation instead, which restores it locally). All photons take part, as none need judge.
+the schedule, and a continued estimate keeps the light of every voxel's neighbourhood rather than that of
+the tile (the last step is taken without continuation). All photons take part, as none need judge.
 """
 
 import math
@@ -27,7 +27,8 @@ from pellucid.core.accelerated import (
 from pellucid.core.back_projectors import BackProjector, Matched
 from pellucid.core.coarsening import refined
 from pellucid.core.fourier import Shape, empty
-from pellucid.core.operators import Blur
+from pellucid.core.operators import Blur, Extended
+from pellucid.core.passband import widths_of
 from pellucid.core.problem import Observation, Problem, Restored
 from pellucid.core.richardson_lucy import peak_bytes
 from pellucid.errors import InputError, ParameterError
@@ -63,12 +64,14 @@ class Schedule:
     stretches : from coarse to fine; the last is on the finest grid
     start : photons per object voxel of the flat start
     least_background : photons per voxel below which no background is taken
+    neighbourhood : (z, y, x) voxels on either side within which a continuation keeps the light
     """
 
     projectors: tuple[BackProjector, ...]
     stretches: tuple[Stretch, ...]
     start: float
     least_background: float
+    neighbourhood: Shape
 
     @property
     def coarsest(self) -> Shape:
@@ -117,8 +120,19 @@ def decided(restorer: Accelerated, sample: Problem, start: float) -> Schedule:
             stretches[-1] = replace(last, steps=(*last.steps, (which, momentum)))
     return Schedule(
         projectors, _ending_plainly(stretches, lost), start,
-        1e-3 * float(sample.observations[0].image.mean()),
+        1e-3 * float(sample.observations[0].image.mean()), _neighbourhood(sample),
     )  # fmt: skip
+
+
+def _neighbourhood(sample: Problem) -> Shape:
+    """One width of the PSF: on simulated samples as good as the whole, and two are worse."""
+    operator = sample.observations[0].operator
+    assert isinstance(operator, Extended)
+    z, y, x = (
+        0 if n == 1 else math.ceil(w) if math.isfinite(w) else n // 2
+        for w, n in zip(widths_of(operator.typical), operator.psf.shape, strict=True)
+    )
+    return z, y, x
 
 
 def _ending_plainly(stretches: list[Stretch], lost: float) -> tuple[Stretch, ...]:
@@ -175,12 +189,13 @@ class Replay:
     ) -> tuple[Tensor, Tensor, list[float]]:
         """Return the estimate, the one before it, and the likelihoods on the way."""
         floor = 1e-6 * self._start(level.factors)
-        p = continued_locally(x, before, stretch.start_momentum, floor)
+        near = self._near(level.factors)
+        p = continued_locally(x, before, stretch.start_momentum, floor, near)
         models, score = level.judged(p)
         scores = [score]
         for projector, momentum in stretch.steps:
             before, x = x, level.corrected(p, models, projector)
-            p = continued_locally(x, before, momentum, floor)
+            p = continued_locally(x, before, momentum, floor, near)
             models, score = level.judged(p)
             scores.append(score)
         if to_continue:
@@ -193,18 +208,37 @@ class Replay:
         # all photons judge as well, with the weight that they have: half of twice as many
         return JudgedLevel(problem, problem, 0.5, stretch.binning, projectors)
 
+    def _near(self, binning: Shape) -> Shape:
+        z, y, x = (-(-n // b) for n, b in zip(self.schedule.neighbourhood, binning, strict=True))
+        return z, y, x
+
     def _start(self, binning: Shape) -> float:
         return self.schedule.start * math.prod(binning)
 
 
-def continued_locally(x: Tensor, before: Tensor, beta: float, floor: float) -> Tensor:
-    """Return x (x / before)^beta; unlike `continued`, no voxel depends on any other."""
+def continued_locally(x: Tensor, before: Tensor, beta: float, floor: float, near: Shape) -> Tensor:
+    """Return x (x / before)^beta with the light of x in every neighbourhood of `near` voxels.
+
+    Unlike `continued`, no voxel depends on any farther one.
+    """
     if beta < LEAST_MOMENTUM or x is before:
         return x
     p = torch.add(before, floor, out=empty(tuple(x.shape), x))
     torch.div(x, p, out=p)
     steepest = LARGEST_STEP ** (1 / beta)
-    return p.clamp_(steepest**-2, steepest).pow_(beta).mul_(x)
+    p.clamp_(steepest**-2, steepest).pow_(beta).mul_(x)
+    light = box_mean(x, near).add_(floor)
+    return p.mul_(light.div_(box_mean(p, near).add_(floor)))
+
+
+def box_mean(x: Tensor, radius: Shape) -> Tensor:
+    """Return the mean over 2 radius + 1 voxels along each axis, of zeros beyond the border."""
+    x = x[None, None]
+    for axis, r in enumerate(radius):
+        size, padding = [1, 1, 1], [0, 0, 0]
+        size[axis], padding[axis] = 2 * r + 1, r
+        x = torch.nn.functional.avg_pool3d(x, size, stride=1, padding=padding)
+    return x[0, 0] if any(radius) else x[0, 0].clone()
 
 
 def _onto(x: Tensor, level: JudgedLevel, finer: JudgedLevel) -> Tensor:

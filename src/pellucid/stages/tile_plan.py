@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from pellucid.core.coarsening import bin_factors
-from pellucid.core.deconvolution import back_projector, restorer, usable_psf
+from pellucid.core.deconvolution import back_projector, restorer, roomy, usable_psf
 from pellucid.core.fourier import Shape
 from pellucid.core.operators import Blur
 from pellucid.core.problem import Observation, Problem
@@ -18,10 +18,6 @@ from pellucid.core.tiling import Tiling, halo_of, plan
 from pellucid.data.pyramid import SHARD_CHUNKS, Triple, chunk_and_shard
 from pellucid.errors import ParameterError, PlanError
 from pellucid.stages.parameters import DeconvolveParameters
-
-ROOM_FWHM = 2.5
-"""Radius of a PSF's box in its widths, at least: tighter ones let unmatched kernels wrap round the
-FFT grid, 3e-4 of the dynamic range at the volume's ends against 6e-5 (`benchmarks/tiling.py`)."""
 
 MARGIN = 0.85
 """Share of the room that tiles may plan with: memory that is freed comes back to the system in part."""
@@ -92,16 +88,6 @@ def tile_peak_bytes(shape: Shape, kernel: np.ndarray, parameters: DeconvolvePara
     image = torch.empty(shape, dtype=torch.float32, device="meta")
     chosen = restorer(back_projector(parameters.method), parameters.iterations)
     return chosen.peak_bytes(Problem((Observation(image, blur),)))
-
-
-def roomy(psf: Psf) -> np.ndarray:
-    """The values of a PSF in a box of at least `ROOM_FWHM` widths on each side, dark beyond."""
-    padding = []
-    for width, n in zip(fwhm_px(psf), psf.shape, strict=True):
-        radius = math.ceil(ROOM_FWHM * width) if math.isfinite(width) and n > 1 else 0
-        # the centre stays at n // 2
-        padding.append((max(radius - n // 2, 0),) * 2)
-    return np.pad(psf.values.astype(np.float32), padding)
 
 
 def resident_bytes() -> int:

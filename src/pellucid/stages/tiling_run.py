@@ -17,7 +17,7 @@ import torch
 
 from pellucid.core import back_projectors
 from pellucid.core.accelerated import Accelerated
-from pellucid.core.deconvolution import back_projector, in_photons, usable_psf
+from pellucid.core.deconvolution import back_projector, in_photons, roomy, usable_psf
 from pellucid.core.operators import Blur
 from pellucid.core.problem import Observation, Problem
 from pellucid.core.psf import Psf
@@ -33,7 +33,6 @@ from pellucid.stages.events import FileDone, OnEvent, TileDone, Warned
 from pellucid.stages.parameters import DeconvolveParameters
 from pellucid.stages.planning import FilePlan, Plan
 from pellucid.stages.resources import describe_device
-from pellucid.stages.tile_plan import roomy
 from pellucid.stages.volume_statistics import LazyVolume, VolumeStatistics, measured
 
 Float32 = npt.NDArray[np.float32]
@@ -224,6 +223,7 @@ def schedule_json(schedule: Schedule) -> dict[str, Any]:
         "stretches": [asdict(stretch) for stretch in schedule.stretches],
         "start": schedule.start,
         "least_background": schedule.least_background,
+        "neighbourhood": schedule.neighbourhood,
     }
 
 
@@ -237,8 +237,9 @@ def schedule_of(content: dict[str, Any]) -> Schedule:
     ]
     projectors = [getattr(back_projectors, name)(**given) for name, given in content["projectors"]]
     return Schedule(
-        tuple(projectors), tuple(stretches), content["start"], content["least_background"]
-    )
+        tuple(projectors), tuple(stretches), content["start"], content["least_background"],
+        tuple(content["neighbourhood"]),
+    )  # fmt: skip
 
 
 def _writer(plan: Plan, file: FilePlan, record: RunRecord) -> ResumableZarr:
