@@ -9,6 +9,8 @@ correlates with the truth by 0.5 (voxels), the light kept, and seconds, all in o
     python benchmarks/fusion.py --structure shells --peak 40 --views 2
     python benchmarks/fusion.py --registered                 # transforms from register(), not the true ones
     python benchmarks/fusion.py --data ../shared/data        # measured PSFs, a real brain as the object
+    python benchmarks/fusion.py --seeds 11 12 --peak 30 300  # medians of plain iterations over many cases
+    python benchmarks/fusion.py --timing 256 --threads 2     # the command on one dual-view time point
 """
 
 import argparse
@@ -25,6 +27,8 @@ import tifffile
 import torch
 from scipy import ndimage
 
+import fusion_medians
+import fusion_timing
 from pellucid.core.back_projectors import Matched, WienerButterworth
 from pellucid.core.fusion import fuse
 from pellucid.core.geometry import Affine, Grid
@@ -41,6 +45,7 @@ from pellucid.core.psf_preparation import prepare
 from pellucid.core.psf_theory import gaussian
 from pellucid.core.quality import ncc
 from pellucid.core.registration import register
+from pellucid.core.resolution import resolution_along_axes
 from pellucid.core.simulation import STRUCTURES, Camera
 from pellucid.core.starts import view_turn
 from pellucid.core.views import View
@@ -51,8 +56,6 @@ CAMERA = Camera(gain=1.0, offset=100.0, read_noise=1.5)
 NOISE = Noise(gain=1.0, offset=100.0, read_noise=1.5)
 BACKGROUND = 2.0
 BORDER = 4
-CONE_COSINE = 0.8
-"""Frequencies within 37 degrees of an axis speak for it."""
 
 
 @dataclass(frozen=True)
@@ -85,31 +88,6 @@ def methods() -> Iterator[Method]:
 
 def plain(how: str, n: int, projector: Any, update: str = "additive") -> dict[str, Any]:
     return {"how": how, "iterations": n, "back_projector": projector, "update": update}
-
-
-def axis_resolution(image: np.ndarray, truth: np.ndarray, level: float = 0.5) -> list[float]:
-    """Return the finest period (voxels) along z, y, x that correlates with the truth by `level`."""
-    window = np.ones(())
-    for axis, n in enumerate(image.shape):
-        taper = np.hanning(n + 2)[1:-1]
-        window = window * taper.reshape([-1 if a == axis else 1 for a in range(3)])
-    a, b = (np.fft.fftn((v - v.mean()) * window) for v in (image, truth))
-    k = np.stack(np.meshgrid(*[np.fft.fftfreq(n) for n in image.shape], indexing="ij"))
-    radius = np.sqrt((k**2).sum(0))
-    bins = np.rint(radius * min(image.shape)).astype(int)
-    periods = []
-    for axis in range(3):
-        cone = (np.abs(k[axis]) >= CONE_COSINE * radius) & (radius > 0) & (radius <= 0.5)
-        cross, aa, bb = (
-            np.bincount(bins[cone], weights=w[cone])
-            for w in ((a * b.conj()).real, np.abs(a) ** 2, np.abs(b) ** 2)
-        )
-        curve = (cross / np.sqrt(np.maximum(aa * bb, 1e-30)))[1:]
-        smooth = ndimage.uniform_filter1d(curve, 3, mode="nearest")
-        below = np.flatnonzero(smooth < level)
-        last = int(below[0]) if below.size else len(smooth)
-        periods.append(min(image.shape) / max(last, 1))
-    return periods
 
 
 def views_of(recording: MultiViewRecording, registered: bool) -> tuple[list[View], str]:
@@ -166,7 +144,7 @@ def report(recording: MultiViewRecording, registered: bool, only: str) -> None:
         seconds = time.perf_counter() - start
         whole = restored.image.numpy()
         image, soft = whole[inner], ndimage.gaussian_filter(whole, sigma)[inner]
-        z, y, x = axis_resolution(image, truth)
+        z, y, x = resolution_along_axes(image, truth)
         light = image.sum() / truth.sum()
         iterations = restored.stats.get("iterations", "-")
         flag = "  ran away" if caught else ""
@@ -217,11 +195,24 @@ def main() -> None:
     parser.add_argument("--planes-every", type=int, default=2)
     parser.add_argument("--registered", action="store_true")
     parser.add_argument("--data", type=Path, help="folder of real data")
-    parser.add_argument("--only", default="", help="methods whose name contains this")
+    parser.add_argument("--only", default="", help="methods or runs whose name contains this")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--seeds", type=int, nargs="+", help="medians over these seeds, four PSFs")
+    parser.add_argument("--log", type=Path, help="with --seeds: a line of JSON for each case")
+    parser.add_argument("--timing", type=int, metavar="SIZE", help="time the command on SIZE^3 views")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
+    if arguments.timing:
+        fusion_timing.run(arguments.timing, arguments.threads, arguments.only)
+        return
     for count in arguments.views:
+        if arguments.seeds:
+            fusion_medians.run(
+                arguments.seeds, DUAL_DEG if count == 2 else QUAD_DEG, size=arguments.size,
+                peaks=arguments.peak, structures=arguments.structure,
+                planes_every=arguments.planes_every, log=arguments.log,
+            )  # fmt: skip
+            continue
         for name, recording in recordings(arguments, DUAL_DEG if count == 2 else QUAD_DEG):
             print(f"\n{name}, {arguments.size}^3, planes every {arguments.planes_every} voxels")
             report(recording, arguments.registered, arguments.only)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import pellucid
-from pellucid.apps import demo
+from pellucid.apps import demo_deconvolution, demo_fusion
 from pellucid.apps.cli import main
 from pellucid.core.psf_theory import gaussian
 
@@ -18,16 +18,27 @@ def folder(tmp_path, monkeypatch):
 
 
 def test_a_simulated_recording_gets_closer_to_the_truth(folder, capsys, monkeypatch):
-    monkeypatch.setattr(demo, "SHAPE", (16, 48, 48))
-    monkeypatch.setattr(demo, "MATCHED_ITERATIONS", (2, 4))
+    monkeypatch.setattr(demo_deconvolution, "SHAPE", (16, 48, 48))
+    monkeypatch.setattr(demo_deconvolution, "MATCHED_ITERATIONS", (2, 4))
+    monkeypatch.setattr(demo_fusion, "SHAPE", (40, 40, 40))
+    monkeypatch.setattr(demo_fusion, "VOXEL_UM", 0.25)
     assert main(["demo", "-o", "shown"]) == 0
     said = capsys.readouterr().out
     rows = {line[:16].strip(): line.split() for line in said.splitlines()}
     assert float(rows["pellucid, defaul"][-2]) > float(rows["recorded"][-2]) + 0.03
     assert "matched Richardson-Lucy" in said
+    one, two = (float(rows[name][-5]) for name in ("view A deconvolv", "joint"))
+    assert two > one
+    error = re.search(r"at the corners: ([\d.]+) voxels", said)
+    assert error
+    assert float(error[1]) < 1
+    assert "Two views fused" in (folder / "shown" / "report.html").read_text()
     written = {path.name for path in (folder / "shown").iterdir()}
-    assert {"raw.ome.zarr", "restored.ome.zarr", "picture.png", "report.html", "psf.tif"} <= written
-    assert pellucid.open("shown/restored.ome.zarr").voxel_um == demo.VOXEL_UM
+    assert {
+        "raw.ome.zarr", "restored.ome.zarr", "picture.png", "report.html", "psf.tif", "SPIMA", "SPIMB",
+        "psf_view.tif", "fused.ome.zarr", "fusion.png",
+    } <= written  # fmt: skip
+    assert pellucid.open("shown/restored.ome.zarr").voxel_um == demo_deconvolution.VOXEL_UM
     assert main(["demo", "-o", "shown"]) == 0
 
 
@@ -55,5 +66,7 @@ def test_a_folder_without_the_two_files(folder, capsys):
 def test_the_centre_of_a_shell():
     z, y, x = np.indices((21, 21, 21)) - 10
     radius = np.sqrt(z**2 + y**2 + x**2)
-    assert demo.centre_dip(np.where((radius < 8) & (radius > 5), 1.0, 0.0)) < 0.05
-    assert demo.centre_dip(np.where(radius < 8, 1.0, 0.0)) == pytest.approx(1.0, abs=0.01)
+    assert demo_deconvolution.centre_dip(np.where((radius < 8) & (radius > 5), 1.0, 0.0)) < 0.05
+    assert demo_deconvolution.centre_dip(np.where(radius < 8, 1.0, 0.0)) == pytest.approx(
+        1.0, abs=0.01
+    )

@@ -159,7 +159,7 @@ def test_contrast_limits_survive_nan_and_constant_images(tmp_path):
 def test_the_pyramid_is_streamed(tmp_path, monkeypatch):
     """Small shards, so that a bound on what is held shows against a small volume."""
     monkeypatch.setattr(
-        ome_zarr_writer, "chunk_and_shard", lambda shape: ((16, 32, 32), (32, 64, 64))
+        ome_zarr_writer, "chunk_and_shard", lambda shape, chunks: ((16, 32, 32), (32, 64, 64))
     )
     monkeypatch.setattr(OmeZarrWriter, "_window", lambda writer, c: (0.0, 1.0))
     shape = (1, 1, 64, 512, 512)

@@ -10,7 +10,11 @@ import torch
 
 from pellucid.core.decorrelation import decorrelation, volume_decorrelation
 from pellucid.core.noise import Noise
-from pellucid.core.resolution import fourier_shell_correlation, one_image_shell_correlation
+from pellucid.core.resolution import (
+    fourier_shell_correlation,
+    one_image_shell_correlation,
+    resolution_along_axes,
+)
 from pellucid.errors import InputError, ParameterError
 
 ORACLE = json.loads((Path(__file__).parent / "oracle_resolution.json").read_text())
@@ -136,3 +140,17 @@ def test_wrong_input_is_refused():
         decorrelation(image[:8], (1, 1))
     with pytest.raises(ParameterError, match="positive"):
         decorrelation(image, (0, 1))
+
+
+def test_each_axis_has_the_finest_period_that_the_image_shares_with_the_truth():
+    rng = np.random.default_rng(1)
+    truth, other = rng.normal(size=(2, 40, 48, 44))
+    k = np.abs(np.stack(np.meshgrid(*map(np.fft.fftfreq, truth.shape), indexing="ij")))
+    finest = np.array([5.5, 10.5, 16.5])[k.argmax(0)] / 40  # shells 5, 10 and 16 are the last
+    shared = np.sqrt((k**2).sum(0)) <= finest
+    image = np.fft.ifftn(np.where(shared, np.fft.fftn(truth), np.fft.fftn(other))).real
+    z, y, x = resolution_along_axes(image, truth)
+    assert (z, y, x) == (40 / 5, 40 / 10, 40 / 16)
+    assert resolution_along_axes(other, truth) == (40, 40, 40)
+    with pytest.raises(InputError, match="one shape"):
+        resolution_along_axes(image, truth[1:])

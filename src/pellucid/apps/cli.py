@@ -8,6 +8,7 @@ from cyclopts import App, CycloptsError, Parameter
 from pydantic import ValidationError
 
 from pellucid import __version__
+from pellucid.apps import network_cli
 from pellucid.apps.deskew_cli import add_deskew
 from pellucid.apps.fuse_cli import add_fuse
 from pellucid.apps.options import as_yaml, given, merged, options_of
@@ -39,6 +40,8 @@ add_deskew(app)
 add_fuse(app)
 add_stitch(app)
 app.command(register)
+app.command(network_cli.train)
+app.command(network_cli.restore)
 
 _OWN = frozenset({"inputs", "output"})
 DeconvolveOptions: Any = options_of(DeconvolveParameters, without=_OWN)
@@ -106,7 +109,7 @@ def _deconvolve(parameters: DeconvolveParameters, *, dry_run: bool, json: bool) 
         say(f"{counted(plan.total, 'volume')} on {describe_device(plan.device)}")
         for sentence in plan.psf_notes():
             say(f"psf: {sentence}")
-    with Progress(plan.total, quiet=json) as progress:
+    with Progress(plan.steps, quiet=json) as progress:
         outcome = run(plan, progress)
     if parameters.report:
         from pellucid.apps.report import write_reports
@@ -162,14 +165,14 @@ def measure(file: str, *, options: Reading = InputOptions(), json: bool = False)
 
 @app.command
 def demo(*, output: Output = None, data: Path | None = None) -> int:
-    """Record a known object with a simulated microscope, deconvolve it, and measure the gain.
+    """Record known objects with a simulated microscope, deconvolve and fuse, and measure the gain.
 
     Parameters
     ----------
     output
-        Folder for images, picture and report; demo by default.
+        Folder for images, pictures and report; demo by default.
     data
-        Folder with raw.tif and psf_computed.tif: the same on real data.
+        Folder with raw.tif and psf_computed.tif: deconvolution on real data.
     """
     from pellucid.apps.demo import run_demo
 

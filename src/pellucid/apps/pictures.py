@@ -20,6 +20,8 @@ Triple = tuple[float, float, float]
 
 PAPER, INK, FAINT, ACCENT = "#ffffff", "#1d2733", "#9aa5b1", "#0b7a75"
 DOTS_PER_INCH = 130
+# Inches; many volumes side by side become smaller.
+WIDEST = 15.0
 # Lengths of a scale bar in micrometres; the largest up to a quarter of the width is taken.
 BARS_UM = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
 
@@ -37,25 +39,33 @@ def comparison_picture(images: Mapping[str, Array], voxel_um: Triple | None) -> 
 
 
 def section_picture(
-    images: Mapping[str, Array], voxel_um: Triple | None, through: tuple[int, int, int]
+    images: Mapping[str, Array],
+    voxel_um: Triple | None,
+    through: tuple[int, int, int],
+    *,
+    rows: Sequence[str] = (),
 ) -> bytes:
     """A PNG of volumes side by side, cut `through` a voxel: what lies inside a hollow object.
 
-    The other parameters are those of `comparison_picture`.
+    `rows` names the cuts, the one across z first; the other parameters are those of
+    `comparison_picture`.
     """
     z, y, _ = through
     views = {name: (volume[z], volume[:, y]) for name, volume in images.items()}
-    return _side_by_side(views, next(iter(images.values())).shape, voxel_um)
+    return _side_by_side(views, next(iter(images.values())).shape, voxel_um, rows)
 
 
 def _side_by_side(
-    views: Mapping[str, tuple[Array, Array]], shape: Sequence[int], voxel_um: Triple | None
+    views: Mapping[str, tuple[Array, Array]],
+    shape: Sequence[int],
+    voxel_um: Triple | None,
+    rows: Sequence[str] = (),
 ) -> bytes:
     """Two views of each image, in proportion; one contrast for both views of an image."""
     z, y, x = (n * s for n, s in zip(shape, voxel_um or (1.0, 1.0, 1.0), strict=True))
     heights = [y] if shape[0] == 1 else [y, z]
-    across = 4.2
-    size = (across * len(views), across * sum(heights) / x + 0.35 * len(heights))
+    across = min(4.2, WIDEST / len(views))
+    size = (across * len(views), across * sum(heights) / x + 0.35)
     figure = Figure(figsize=size)
     axes = figure.subplots(
         len(heights),
@@ -77,6 +87,9 @@ def _side_by_side(
                 interpolation="nearest",
             )
             at.set_axis_off()
+    for at, name in zip(axes[:, 0], rows, strict=False):
+        at.text(-0.03, 0.5, name, transform=at.transAxes, rotation=90, color=INK, fontsize=12,
+                ha="right", va="center")  # fmt: skip
     if voxel_um is not None:
         _scale_bar(axes[0, 0], x, y)
     return _png(figure)

@@ -68,7 +68,7 @@ def _register(parameters: RegisterParameters, *, dry_run: bool, json: bool) -> i
         say(f"{plan.total} registrations on {said['device']}")
     if dry_run:
         return OK
-    with Progress(plan.total, quiet=json) as progress:
+    with Progress(plan.total, quiet=json, doing="registering") as progress:
         outcome = run_registration(plan, progress)
     if parameters.picture is not None:
         from pellucid.apps.transform_picture import transform_picture

@@ -68,7 +68,7 @@ def _stitch(parameters: StitchParameters, *, dry_run: bool, json: bool) -> int:
     assert outcome.placement is not None
     if parameters.picture:
         from pellucid.apps.placement_picture import placement_picture
-        from pellucid.stages.fusing import stem
+        from pellucid.data.output import stem
 
         path = plan.output.with_name(f"{stem(plan.output)}_placement.png")
         placement_picture(outcome.placement, plan.tiles.nominal_px, plan.tiles.shapes, path)

@@ -36,11 +36,20 @@ def _file_lines(file: Mapping[str, Any]) -> list[str]:
         f"{gib(file['output_bytes'])}",
         f"memory       {gib(file['peak_bytes'])} at the peak of a volume, "
         f"{gib(file['host_bytes'])} for those that wait",
-        f"tiles        {file['tiles']}",
+        f"tiles        {_tiles(file)}",
     ]
     for name, psf in file["psfs"].items():
         lines += _psf_lines(name, psf)
     return lines
+
+
+def _tiles(file: Mapping[str, Any]) -> str:
+    if "core_zyx" not in file:
+        return str(file["tiles"])
+    return (
+        f"{file['tiles']} a volume, cores of {_sizes(file['core_zyx'])} voxels with halos of "
+        f"{_sizes(file['halo_zyx'])}: {file['halo_share']:.0%} is computed twice"
+    )
 
 
 def _psf_lines(name: str, psf: Mapping[str, Any]) -> list[str]:

@@ -39,7 +39,7 @@ COARSEST_VOXELS = 16
 COARSEST_PIXELS = 48
 """Longest axis of the first level, in 2D."""
 
-MOST_POINTS = 150_000
+MOST_POINTS = 40_000
 """More voxels of strong gradient than this add time but no exactness (their blur overlaps)."""
 
 BLUR_ROUNDS, BLUR_TOLERANCE_VOXELS = 4, 0.25
@@ -67,7 +67,9 @@ class View:
     def at(self, voxel_um: float) -> tuple[Tensor, Grid]:
         """Return the view averaged down to voxels of about `voxel_um`; averaged once, then kept."""
         if voxel_um not in self.pyramid:
-            self.pyramid[voxel_um] = downsampled(self.image, self.grid, voxel_um)
+            finer = [h for h in self.pyramid if h < voxel_um]
+            source = self.pyramid[max(finer)] if finer else (self.image, self.grid)
+            self.pyramid[voxel_um] = downsampled(*source, voxel_um)
         return self.pyramid[voxel_um]
 
     def mask_at(self, voxel_um: float) -> Tensor | None:
@@ -216,7 +218,10 @@ class _Descent:
         # residuals are alike within about two of the blur's widths
         widest = float(np.abs(np.linalg.eigvalsh(self.difference)).max()) ** 0.5
         block_um = 4 * max(widest, *self.levels[0].grid.spacing_um)
-        sigma = corner_sigma_um(*self.levels, at, model, points=self.points, block_um=block_um)
+        given = self.fixed.psf_um2 is not None and self.moving.psf_um2 is not None
+        sigma = corner_sigma_um(
+            *self.levels, at, model, points=self.points, block_um=block_um, blur_unknown=not given
+        )
         levels = self._levels(self.judging_um)
         return Attempt(
             start=start,

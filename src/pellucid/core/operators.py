@@ -66,30 +66,39 @@ class Composed(LinearOperator):
         return self.inner.adjoint(self.outer.adjoint(y))
 
 
-class Extended(LinearOperator):
-    """A blur of an object that may extend beyond its image, on one FFT grid.
+class Windowed(LinearOperator):
+    """An operator whose image lies voxel by voxel before a part of the object.
 
     Attributes
     ----------
-    psf : the PSF, or the mean one
     grid : of the FFTs
     margin : voxels of object before the image on each axis: image voxel i is object voxel i + margin
     """
 
-    psf: Tensor
     grid: Shape
     margin: Shape
-
-    @property
-    @abstractmethod
-    def typical(self) -> "Blur":
-        """The stationary blur that comes closest: a `Blur` itself."""
 
     @property
     def window(self) -> tuple[slice, slice, slice]:
         """The part of the object that lies behind the image."""
         z, y, x = (slice(m, m + n) for m, n in zip(self.margin, self.range_shape, strict=True))
         return z, y, x
+
+
+class Extended(Windowed):
+    """A blur of an object that may extend beyond its image, on one FFT grid.
+
+    Attributes
+    ----------
+    psf : the PSF, or the mean one
+    """
+
+    psf: Tensor
+
+    @property
+    @abstractmethod
+    def typical(self) -> "Blur":
+        """The stationary blur that comes closest: a `Blur` itself."""
 
     @abstractmethod
     def binned(self, factors: Shape, image_shape: Shape) -> "Extended":

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from pellucid.core.fourier import Shape
-from pellucid.core.operators import Extended, LinearOperator
+from pellucid.core.operators import LinearOperator, Windowed
 from pellucid.errors import InputError
 
 Window = tuple[slice, slice, slice]
@@ -44,7 +44,7 @@ class Problem:
     ----------
     observations : one or more, of one object: equal domain shapes
     window : the part of the object that a restorer returns; None: the image of a single
-        `Blur` or `VaryingBlur`, else the whole domain
+        `Blur`, `VaryingBlur` or `SheetScan`, else the whole domain
     """
 
     observations: tuple[Observation, ...]
@@ -68,7 +68,7 @@ class Problem:
         operator = self.observations[0].operator
         if self.window is not None:
             return x[self.window]
-        if len(self.observations) == 1 and isinstance(operator, Extended):
+        if len(self.observations) == 1 and isinstance(operator, Windowed):
             return x[operator.window]
         return x
 

@@ -75,12 +75,6 @@ class Schedule:
         """The binning to which tiles must be aligned, so that all bin the same voxels."""
         return self.stretches[0].binning
 
-    @classmethod
-    def plain(cls, projector: BackProjector, iterations: int, start: float) -> "Schedule":
-        """Return exactly so many steps with one projector, without continuation."""
-        steps = ((0, 0.0),) * iterations
-        return cls((projector,), (Stretch((1, 1, 1), 0.0, steps),), start, 1e-3 * start)
-
 
 def start_of(problems: Iterable[Problem]) -> float:
     """Return the flat start of samples together: their mean photons above background."""
@@ -109,6 +103,7 @@ def decided(restorer: Accelerated, sample: Problem, start: float) -> Schedule:
     projectors = tuple(dict.fromkeys((projector, Matched())))
     index = {type(p).__name__: i for i, p in enumerate(projectors)}
     stretches: list[Stretch] = []
+    lost = 0.0
     for step in path:
         binning = tuple(step["binning"])
         if step["made_by"] == "start":
@@ -116,19 +111,27 @@ def decided(restorer: Accelerated, sample: Problem, start: float) -> Schedule:
         elif step["accepted"]:
             last = stretches[-1]
             momentum = min(step["momentum"], BOLDEST_UNGUARDED)
+            if binning == (1, 1, 1):
+                lost += step["momentum"] - momentum
             which = index[step["made_by"]] if binning == (1, 1, 1) else 0
             stretches[-1] = replace(last, steps=(*last.steps, (which, momentum)))
     return Schedule(
-        projectors, _ending_plainly(stretches), start,
+        projectors, _ending_plainly(stretches, lost), start,
         1e-3 * float(sample.observations[0].image.mean()),
     )  # fmt: skip
 
 
-def _ending_plainly(stretches: list[Stretch]) -> tuple[Stretch, ...]:
-    """Take the last step without continuation; where there is none, one with the first projector."""
+def _ending_plainly(stretches: list[Stretch], lost: float) -> tuple[Stretch, ...]:
+    """Take the last step without continuation; where there is none, one with the first projector.
+
+    Steps are added for the momentum that was `lost` to the bound: one with momentum beta goes about as
+    far as 1 + beta without.
+    """
     last = stretches[-1]
     steps = last.steps or ((0, 0.0),)
-    ending = replace(last, steps=(*steps[:-1], (steps[-1][0], 0.0)))
+    which, momentum = steps[-1]
+    more = round((lost + momentum) / (1 + BOLDEST_UNGUARDED))
+    ending = replace(last, steps=(*steps[:-1], *((which, BOLDEST_UNGUARDED),) * more, (which, 0.0)))
     return (*stretches[:-1], ending)
 
 
@@ -141,15 +144,6 @@ class Replay:
     """
 
     schedule: Schedule
-
-    def halo(self, psf: Tensor) -> Shape:
-        """Return the voxels beyond a core that decide it, as measured by `benchmarks/tiling.py`.
-
-        4 PSF radii where every step is matched, 8 with unmatched ones, which ring beyond the PSF.
-        """
-        matched = all(projector == Matched() for projector in self.schedule.projectors)
-        z, y, x = ((4 if matched else 8) * (n // 2) for n in psf.shape)
-        return z, y, x
 
     def peak_bytes(self, problem: Problem) -> int:
         """Return the largest memory held at once, in bytes, images included."""

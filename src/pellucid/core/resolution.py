@@ -7,6 +7,7 @@ import numpy as np
 import scipy.fft
 import torch
 from numpy.typing import NDArray
+from scipy.ndimage import uniform_filter1d
 
 from pellucid.core.noise import Noise, thin
 from pellucid.core.sampling import Array, checked_shape, checked_spacing, finite, to_numpy
@@ -18,6 +19,9 @@ Threshold = Literal["one-seventh", "half-bit"]
 
 # The central part of a larger volume is enough, and keeps two spectra below a gigabyte.
 MAX_VOXELS = 1 << 24
+
+CONE_COSINE = 0.8
+"""Frequencies within 37 degrees of an axis speak for it."""
 
 
 @dataclass(frozen=True)
@@ -148,6 +152,48 @@ def one_image_shell_correlation(
         reason = "the halves' noise is anticorrelated: the gain is smaller than stated"
     full = np.where(h > 0, 2.0 * h / (1.0 + h), h)
     return ShellCorrelation(halves.frequency, full, halves.count, reason)
+
+
+def resolution_along_axes(
+    image: Array, truth: Array, *, level: float = 0.5
+) -> tuple[float, float, float]:
+    """The finest periods (voxels) along z, y, x that correlate with a known truth by `level`.
+
+    Parameters
+    ----------
+    image, truth : (z, y, x), same shape, isotropic voxels, finite
+    level : correlation, over shells within 37 degrees of the axis, that is still resolved
+
+    Whole shells are counted, so the figure comes in steps: the smallest side over a whole number.
+    """
+    shape = checked_shape(image, "resolution_along_axes")
+    if checked_shape(truth, "resolution_along_axes") != shape or min(shape) < 12:
+        raise InputError(
+            f"resolution_along_axes: expected two volumes of one shape, 12 voxels or more along "
+            f"each axis, got {tuple(image.shape)} and {tuple(truth.shape)}. Take a larger region."
+        )
+    window = np.ones(shape)
+    for axis, n in enumerate(shape):
+        taper = np.hanning(n + 2)[1:-1]
+        window *= taper.reshape([-1 if a == axis else 1 for a in range(3)])
+    whole = [finite(to_numpy(v), "resolution_along_axes") for v in (image, truth)]
+    a, b = (np.fft.fftn((v - v.mean()) * window) for v in whole)
+    k = np.stack(np.meshgrid(*[np.fft.fftfreq(n) for n in shape], indexing="ij"))
+    radius = np.sqrt((k**2).sum(0))
+    bins = np.rint(radius * min(shape)).astype(int)
+    periods = []
+    for axis in range(3):
+        cone = (np.abs(k[axis]) >= CONE_COSINE * radius) & (radius > 0) & (radius <= 0.5)
+        cross, aa, bb = (
+            np.bincount(bins[cone], weights=power[cone])
+            for power in ((a * b.conj()).real, np.abs(a) ** 2, np.abs(b) ** 2)
+        )
+        curve = (cross / np.sqrt(np.maximum(aa * bb, 1e-30)))[1:]
+        below = np.flatnonzero(uniform_filter1d(curve, 3, mode="nearest") < level)
+        last = int(below[0]) if below.size else len(curve)
+        periods.append(min(shape) / max(last, 1))
+    z, y, x = periods
+    return z, y, x
 
 
 def _central(volume: Array, shape: tuple[int, int, int]) -> NDArray[Any]:

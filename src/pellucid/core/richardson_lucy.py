@@ -17,6 +17,7 @@ from pellucid.core.back_projectors import BackProjector, Matched, back_projectio
 from pellucid.core.fourier import SLAB, empty
 from pellucid.core.operators import LinearOperator
 from pellucid.core.problem import Observation, Problem, Restored, sensitivities
+from pellucid.core.sheet_scan import SheetScan
 from pellucid.core.varying_blur import VaryingBlur
 from pellucid.errors import ParameterError, RunawayWarning
 
@@ -38,7 +39,8 @@ class RichardsonLucy:
     iterations : exactly this many
     back_projector : one for all views
     start : "flat" (the mean), "raw" (the image itself, one view only: the release's choice, noisy at
-        low light) or "low-passed" (the matched-filtered image)
+        low light) or "low-passed" (the matched-filtered image); or the photons per voxel of a flat
+        one, which parts of a volume are to share
     momentum : "none", "heavy-ball" (as deconwolf) or "biggs-andrews" (1997, vector extrapolation);
         for the matched projector
     update : "additive" takes all views at once, "alternating" one after the other
@@ -46,7 +48,7 @@ class RichardsonLucy:
 
     iterations: int = 10
     back_projector: BackProjector = Matched()
-    start: Literal["flat", "raw", "low-passed"] = "flat"
+    start: Literal["flat", "raw", "low-passed"] | float = "flat"
     momentum: Literal["none", "heavy-ball", "biggs-andrews"] = "none"
     update: Literal["additive", "alternating"] = "additive"
 
@@ -258,12 +260,14 @@ def peak_bytes(problem: Problem, *, volumes: int, projector: BackProjector) -> i
         operator: Any = getattr(o.operator, "outer", o.operator)
         half = math.prod(operator.grid[:2]) * (operator.grid[2] // 2 + 1)
         total += (1 if matched else 2) * half * 2 * element
-        if isinstance(operator, VaryingBlur):
+        if isinstance(operator, (VaryingBlur, SheetScan)):
             total += operator.bytes_beyond_mean + half * 2 * element  # and the sum of spectra
     return int(1.03 * (total + half * 2 * element))  # and the spectrum in flight
 
 
-def _start(problem: Problem, kind: str, weight: Tensor) -> Tensor:
+def _start(problem: Problem, kind: str | float, weight: Tensor) -> Tensor:
+    if not isinstance(kind, str):
+        return (weight > 0).to(problem.observations[0].image.dtype).mul_(kind)
     flat = flat_start(problem, weight > 0)
     if kind == "flat":
         return flat

@@ -10,12 +10,15 @@ import torch
 from torch import Tensor
 
 from pellucid.core.fourier import Shape, fast_shape
-from pellucid.core.operators import LinearOperator
+from pellucid.core.operators import Windowed
 from pellucid.errors import InputError
 
 
-class SheetScan(LinearOperator):
+class SheetScan(Windowed):
     """At each sheet position illuminate, blur, keep the detected plane; the object extends beyond.
+
+    `pellucid.core.illumination` makes the light of a sheet with its waist, and of crossed sheets. It
+    runs on the CPU. Restorers take it with the matched back projector: `Accelerated(Matched())`.
 
     Parameters
     ----------
@@ -38,9 +41,20 @@ class SheetScan(LinearOperator):
         self.margin = (before[0], before[1], before[2])
         self.psf, self.illumination = psf, illumination
         _, self.height, self.width = fast_shape((1, y, x))
+        self.grid = (z, self.height, self.width)
         rows = scipy.fft.rfft(psf.numpy(), n=self.height, axis=1)
         # the image's first voxel sees the object from its first one to the PSF's size on
         self.transfers = scipy.fft.fft(rows, n=self.width, axis=2)
+
+    def __repr__(self) -> str:
+        return f"SheetScan(psf{tuple(self.psf.shape)}, {self.range_shape})"
+
+    @property
+    def bytes_beyond_mean(self) -> int:
+        """Memory of transfers, illumination and the spectra in flight beyond those of one `Blur`."""
+        z, height, width = self.grid
+        spectrum = z * (height // 2 + 1) * width * self.transfers.itemsize
+        return int(self.transfers.nbytes + self.illumination.nbytes + 2 * spectrum)
 
     def forward(self, x: Tensor) -> Tensor:
         t, height, width = self.range_shape

@@ -5,7 +5,11 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
 from pellucid.core.fourier import Shape, fast_shape
+from pellucid.core.psf import fwhm_px
 from pellucid.errors import PlanError
 
 Box = tuple[slice, slice, slice]
@@ -61,7 +65,7 @@ class Tiling:
     def halo_share(self) -> float:
         """Voxels read more than once, as a share of the volume's."""
         read = sum(math.prod(s.stop - s.start for s in tile.read) for tile in self)
-        return read / math.prod(self.shape) - 1
+        return float(read / math.prod(self.shape) - 1)
 
     def __iter__(self) -> Iterator[Tile]:
         return (self.tile(i) for i in range(len(self)))
@@ -78,6 +82,19 @@ class Tiling:
             core.append(slice(start, stop))
             read.append(slice(max(start - h, 0) // s * s, min(-(-(stop + h) // s) * s, n)))
         return Tile(index, (core[0], core[1], core[2]), (read[0], read[1], read[2]))
+
+
+HALO_FWHM = 8.0
+"""Halo in widths of the PSF: what `benchmarks/tiling.py` measures to leave less than 1e-3."""
+
+
+def halo_of(psf: NDArray[np.floating]) -> Shape:
+    """Return the voxels beyond a core that decide it; 4 PSF radii on an axis without a width."""
+    halo = []
+    for width, n in zip(fwhm_px(psf.astype(np.float64)), psf.shape, strict=True):
+        wide = math.ceil(HALO_FWHM * width) if math.isfinite(width) else 4 * (n // 2)
+        halo.append(0 if n == 1 else wide)
+    return halo[0], halo[1], halo[2]
 
 
 def plan(

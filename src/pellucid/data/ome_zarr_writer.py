@@ -12,7 +12,14 @@ import tensorstore
 from pellucid.data.ome_zarr_metadata import image_attributes, root_documents
 from pellucid.data.pixels import IntegerScale
 from pellucid.data.plain_json import plain_json
-from pellucid.data.pyramid import Level, Triple, chunk_and_shard, mean_down, plan_levels
+from pellucid.data.pyramid import (
+    SHARD_CHUNKS,
+    Level,
+    Triple,
+    chunk_and_shard,
+    mean_down,
+    plan_levels,
+)
 from pellucid.data.source import Array
 from pellucid.data.writer import ImageDescription, ImageWriter, write_atomically
 
@@ -34,6 +41,7 @@ class OmeZarrWriter(ImageWriter):
     Parameters
     ----------
     attributes : JSON kept under the attribute "pellucid" (configuration, record)
+    shard_chunks : chunks along (z, y, x) that make a shard, at most
     """
 
     def __init__(
@@ -45,11 +53,13 @@ class OmeZarrWriter(ImageWriter):
         attributes: Mapping[str, Any] | None = None,
         scale: IntegerScale = IntegerScale(),
         overwrite: bool = False,
+        shard_chunks: Triple = SHARD_CHUNKS,
     ) -> None:
         super().__init__(Path(path), image, scale, overwrite)
         self.version = version
         self.levels = plan_levels(image.shape[2:], image.voxel_um or (1.0, 1.0, 1.0))
-        chunk, shard = chunk_and_shard(image.shape[2:])
+        self._shard_chunks = shard_chunks
+        chunk, shard = chunk_and_shard(image.shape[2:], shard_chunks)
         self.block_zyx: Triple = shard if version == "0.5" else chunk
         self._attributes = dict(attributes or {})
         self._stores: list[Any] = []
@@ -85,7 +95,7 @@ class OmeZarrWriter(ImageWriter):
         finer, coarser = self._stores[number - 1 : number + 1]
         before, level = self.levels[number - 1 : number + 1]
         step = tuple(b // a for a, b in zip(before.factor, level.factor, strict=True))
-        chunk, shard = chunk_and_shard(level.shape)
+        chunk, shard = chunk_and_shard(level.shape, self._shard_chunks)
         for start, stop in _blocks((0, 0, 0), level.shape, shard):
             means = np.empty([b - a for a, b in zip(start, stop, strict=True)], self._dtype)
             for low, high in _blocks(start, means.shape, chunk):
@@ -130,7 +140,7 @@ class OmeZarrWriter(ImageWriter):
             write_atomically(self.partial_path / name, json.dumps(plain_json(document), indent=1))
 
     def _array_spec(self, number: int, level: Level) -> dict[str, Any]:
-        chunk, shard = chunk_and_shard(level.shape)
+        chunk, shard = chunk_and_shard(level.shape, self._shard_chunks)
         store = {"driver": "file", "path": str((self.partial_path / str(number)).resolve())}
         shape = [*self.image.shape[:2], *level.shape]
         if self.version == "0.4":

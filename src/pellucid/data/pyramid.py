@@ -14,6 +14,8 @@ SMALLEST_LEVEL = 256
 # An axis is halved while its spacing is below this times the finest spacing, so that coarse z
 # waits until x and y have caught up (some viewers also fail on levels with halved z).
 NEAR_ISOTROPIC = 1.5
+# Chunks that make a shard of a volume.
+SHARD_CHUNKS = (2, 4, 4)
 
 
 @dataclass(frozen=True)
@@ -42,13 +44,15 @@ def plan_levels(shape: Triple, voxel_um: tuple[float, float, float]) -> list[Lev
     return levels
 
 
-def chunk_and_shard(shape: Triple) -> tuple[Triple, Triple]:
+def chunk_and_shard(
+    shape: Triple, shard_chunks: Triple = SHARD_CHUNKS
+) -> tuple[Triple, Triple]:
     """Chunk (about 1 Mvoxel, the unit of reading) and shard (a file; a whole number of chunks).
 
-    A shard is what one writer holds at a time: 128 MiB of float32 at most.
+    A shard is what one writer holds at a time: 128 MiB of float32, unless `shard_chunks` says less.
     """
     chunk_limit, per_shard = ((1, 512, 512), (1, 8, 8)) if shape[0] == 1 else (
-        (64, 128, 128), (2, 4, 4)
+        (64, 128, 128), shard_chunks
     )  # fmt: skip
     chunk = [min(n, limit) for n, limit in zip(shape, chunk_limit, strict=True)]
     shard = [

@@ -7,7 +7,7 @@ import shutil
 import tempfile
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -108,7 +108,7 @@ class ImageWriter(ABC):
 
     @final
     def __enter__(self) -> Self:
-        remove(self.partial_path)
+        self._discard()
         try:
             with plain_errors(self.path):
                 self._begin()
@@ -126,6 +126,7 @@ class ImageWriter(ABC):
         trace: TracebackType | None,
     ) -> None:
         self._is_open = False
+        complete = False
         try:
             if kind is None:
                 if self._missing > 0:
@@ -136,9 +137,11 @@ class ImageWriter(ABC):
                 with plain_errors(self.path):
                     self._finish()
                     replace(self.partial_path, self.path)
+                complete = True
         finally:
             # After a rename nothing is left to discard.
             self._discard()
+            self._ended(complete)
 
     @final
     def write(self, t: int, c: int, block: Array, z0: int = 0, y0: int = 0, x0: int = 0) -> None:
@@ -164,7 +167,12 @@ class ImageWriter(ABC):
             self._put(t, c, pixels, origin)
         with self._lock:
             self.clipped += clipped
-            self._missing -= block.size
+        self._count_written(block.shape)
+
+    def _count_written(self, shape: Sequence[int]) -> None:
+        """Note that a block of `shape` is there."""
+        with self._lock:
+            self._missing -= math.prod(shape)
 
     @abstractmethod
     def _begin(self) -> None:
@@ -181,6 +189,9 @@ class ImageWriter(ABC):
     def _discard(self) -> None:
         """Remove what was written so far."""
         remove(self.partial_path)
+
+    def _ended(self, complete: bool) -> None:  # noqa: B027
+        """Let go of what else is held; `complete` says that the output has its final name."""
 
 
 @contextmanager

@@ -20,6 +20,7 @@ from pellucid.stages.lanes import ReadAhead, WriteBehind
 from pellucid.stages.planning import FilePlan, Plan
 from pellucid.stages.resources import describe_device
 from pellucid.stages.sinks import Sink, open_sink
+from pellucid.stages.tiling_run import run_tiled
 from pellucid.stages.volumes import Screening, screen
 
 Float32 = npt.NDArray[np.float32]
@@ -103,7 +104,8 @@ def run(plan: Plan, on_event: OnEvent = ignore) -> Outcome:
     ------
     PellucidError : the only volume failed, or an output could not be written
     """
-    jobs = [Job(file, place) for file in plan.files for place in np.ndindex(file.shape[:2])]
+    whole = [file for file in plan.files if file.tiles is None]
+    jobs = [Job(file, place) for file in whole for place in np.ndindex(file.shape[:2])]
     with (
         _Series(plan, on_event) as series,
         WriteBehind() as writing,
@@ -111,7 +113,14 @@ def run(plan: Plan, on_event: OnEvent = ignore) -> Outcome:
     ):
         for job, reading in volumes:
             series.take(job, reading, writing)
-    return series.outcome
+    outcome = series.outcome
+    for file in plan.files:
+        if file.tiles is not None:
+            path, warnings = run_tiled(plan, file, on_event)
+            outcome.outputs.append(file.output)
+            outcome.records.append(path)
+            outcome.warnings += warnings
+    return outcome
 
 
 def _read(job: Job) -> Read:
@@ -260,7 +269,7 @@ class _Series:
             "voxel_um": file.voxel_um,
             "peak_bytes_planned": file.peak_bytes,
             "psfs": {
-                name: {"shape_zyx": p.shape, "fwhm_um": fwhm_um(p), "notes": p.notes}
+                name: {"shape_zyx": p.shape, "fwhm_um": fwhm_um(p.typical), "notes": p.notes}
                 for name, p in zip(file.channel_names, file.psfs, strict=True)
             },
         }

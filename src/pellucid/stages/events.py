@@ -16,6 +16,16 @@ class VolumeDone:
 
 
 @dataclass(frozen=True)
+class TileDone:
+    """One tile of `total` of a large volume is restored and written."""
+
+    index: int
+    total: int
+    seconds: float
+    what: str
+
+
+@dataclass(frozen=True)
 class VolumeFailed:
     """One volume could not be restored; the series goes on."""
 
@@ -40,7 +50,7 @@ class FileDone:
     record: Path
 
 
-Event = VolumeDone | VolumeFailed | Warned | FileDone
+Event = VolumeDone | TileDone | VolumeFailed | Warned | FileDone
 OnEvent = Callable[[Event], None]
 
 

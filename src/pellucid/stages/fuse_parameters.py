@@ -53,7 +53,9 @@ class FuseParameters(OpticsParameters, ViewParameters, RegistrationParameters):
         None, description="auto (what is above background), or z0:z1,y0:y1,x0:x1 of the result."
     )
     registered_views: bool = Field(False, description="Write the views on the result's voxels too.")
-    projections: bool = Field(True, description="Write maximum projections, also while turning.")
+    projections: bool = Field(
+        True, description="Write maximum projections, also while turning; =false leaves them out."
+    )
     device: str = Field("auto", description="auto, cpu, cuda or cuda:1.")
     dtype: OutputType = Field("float32", description="uint16 is scaled, and the scale is kept.")
     ome_zarr: OmeZarr = Field("0.5", description="0.4 for older Fiji and BigStitcher.")

@@ -4,6 +4,7 @@ Nothing heavy is imported here, so that `--help` stays quick.
 """
 
 import difflib
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -41,6 +42,16 @@ def _as_several(value: Any) -> Any:
     return value if isinstance(value, (list, tuple)) else (value,)
 
 
+def _bytes(value: Any) -> Any:
+    """A size in words (2GiB, 500 MB) as bytes."""
+    found = re.fullmatch(r"\s*([\d.]+)\s*([kMGT]?)(i?)B?\s*", value) if isinstance(value, str) else None
+    if found is None:
+        return value
+    base = 1024 if found[3] else 1000
+    return int(float(found[1]) * base ** " kMGT".index(found[2] or " "))
+
+
+Bytes = Annotated[int | None, BeforeValidator(_bytes)]
 Iterations = Annotated[int | None, BeforeValidator(_none_for_auto)]
 Counts = Annotated[float | None, BeforeValidator(_none_for_auto)]
 Numbers = Annotated[tuple[float, ...], BeforeValidator(listed)]
@@ -150,6 +161,11 @@ class DeconvolveParameters(OpticsParameters, InputParameters):
     dtype: OutputType = Field("float32", description="uint16 is scaled, and the scale is kept.")
     format: Format = Field("ome-zarr", description="Of the outputs, where the output is a folder.")
     ome_zarr: OmeZarr = Field("0.5", description="0.4 for older Fiji and BigStitcher.")
+    memory: Bytes = Field(
+        None, description="Most memory to use, such as 2GiB; larger volumes are restored by tiles."
+    )
+    tile: Sizes = Field(None, description="Voxels z,y,x of the tiles' cores; else chosen.")
+    resume: bool = Field(False, description="Go on with an interrupted run of tiles.")
     overwrite: bool = Field(False, description="Replace outputs that exist.")
     report: bool = Field(False, description="Write a report with pictures beside each output.")
     seed: int = Field(0, description="Of the photon splitting that decides when to stop.")
@@ -169,7 +185,9 @@ class ViewParameters(Parameters):
     )
     channel: str | None = Field(None, description="Channels to take, by number or name: 0,2.")
     angles: Numbers = Field(
-        (), description="Nominal angle of each view in degrees: 0,90; none turned if not given."
+        (),
+        description="Nominal angle of each view in degrees: 0,90; 0,0 if neither is turned. Needed, "
+        "unless a file gives transforms.",
     )
     axis: str = Field("y", description="Axis of the angles: z, y, x, or a vector z,y,x.")
 

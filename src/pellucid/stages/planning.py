@@ -1,7 +1,7 @@
 """The plan of a deconvolution: everything that can be known, and refused, before work starts."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +10,17 @@ import numpy as np
 from pellucid.core.back_projectors import Figures
 from pellucid.core.deconvolution import back_projector
 from pellucid.core.psf import Psf, fwhm_px
+from pellucid.core.psf_field import PsfField
+from pellucid.data.output import stem
 from pellucid.data.recording import Recording, open_recordings
+from pellucid.data.resumable_zarr import listed_core, manifest_path
 from pellucid.data.writer import check_free_space, check_output_path
 from pellucid.errors import OutputError, ParameterError, PlanError
 from pellucid.stages.parameters import SUFFIXES, DeconvolveParameters
-from pellucid.stages.psf_choice import channel_psfs
+from pellucid.stages.psf_choice import psfs_or_fields
 from pellucid.stages.resources import available_bytes, describe_device, resolve_device
 from pellucid.stages.restoring import back_projector_figures, peak_bytes, shape_that_fits
+from pellucid.stages.tile_plan import TilePlan, plan_tiles, resident_bytes
 
 IMAGE_SUFFIXES = (".zarr", ".tif", ".tiff")
 
@@ -31,6 +35,7 @@ class FilePlan:
     psfs, figures : one for each of `channels`, and what the back projector does to it
     peak_bytes : of the restoration of one volume, on the device
     host_bytes : of the volumes that wait to be restored or written, beside it
+    tiles : how a volume is cut that does not fit in one piece; None where it does
     """
 
     recording: Recording
@@ -38,11 +43,12 @@ class FilePlan:
     times: tuple[int, ...]
     channels: tuple[int, ...]
     voxel_um: tuple[float, float, float]
-    psfs: tuple[Psf, ...]
+    psfs: tuple[Psf | PsfField, ...]
     figures: tuple[Figures, ...]
     peak_bytes: int
     host_bytes: int
     output_bytes: int
+    tiles: TilePlan | None = None
 
     @property
     def shape(self) -> tuple[int, int, int, int, int]:
@@ -81,6 +87,14 @@ class Plan:
         """Number of (z, y, x) volumes."""
         return sum(file.shape[0] * file.shape[1] for file in self.files)
 
+    @property
+    def steps(self) -> int:
+        """Number of volumes, and of tiles of those that are cut."""
+        return sum(
+            file.shape[0] * file.shape[1] * (len(file.tiles.tiling) if file.tiles else 1)
+            for file in self.files
+        )
+
     def psf_notes(self) -> list[str]:
         """What was done to the PSFs, each sentence once."""
         notes = [note for file in self.files for psf in file.psfs for note in psf.notes]
@@ -109,14 +123,14 @@ class Plan:
             "voxel_um": file.voxel_um,
             "times": file.times,
             "channels": dict(zip(file.channel_names, file.channels, strict=True)),
-            "tiles": 1,
+            **_tiles_json(file),
             "peak_bytes": file.peak_bytes,
             "host_bytes": file.host_bytes,
             "psfs": {
                 name: {
                     "shape_zyx": psf.shape,
                     "voxel_um": psf.spacing_um,
-                    "fwhm_px": fwhm_px(psf),
+                    "fwhm_px": fwhm_px(psf.typical),
                     "notes": list(psf.notes),
                     "back_projector": {"name": self.parameters.method, **vars(figures)},
                 }
@@ -127,11 +141,21 @@ class Plan:
         }
 
 
+def _tiles_json(file: FilePlan) -> dict[str, Any]:
+    if file.tiles is None:
+        return {"tiles": 1}
+    tiling = file.tiles.tiling
+    return {
+        "tiles": len(tiling), "core_zyx": tiling.core_shape, "halo_zyx": tiling.halo,
+        "halo_share": tiling.halo_share,
+    }  # fmt: skip
+
+
 @dataclass(frozen=True)
 class _Optics:
     """What files of one shape, voxel size and number of channels share."""
 
-    psfs: tuple[Psf, ...]
+    psfs: tuple[Psf | PsfField, ...]
     figures: tuple[Figures, ...]
     peak_bytes: int
 
@@ -153,13 +177,12 @@ def plan_deconvolution(parameters: DeconvolveParameters) -> Plan:
         for recording in open_recordings(spec, voxel_um=parameters.voxel_um, axes=parameters.axes)
     ]
     outputs = _outputs(parameters, recordings)
-    room = available_bytes(device)
+    room = _room(parameters, device)
     files: list[FilePlan] = []
     shared: dict[object, _Optics] = {}
     for recording, output in zip(recordings, outputs, strict=True):
         file = _plan_file(parameters, recording, output, shared)
-        _check_memory(file, parameters, device, room)
-        files.append(file)
+        files.append(_fitted(file, parameters, device, room))
     for folder in {file.output.parent for file in files}:
         mine = [file.output_bytes for file in files if file.output.parent == folder]
         # Integers wait as float32 until their range is known.
@@ -194,31 +217,66 @@ def _plan_file(
 def _optics(
     parameters: DeconvolveParameters, recording: Recording, channels: tuple[int, ...]
 ) -> _Optics:
-    psfs = channel_psfs(parameters, recording, channels)
+    psfs = psfs_or_fields(parameters, recording, channels)
     projector = {"": back_projector(parameters.method)}
-    figures: dict[Psf, Figures] = {}
+    figures: dict[Psf | PsfField, Figures] = {}
     for psf in psfs:
         if psf not in figures:
-            figures[psf] = back_projector_figures(psf, projector)[""]
+            figures[psf] = back_projector_figures(psf.typical, projector)[""]
     peaks = [peak_bytes(recording.shape[2:], psf, parameters) for psf in figures]
     return _Optics(psfs, tuple(figures[psf] for psf in psfs), max(peaks))
 
 
-def _check_memory(
+def _room(parameters: DeconvolveParameters, device: str) -> int | None:
+    """Memory that may be used beyond what is held already; None where nobody says."""
+    free = available_bytes(device)
+    if parameters.memory is None or device != "cpu":
+        return free
+    allowed = parameters.memory - resident_bytes()
+    if allowed <= 0:
+        raise PlanError(
+            f"memory: {gib(parameters.memory)} may be used, and the program itself takes "
+            f"{gib(resident_bytes())}. Allow more."
+        )
+    return allowed if free is None else min(free, allowed)
+
+
+def _fitted(
     file: FilePlan, parameters: DeconvolveParameters, device: str, room: int | None
-) -> None:
-    needed = file.peak_bytes + (file.host_bytes if device == "cpu" else 0)
-    if room is None or needed <= room:
-        return
-    left = room - (file.host_bytes if device == "cpu" else 0)
+) -> FilePlan:
+    """The file in one piece where that fits, else by tiles."""
     z, y, x = file.shape[2:]
-    widest = max(file.psfs, key=lambda psf: psf.values.size)
-    fits = shape_that_fits((z, y, x), widest, parameters, left)
+    goes_on = manifest_path(file.output).is_file()
+    if goes_on and not (parameters.resume or parameters.overwrite):
+        raise OutputError(
+            f"{file.output.name}: an interrupted run of this output is there. Go on with --resume, or "
+            "begin anew with --overwrite."
+        )
+    needed = file.peak_bytes + (file.host_bytes if device == "cpu" else 0)
+    fits = room is None or needed <= room
+    if fits and parameters.tile is None and not (goes_on and parameters.resume):
+        return file
+    psfs = [psf for psf in file.psfs if not isinstance(psf, PsfField)]
+    is_tileable = file.output.name.lower().endswith(".zarr") and parameters.dtype == "float32"
+    if is_tileable and len(psfs) == len(file.psfs):
+        core = listed_core(file.output) if parameters.resume else None
+        asked = parameters.model_copy(update={"tile": parameters.tile or core})
+        itemsize = file.recording.dtype.itemsize
+        tiles = plan_tiles((z, y, x), tuple(psfs), asked, itemsize, room)
+        return replace(file, tiles=tiles, peak_bytes=tiles.tiling.peak_bytes, host_bytes=0)
+    if fits:
+        raise ParameterError(
+            "tile: tiles are written as float32 OME-Zarr, with one PSF for all places. Name a "
+            ".ome.zarr output, or leave the tile out."
+        )
+    assert room is not None
+    left = room - (file.host_bytes if device == "cpu" else 0)
+    widest = max(file.psfs, key=lambda psf: math.prod(psf.shape))
+    crop = shape_that_fits((z, y, x), widest, parameters, left)
     raise PlanError(
         f"{file.recording.path.name}: a volume of {(z, y, x)} needs {gib(needed)} and {device} has "
-        f"{gib(room)} free. "
-        + (f"A crop of {fits} would fit" if fits else "Free some memory")
-        + ", or use a machine with more memory, or a smaller PSF."
+        f"{gib(room)} free. Write float32 OME-Zarr (.ome.zarr), which is made by tiles"
+        + (f", or take a crop: {crop} would fit." if crop else ".")
     )
 
 
@@ -267,7 +325,7 @@ def _outputs(parameters: DeconvolveParameters, recordings: list[Recording]) -> l
         )
     else:
         suffix = SUFFIXES[parameters.format]
-        outputs = [target / f"{_stem(recording.path)}{suffix}" for recording in recordings]
+        outputs = [target / f"{stem(recording.path)}{suffix}" for recording in recordings]
     if len(set(outputs)) < len(outputs):
         twice = next(path for path in outputs if outputs.count(path) > 1)
         raise OutputError(f"{twice.name}: two inputs would both be written there. Run them apart.")
@@ -291,15 +349,6 @@ def _check_output(path: Path, overwrite: bool) -> None:
 
 def _existing(folder: Path) -> Path:
     return folder if folder.is_dir() else folder.parent
-
-
-def _stem(path: Path) -> str:
-    name = path.name
-    for suffix in (".zarr", ".tiff", ".tif", ".npy", ".npz", ".btf", ".tf8"):
-        if name.lower().endswith(suffix):
-            name = name[: -len(suffix)]
-            break
-    return name.removesuffix(".ome") or path.name
 
 
 def gib(count: int) -> str:

@@ -17,12 +17,12 @@ from pellucid.core.linking import linked
 from pellucid.core.noise import estimate_background
 from pellucid.core.pairwise import Link, pairwise_shift
 from pellucid.core.placement import Placement, place
+from pellucid.data.output import stem
 from pellucid.data.plain_json import plain_json
 from pellucid.data.record import RunRecord, fingerprint, write_record
 from pellucid.data.writer import write_atomically
 from pellucid.stages.deconvolve import Outcome
 from pellucid.stages.events import FileDone, OnEvent, VolumeDone, Warned, ignore
-from pellucid.stages.fusing import stem
 from pellucid.stages.stitch_plan import (
     BLENDED_VOXELS,
     Float32,

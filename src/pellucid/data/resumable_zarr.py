@@ -1,0 +1,110 @@
+"""An OME-Zarr output that survives its run: kept as `.partial` when interrupted, gone on with later."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import tensorstore
+
+from pellucid.data.manifest import Manifest, synchronise
+from pellucid.data.ome_zarr_writer import OmeZarrWriter
+from pellucid.data.pyramid import Triple
+from pellucid.data.source import Array
+from pellucid.data.writer import ImageDescription, remove
+
+
+def manifest_path(output: Path) -> Path:
+    """Where the finished parts of `output` are listed while it is made."""
+    return output.with_name(output.name + ".parts.jsonl")
+
+
+def listed_core(output: Path) -> Triple | None:
+    """The "core" that the list of an interrupted run states; None where there is none."""
+    try:
+        with manifest_path(output).open("rb") as lines:
+            z, y, x = json.loads(lines.readline())["core"]
+    except (OSError, ValueError, KeyError):
+        return None
+    return z, y, x
+
+
+class ResumableZarr(OmeZarrWriter):
+    """An OME-Zarr image whose finished parts are listed beside it, each once it is on the disk.
+
+    `<path>.partial` and `<path>.parts.jsonl` stay where a run ends early, however it ends; the final
+    name appears with the last part, and then the list goes.
+
+    Parameters
+    ----------
+    head : what decides the result; see `Manifest`
+    resume : go on with what is there, if there is anything
+    shard_chunks : chunks along each axis that make a file; see `OmeZarrWriter`
+
+    Raises
+    ------
+    OutputError : what is there belongs to a run of other inputs or parameters, which it names
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        image: ImageDescription,
+        *,
+        head: Mapping[str, Any],
+        resume: bool,
+        shard_chunks: Triple = (2, 4, 4),
+        version: Literal["0.4", "0.5"] = "0.5",
+        attributes: Mapping[str, Any] | None = None,
+        overwrite: bool = False,
+    ) -> None:
+        super().__init__(
+            path, image, version=version, attributes=attributes, overwrite=overwrite,
+            shard_chunks=shard_chunks,
+        )  # fmt: skip
+        self._head, self._resume = head, resume
+
+    def put_part(
+        self, part: str, t: int, c: int, block: Array | None, shape: Triple, origin: Triple,
+        facts: Mapping[str, Any],
+    ) -> None:  # fmt: skip
+        """Write one part (None: zeros, which take no space), then record that it is there."""
+        low = high = 0.0
+        if block is None:
+            self._count_written(shape)
+        else:
+            self.write(t, c, block, *origin)  # returns once the chunks are synchronised to the disk
+            low, high = float(block.min()), float(block.max())
+        self.done.record(part, {**facts, "voxels": shape, "c": c, "range": (low, high)})
+
+    def _begin(self) -> None:
+        listed = manifest_path(self.path)
+        goes_on = self._resume and self.partial_path.is_dir() and listed.is_file()
+        self.done = Manifest(listed, self._head, resume=goes_on)
+        if not goes_on:
+            remove(self.partial_path)
+            super()._begin()
+            synchronise(self.partial_path)
+            return
+        for lock in self.partial_path.rglob("*.__lock"):
+            lock.unlink()  # of a write that was cut short
+        self._stores = [
+            tensorstore.open(
+                {**self._array_spec(number, level), "open": True, "create": True}
+            ).result()
+            for number, level in enumerate(self.levels)
+        ]
+        for part in self.done:
+            facts = self.done.facts(part)
+            if "voxels" in facts:
+                self._count_written(facts["voxels"])
+                low, high = facts["range"]
+                known = self._range[facts["c"]]
+                self._range[facts["c"]] = (min(known[0], low), max(known[1], high))
+
+    def _discard(self) -> None:
+        """Keep everything: it is what the next run goes on with."""
+
+    def _ended(self, complete: bool) -> None:
+        if complete:
+            remove(manifest_path(self.path))

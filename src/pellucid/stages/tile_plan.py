@@ -1,0 +1,154 @@
+"""Tiles of a volume that is larger than the memory that may be used."""
+
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from pellucid.core.coarsening import bin_factors
+from pellucid.core.deconvolution import back_projector, restorer, usable_psf
+from pellucid.core.fourier import Shape
+from pellucid.core.operators import Blur
+from pellucid.core.problem import Observation, Problem
+from pellucid.core.psf import Psf, fwhm_px
+from pellucid.core.tiling import Tiling, halo_of, plan
+from pellucid.data.pyramid import SHARD_CHUNKS, Triple, chunk_and_shard
+from pellucid.errors import ParameterError, PlanError
+from pellucid.stages.parameters import DeconvolveParameters
+
+ROOM_FWHM = 2.5
+"""Radius of a PSF's box in its widths, at least: tighter ones let unmatched kernels wrap round the
+FFT grid, 3e-4 of the dynamic range at the volume's ends against 6e-5 (`benchmarks/tiling.py`)."""
+
+MARGIN = 0.85
+"""Share of the room that tiles may plan with: memory that is freed comes back to the system in part."""
+
+
+@dataclass(frozen=True)
+class TilePlan:
+    """How one volume of a recording is cut.
+
+    Parameters
+    ----------
+    tiling : cores and what is read for them
+    shard_chunks : of the output, so that no two cores share a file
+    """
+
+    tiling: Tiling
+    shard_chunks: Triple
+
+
+def plan_tiles(
+    shape: Shape,
+    psfs: tuple[Psf, ...],
+    parameters: DeconvolveParameters,
+    itemsize: int,
+    room_bytes: int | None,
+) -> TilePlan:
+    """Cut volumes of `shape` into the tiles that cost least of those that fit `room_bytes`.
+
+    Raises
+    ------
+    PlanError : not even the smallest tile fits
+    ParameterError : `tile` is not made of whole chunks of the output
+    """
+    kernels = [roomy(usable_psf(psf, shape)) for psf in psfs]
+    halo = _largest([halo_of(k) for k in kernels])
+    reach = _largest([(k.shape[0] - 1, k.shape[1] - 1, k.shape[2] - 1) for k in kernels])
+    widest = max(kernels, key=lambda k: k.size)
+    step = (1, 1, 1) if parameters.iterations else _coarsest(kernels, shape)
+    chunk, _ = chunk_and_shard(shape)
+
+    def needed(read: Shape) -> int:
+        voxels = math.prod(read)
+        # one more tile is read meanwhile, one becomes float32, and one core is being written
+        return tile_peak_bytes(read, widest, parameters) + voxels * (2 * itemsize + 4 + 8)
+
+    room = int(MARGIN * room_bytes) if room_bytes is not None else 2**62
+    if parameters.tile is None:
+        tiling = plan(
+            shape, halo=halo, reach=reach, align=chunk, peak_bytes=needed, budget_bytes=room, step=step
+        )
+    else:
+        tiling = _asked_for(parameters.tile, shape, chunk, halo, step)
+        largest = max(needed(_size(tile.read)) for tile in tiling)
+        tiling = Tiling(shape, tiling.core_shape, halo, step, largest)
+        if largest > room:
+            raise PlanError(
+                f"tile: cores of {tiling.core_shape} with halos of {halo} need "
+                f"{largest / 2**20:.0f} MiB, and {room / 2**20:.0f} MiB may be used. "
+                "Take a smaller tile, or leave it out."
+            )
+    return TilePlan(tiling, _shard_chunks(tiling, chunk))
+
+
+def tile_peak_bytes(shape: Shape, kernel: np.ndarray, parameters: DeconvolveParameters) -> int:
+    """Memory that the restoration of one tile takes."""
+    # Tensors without memory carry the shapes through the arithmetic.
+    blur = Blur(torch.empty(kernel.shape, dtype=torch.float32, device="meta"), shape)
+    image = torch.empty(shape, dtype=torch.float32, device="meta")
+    chosen = restorer(back_projector(parameters.method), parameters.iterations)
+    return chosen.peak_bytes(Problem((Observation(image, blur),)))
+
+
+def roomy(psf: Psf) -> np.ndarray:
+    """The values of a PSF in a box of at least `ROOM_FWHM` widths on each side, dark beyond."""
+    padding = []
+    for width, n in zip(fwhm_px(psf), psf.shape, strict=True):
+        radius = math.ceil(ROOM_FWHM * width) if math.isfinite(width) and n > 1 else 0
+        # the centre stays at n // 2
+        padding.append((max(radius - n // 2, 0),) * 2)
+    return np.pad(psf.values.astype(np.float32), padding)
+
+
+def resident_bytes() -> int:
+    """Memory that this process holds now; 0 where the system does not say."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except OSError:
+        return 0
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def _asked_for(tile: Shape, shape: Shape, chunk: Triple, halo: Shape, step: Shape) -> Tiling:
+    core = tuple(min(t, n) for t, n in zip(tile, shape, strict=True))
+    if any(c % k and c < n for c, k, n in zip(core, chunk, shape, strict=True)) or min(core) < 1:
+        raise ParameterError(
+            f"tile: expected whole multiples of the output's chunks {chunk}, got {tile}."
+        )
+    z, y, x = core
+    return Tiling(shape, (z, y, x), halo, step, 0)
+
+
+def _coarsest(kernels: list[np.ndarray], shape: Shape) -> Shape:
+    """What every tile's beginning must be a multiple of, so that all bin the same voxels."""
+    steps = []
+    for kernel in kernels:
+        z, y, x = fwhm_px(kernel)
+        widths = tuple(1.0 if n == 1 else w for n, w in zip(kernel.shape, (z, y, x), strict=True))
+        known = all(math.isfinite(w) for w in widths)
+        steps.append(bin_factors((widths[0], widths[1], widths[2]), shape)[-1] if known else (8, 8, 8))
+    return _largest(steps)
+
+
+def _shard_chunks(tiling: Tiling, chunk: Triple) -> Triple:
+    """The most chunks that make a shard within a core."""
+    most = []
+    for core, c, n, limit in zip(tiling.core_shape, chunk, tiling.shape, SHARD_CHUNKS, strict=True):
+        chunks = core // c
+        whole = core >= n
+        most.append(limit if whole else max(k for k in range(1, limit + 1) if chunks % k == 0))
+    return most[0], most[1], most[2]
+
+
+def _largest(triples: list[Shape]) -> Shape:
+    z, y, x = (max(values) for values in zip(*triples, strict=True))
+    return z, y, x
+
+
+def _size(box: tuple[slice, slice, slice]) -> Shape:
+    z, y, x = (part.stop - part.start for part in box)
+    return z, y, x

@@ -1,0 +1,186 @@
+"""Deconvolution by tiles: equal to the whole, gone on with after any end, refused when it changed."""
+
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from microscopy_files import VOXEL_UM, save, save_psf
+from pellucid.apps.cli import main
+from pellucid.core.psf_theory import gaussian
+from pellucid.core.simulation import STRUCTURES, Camera, record
+from pellucid.data.record import read_record
+from pellucid.data.recording import open_recording
+
+SHAPE = (12, 128, 384)
+FIXED = ("--iterations", "5", "--method", "matched")
+
+
+@pytest.fixture(scope="module")
+def recordings(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("recordings")
+    psf = gaussian((0.6, 0.25, 0.25), VOXEL_UM)
+    seen = record(
+        STRUCTURES["filaments"], psf.values, SHAPE, peak_photons=300.0, background_photons=5.0,
+        camera=Camera(), seed=5,
+    )  # fmt: skip
+    save(folder / "raw.ome.zarr", seen.counts)
+    partly = seen.counts.copy()
+    partly[..., 128:] = np.random.default_rng(1).poisson(5, partly[..., 128:].shape) + 100
+    save(folder / "partly.ome.zarr", partly)
+    save_psf(folder / "psf.tif")
+    return folder
+
+
+@pytest.fixture
+def folder(recordings, tmp_path, monkeypatch):
+    shutil.copytree(recordings, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def arguments(output, *more, raw="raw.ome.zarr"):
+    return ["deconvolve", raw, "--psf", "psf.tif", "-o", output, *more]
+
+
+def by_tiles(output, *more, **options):
+    return main(arguments(output, "--tile", "12,128,128", *more, **options))
+
+
+def image(name):
+    return open_recording(name).read()
+
+
+def pixels(name):
+    """The bytes of every file of chunks."""
+    files = sorted(f for f in Path(name).rglob("*") if f.is_file() and "c" in f.parts)
+    return {str(f.relative_to(name)): f.read_bytes() for f in files}
+
+
+def error_of(tiled, whole):
+    error = np.abs(tiled - whole) / np.ptp(whole)
+    return float(error.max()), float(np.quantile(error, 0.999))
+
+
+@pytest.mark.parametrize("method", ["matched", "wiener-butterworth"])
+def test_tiles_equal_the_volume_in_one_piece(folder, method):
+    chosen = ("--iterations", "5" if method == "matched" else "2", "--method", method)
+    assert by_tiles("tiled.ome.zarr", *chosen) == main(arguments("whole.ome.zarr", *chosen)) == 0
+    largest, high = error_of(image("tiled.ome.zarr"), image("whole.ome.zarr"))
+    assert largest < 1e-3
+    assert high < 1e-4
+    said = read_record("tiled.ome.zarr")["statistics"]
+    assert (said["tiles"], said["volumes"][0]["empty"]) == (3, [])
+    assert sorted(p.name for p in folder.glob("tiled*")) == [
+        "tiled.ome.zarr", "tiled.ome.zarr.pellucid.json",
+    ]  # fmt: skip
+
+
+def test_automatic_iterations_are_decided_once_and_recorded(folder):
+    assert by_tiles("tiled.ome.zarr") == 0
+    volume = read_record("tiled.ome.zarr")["statistics"]["volumes"][0]
+    assert volume["tiles_that_ran_away"] == 0
+    assert volume["schedule"]["stretches"][-1]["steps"]
+    assert volume["percentiles"]["50"] == pytest.approx(float(np.median(image("raw.ome.zarr"))), abs=1)
+    sharp, blurred = image("tiled.ome.zarr"), image("raw.ome.zarr").astype(float)
+    assert sharp.sum() == pytest.approx((blurred - volume["background"]).sum(), rel=0.1)
+    assert sharp.max() > 1.5 * (blurred.max() - volume["background"])
+
+
+def test_empty_cores_are_skipped_and_become_zeros(folder):
+    assert by_tiles("tiled.ome.zarr", *FIXED, raw="partly.ome.zarr") == 0
+    volume = read_record("tiled.ome.zarr")["statistics"]["volumes"][0]
+    assert volume["empty"] == [1, 2]
+    assert volume["dark_block"] > volume["background"]
+    tiled = image("tiled.ome.zarr")
+    assert tiled[..., 128:].max() == 0 < tiled[..., :128].max()
+    assert "0/c/0/0/0/0/0" in pixels("tiled.ome.zarr")
+    assert "0/c/0/0/0/0/2" not in pixels("tiled.ome.zarr")
+
+
+def test_the_memory_that_is_allowed_decides_between_one_piece_and_tiles(folder, capsys):
+    from pellucid.stages.tile_plan import resident_bytes
+
+    for beyond_mib, tiles in ((2000, 1), (70, 3)):
+        memory = f"{resident_bytes() // 2**20 + beyond_mib}MiB"
+        assert main(arguments("s.ome.zarr", "--memory", memory, "--dry-run", "--json", *FIXED)) == 0
+        said = json.loads(capsys.readouterr().out)["files"][0]
+        assert said["tiles"] == tiles
+    assert said["peak_bytes"] < 70 * 2**20
+    assert main(arguments("s.ome.zarr", "--memory", memory, "--dry-run", *FIXED)) == 0
+    assert "cores of 12 x 128 x 128" in capsys.readouterr().out
+    assert main(arguments("s.ome.zarr", "--memory", "20MiB")) == 1
+    assert "Allow more" in capsys.readouterr().err
+    assert main(arguments("s.ome.zarr", "--tile", "12,100,100")) == 2
+    assert "whole multiples of the output's chunks (12, 128, 128)" in capsys.readouterr().err
+    assert main(arguments("s.tif", "--tile", "12,128,128")) == 2
+    assert not list(folder.glob("s.*"))
+
+
+def started(*more):
+    command = [sys.executable, "-c", "import sys; from pellucid.apps.cli import main; sys.exit(main())"]
+    return subprocess.Popen(
+        [*command, *arguments("killed.ome.zarr", "--tile", "12,128,128", *FIXED, *more)],
+        stderr=subprocess.PIPE, stdout=subprocess.DEVNULL,
+    )  # fmt: skip
+
+
+def listed():
+    path = Path("killed.ome.zarr.parts.jsonl")
+    return path.read_bytes().count(b"\n") if path.is_file() else 0
+
+
+def test_killed_at_any_moment_it_goes_on_to_the_same_bytes(folder, capsys):
+    run = started()
+    while listed() < 3 and run.poll() is None:  # the head, what was measured, one tile
+        time.sleep(0.002)
+    os.kill(run.pid, signal.SIGKILL)
+    run.communicate()
+    assert run.returncode == -signal.SIGKILL
+    finished = listed() - 2
+    assert 1 <= finished < 3
+    assert not Path("killed.ome.zarr").exists()
+    assert by_tiles("killed.ome.zarr", *FIXED) == 1
+    assert "Go on with --resume" in capsys.readouterr().err
+    assert by_tiles("killed.ome.zarr", "--resume", "--iterations", "6", "--method", "matched") == 1
+    assert "iterations was 5 and is 6" in capsys.readouterr().err
+    assert main(arguments("killed.ome.zarr", "--resume", *FIXED)) == 0  # finds the tile itself
+    assert capsys.readouterr().err.count("raw.ome.zarr t=0 c=0 tile") == 3 - finished
+    assert by_tiles("straight.ome.zarr", *FIXED) == 0
+    assert pixels("killed.ome.zarr") == pixels("straight.ome.zarr")
+    assert not listed()
+
+
+def test_a_changed_input_is_refused(folder, capsys):
+    run = started()
+    while listed() < 3 and run.poll() is None:
+        time.sleep(0.002)
+    run.kill()
+    run.communicate()
+    save("raw.ome.zarr", image("raw.ome.zarr")[:, :, ::-1], overwrite=True)
+    assert by_tiles("killed.ome.zarr", "--resume", *FIXED) == 1
+    assert "raw.ome.zarr was" in capsys.readouterr().err
+
+
+def test_a_full_disk_keeps_what_is_finished(folder, capsys):
+    allowed, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, most))
+        assert by_tiles("killed.ome.zarr", *FIXED) == 1
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (allowed, most))
+        signal.signal(signal.SIGXFSZ, ignored)
+    assert "go on with --resume" in capsys.readouterr().err
+    assert not Path("killed.ome.zarr").exists()
+    assert by_tiles("killed.ome.zarr", "--resume", *FIXED) == 0
+    assert by_tiles("straight.ome.zarr", *FIXED) == 0
+    assert pixels("killed.ome.zarr") == pixels("straight.ome.zarr")
