@@ -17,6 +17,7 @@ import tifffile
 from scipy.sparse import csr_matrix
 from scipy.sparse.csgraph import breadth_first_order, minimum_spanning_tree
 
+from pellucid.core.flat_field import estimated_flat_field
 from pellucid.core.linking import linked, overlapping_pairs
 from pellucid.core.pairwise import Link, pairwise_shift
 
@@ -103,11 +104,37 @@ def errors(found, true):
     return np.linalg.norm(off - np.median(off, axis=0), axis=1)
 
 
+def real_pair(folder):
+    """Print where the second of two real tiles lies, and how well the overlap agrees there."""
+    first, second = (tifffile.imread(folder / f"tile{n}.tif") for n in (0, 1))
+    link = pairwise_shift(first[None], second[None], (0.0, 0.0, 832.0), margin_px=(0.0, 30.0, 45.0))
+    _, y, x = link.shift_px
+    print(f"\nreal pair: second tile at y {y:.2f}, x {x:.2f} px from the first, sigma "
+          f"{link.sigma_px:.3f}, fine structure {link.ncc:.3f}")  # fmt: skip
+    for down, right in ((0, 832), (round(y), round(x))):
+        a, b = first[20:-20, right:], second[20 - down : -20 - down, : first.shape[1] - right]
+        agree = np.corrcoef(a.ravel(), b.ravel())[0, 1]
+        print(f"  overlap at y {down}, x {right}: correlation of counts {agree:.3f}")
+
+
+def shading_left(volume, seed):
+    """Print the spread of a known shading, and of what is left of it after estimation."""
+    tiles, _, _ = tiles_of(volume, seed, *CASES["cortex"])
+    height, width = tiles[0].shape[1:]
+    y, x = np.meshgrid(np.linspace(-1, 1, height), np.linspace(-1, 1, width), indexing="ij")
+    shade = 1.2 - 0.3 * (x**2 + 0.7 * y**2) + 0.15 * x
+    shade /= shade.mean()
+    found = estimated_flat_field([5 + (tile - 5) * shade for tile in tiles], 5.0)
+    print(f"shading of seed {seed}: {shade.std():.3f} (one deviation, of its mean), left after "
+          f"estimation from {len(tiles)} tiles {(shade / found).std():.3f}")  # fmt: skip
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("data", type=Path)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--first-seed", type=int, default=10)
+    parser.add_argument("--cases", nargs="*", default=list(CASES))
     options = parser.parse_args()
     sources = {
         "cortex": tifffile.imread(options.data / "mouse_cortex_stpt/signal.tif")[:, :560, :],
@@ -115,7 +142,8 @@ def main():
     }
     print("| source | false | method | median px | worst px | links | false kept | true dropped | CPU s |")
     print("|---|--:|---|--:|--:|--:|--:|--:|--:|")
-    for name, (overlap, off) in CASES.items():
+    for name in options.cases:
+        overlap, off = CASES[name]
         volume = sources[name.split()[0]]
         for share in (0.0, 0.1):
             rows = {"stage": [], "spanning tree": [], "Pellucid": []}
@@ -138,6 +166,9 @@ def main():
                 mine = f"{links} | {kept} | {dropped} | {spent:.1f}" if method == "Pellucid" else " | | |"
                 print(f"| {name} | {share:.0%} | {method} | {np.median(off_px):.3f} | "
                       f"{off_px.max():.3f} | {mine} |", flush=True)  # fmt: skip
+    real_pair(options.data / "tiles_2d")
+    for seed in range(options.first_seed, options.first_seed + options.seeds):
+        shading_left(sources["cortex"], seed)
 
 
 if __name__ == "__main__":

@@ -53,7 +53,8 @@ def stitch(
 
 
 def _stitch(parameters: StitchParameters, *, dry_run: bool, json: bool) -> int:
-    from pellucid.stages.stitching import plan_stitching, run_stitching
+    from pellucid.stages.stitch_plan import plan_stitching
+    from pellucid.stages.stitching import run_stitching
 
     plan = plan_stitching(parameters)
     if dry_run:

@@ -38,7 +38,7 @@ LEAST_SHARE = 0.3
 PEAK_RADIUS = 3
 """Voxels around the peak that belong to it, and not to the background that it is judged by."""
 
-LEAST_PEAK, LEAST_NCC, AMPLE_NCC = 5.0, 0.12, 0.5
+LEAST_PEAK, LEAST_NCC, AMPLE_NCC = 5.0, 0.12, 0.65
 """A link takes part if fine structure correlates at all and either its peak stands so many deviations
 above other shifts (the largest of ten thousand by chance: about 4) or the correlation is ample: in a
 thin overlap a peak is as wide as the search, and stands above nothing.

@@ -1,7 +1,6 @@
 """Stitching of files: tiles linked and placed once, then blended block by block for all channels."""
 
 import json
-import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -11,108 +10,34 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pellucid.core.blending import PlacedTile, blended_block, output_shape
+from pellucid.core.blending import PlacedTile, blended_block
 from pellucid.core.flat_field import estimated_flat_field, tile_gains
 from pellucid.core.geometry import Triple, as_triple
-from pellucid.core.linking import linked, overlapping_pairs
+from pellucid.core.linking import linked
 from pellucid.core.noise import estimate_background
 from pellucid.core.pairwise import Link, pairwise_shift
 from pellucid.core.placement import Placement, place
-from pellucid.data.output import create_output, stem
+from pellucid.data.output import stem
 from pellucid.data.plain_json import plain_json
 from pellucid.data.record import RunRecord, fingerprint, write_record
-from pellucid.data.recording import open_recording
-from pellucid.data.writer import ImageDescription, ImageWriter, write_atomically
-from pellucid.errors import InputError, ParameterError, PlanError
+from pellucid.data.writer import write_atomically
 from pellucid.stages.deconvolve import Outcome
 from pellucid.stages.events import FileDone, OnEvent, VolumeDone, Warned, ignore
-from pellucid.stages.planning import chosen, gib
-from pellucid.stages.resources import available_bytes
-from pellucid.stages.stitch_parameters import StitchParameters
-from pellucid.stages.tile_set import TileSet, margin_px, open_tiles
+from pellucid.stages.stitch_plan import (
+    BLENDED_VOXELS,
+    Float32,
+    Shape,
+    StitchPlan,
+    block_of,
+    flat_from_file,
+    shape_of,
+    writer,
+)
 
-Float32 = npt.NDArray[np.float32]
-Shape = tuple[int, int, int]
 Light = tuple[Float32 | None, float]
-
-BLENDED_VOXELS = 4_000_000
-"""Voxels that are blended at once inside a block of the output."""
-
-BLENDED_BYTES = 48
-"""For each of them: sums, weights, a tile's piece, and what its interpolation needs."""
-
-LINKED_BYTES = 600 * 2**20
-"""Of the search between two overlaps, which are averaged down to a bounded size."""
 
 FEWEST_FOR_FLAT_FIELD = 10
 """Tiles below which the specimen does not average out of the shading."""
-
-
-@dataclass(frozen=True)
-class StitchPlan:
-    """A stitching that fits the machine, and has not started."""
-
-    parameters: StitchParameters
-    tiles: TileSet
-    pairs: tuple[tuple[int, int], ...]
-    margin_px: Triple
-    times: tuple[int, ...]
-    channels: tuple[int, ...]
-    reference: int
-    available_bytes: int | None
-
-    @property
-    def output(self) -> Path:
-        """Where the result goes."""
-        return self.parameters.output.expanduser()
-
-    def image(self, shape: Shape) -> ImageDescription:
-        """What an output of this (z, y, x) shape holds."""
-        first, wanted = self.tiles.recordings[0], self.parameters.dtype
-        return ImageDescription(
-            (len(self.times), len(self.channels), *shape),
-            first.dtype.name if wanted == "as-input" else wanted,
-            self.tiles.voxel_um,
-            tuple(first.channels[c] for c in self.channels),
-            first.time_step_s if len(self.times) == first.shape[0] else None,
-        )
-
-    @property
-    def nominal_shape(self) -> Shape:
-        """(z, y, x) of the output if the positions were right as they are."""
-        return _shape_of(self.tiles, self.tiles.nominal_px)
-
-    @property
-    def peak_bytes(self) -> int:
-        """Memory that the run needs at most: the output's block, and what is blended in it."""
-        block = math.prod(_block_of(_writer(self, self.nominal_shape)))
-        return 4 * block + BLENDED_BYTES * min(BLENDED_VOXELS, block) + LINKED_BYTES
-
-    def to_json(self) -> dict[str, Any]:
-        """The plan as JSON types."""
-        names = self.tiles.names
-        image = self.image(self.nominal_shape)
-        content: dict[str, Any] = plain_json({
-            "tiles": [
-                {"name": name, "shape_zyx": shape, "nominal_px": at}
-                for name, shape, at in zip(
-                    names, self.tiles.shapes, self.tiles.nominal_px.tolist(), strict=True
-                )
-            ],
-            "links": [[names[a], names[b]] for a, b in self.pairs],
-            "margin_px": self.margin_px,
-            "reference": self.tiles.recordings[0].channels[self.reference],
-            "times": self.times,
-            "channels": image.names,
-            "output": str(self.output),
-            "output_shape_tczyx": image.shape,
-            "output_bytes": image.size_bytes,
-            "voxel_um": self.tiles.voxel_um,
-            "device": "cpu",
-            "peak_bytes": self.peak_bytes,
-            "available_bytes": self.available_bytes,
-        })  # fmt: skip
-        return content
 
 
 @dataclass
@@ -147,48 +72,6 @@ class StitchOutcome(Outcome):
         }
 
 
-def plan_stitching(parameters: StitchParameters) -> StitchPlan:
-    """The plan of a run: tiles opened and compared, pairs chosen, memory and disk checked.
-
-    Raises
-    ------
-    InputError, ParameterError, OutputError, PlanError : in one sentence, before any work
-    """
-    tiles = open_tiles(parameters)
-    first = tiles.recordings[0]
-    reference = chosen(parameters.reference, first.shape[1], "channel", first)
-    if len(reference) > 1:
-        raise ParameterError(f"reference: one channel registers, got {parameters.reference!r}.")
-    if parameters.at_time >= first.shape[0]:
-        raise ParameterError(
-            f"at_time: expected 0 to {first.shape[0] - 1}, got {parameters.at_time}."
-        )
-    inputs = {path.resolve() for recording in tiles.recordings for path in recording.files}
-    if parameters.output.expanduser().resolve() in inputs:
-        raise ParameterError(f"output: {parameters.output} is a tile. Write to another name.")
-    if parameters.flat_field not in ("none", "auto"):
-        _flat_from_file(parameters.flat_field, tiles)
-    pairs = overlapping_pairs(tiles.shapes, tiles.nominal_px)
-    if not pairs and parameters.registration == "links":
-        raise InputError(
-            f"{parameters.inputs[0]}: no two tiles overlap at their positions. Check --overlap, the "
-            "positions and their unit (micrometres), or take --registration none."
-        )
-    plan = StitchPlan(
-        parameters, tiles, tuple(pairs), margin_px(parameters, tiles),
-        chosen(parameters.time, first.shape[0], "time", first),
-        chosen(parameters.channel, first.shape[1], "channel", first),
-        reference[0], available_bytes("cpu"),
-    )  # fmt: skip
-    needed = plan.peak_bytes
-    if plan.available_bytes is not None and needed > plan.available_bytes:
-        raise PlanError(
-            f"{plan.output.name}: stitching needs {gib(needed)} and {gib(plan.available_bytes)} are "
-            "free. Free some memory."
-        )
-    return plan
-
-
 def run_stitching(plan: StitchPlan, on_event: OnEvent = ignore) -> StitchOutcome:
     """Carry out `plan`: place the tiles, blend every time point and channel, write what was found."""
     record = RunRecord("stitch", plan.parameters.plain())
@@ -209,8 +92,8 @@ def run_stitching(plan: StitchPlan, on_event: OnEvent = ignore) -> StitchOutcome
     with record.timed("gains"):
         gains = [_gains(plan, c, light[c], used, placed) for c in plan.channels]
     positions = placed.positions_px - placed.positions_px.min(axis=0)
-    outcome.shape = shape = _shape_of(plan.tiles, positions)
-    with record.timed("blend and write"), _writer(plan, shape) as out:
+    outcome.shape = shape = shape_of(plan.tiles, positions)
+    with record.timed("blend and write"), writer(plan, shape) as out:
         for number, (t, c) in enumerate(np.ndindex(len(plan.times), len(plan.channels))):
             begin = time.perf_counter()
             recorded = plan.tiles.tiles(plan.times[t], plan.channels[c])
@@ -219,7 +102,7 @@ def run_stitching(plan: StitchPlan, on_event: OnEvent = ignore) -> StitchOutcome
                 PlacedTile(tile, as_triple(at, "position"), float(gain), flat, level)
                 for tile, at, gain in zip(recorded, positions, gains[c], strict=True)
             ]
-            for low, high in _blocks(shape, _block_of(out)):
+            for low, high in _blocks(shape, block_of(out)):
                 out.write(t, c, _blended(tiles, low, high), *low)
             name = f"t={plan.times[t]} c={plan.image(shape).names[c]}"
             on_event(VolumeDone(number, outcome.total, time.perf_counter() - begin, name))
@@ -283,28 +166,13 @@ def _light(plan: StitchPlan, c: int, warn: Callable[[str], None]) -> Light:
     if asked == "none":
         return None, level
     if asked != "auto":
-        return _flat_from_file(asked, plan.tiles), level
+        return flat_from_file(asked, plan.tiles), level
     if len(tiles) < FEWEST_FOR_FLAT_FIELD and c == plan.reference:
         warn(
             f"flat field from {len(tiles)} tiles: ten or more are needed for the specimen to average "
             "out; compare with --flat-field none"
         )
     return estimated_flat_field(tiles, level), level
-
-
-def _flat_from_file(path: str, tiles: TileSet) -> Float32:
-    recording = open_recording(path, voxel_um=(1.0, 1.0, 1.0))
-    height, width = tiles.shapes[0][1:]
-    if recording.shape != (1, 1, 1, height, width):
-        raise InputError(
-            f"{recording.path.name}: a flat field is one plane of {height} x {width}, as the tiles "
-            f"are; this is {recording.shape} (t, c, z, y, x)."
-        )
-    plane: Float32 = recording.read()[0].astype(np.float32)
-    if not np.isfinite(plane).all() or plane.min() <= 0:
-        raise InputError(f"{recording.path.name}: a flat field is positive everywhere.")
-    flat: Float32 = plane / plane.mean()
-    return flat
 
 
 def _gains(
@@ -325,32 +193,6 @@ def _gains(
         found = pairwise_shift(tiles[a], tiles[b], shift, names=(a, b), margin_px=(1.0, 1.0, 1.0))
         links += [] if found is None else [found]
     return tile_gains(count, links)
-
-
-def _shape_of(tiles: TileSet, positions: npt.NDArray[np.float64]) -> Shape:
-    placed = [
-        PlacedTile(tile, as_triple(at, "position"))
-        for tile, at in zip(tiles.tiles(0, 0), positions, strict=True)
-    ]
-    return output_shape(placed)
-
-
-def _writer(plan: StitchPlan, shape: Shape) -> ImageWriter:
-    asked = plan.parameters
-    return create_output(
-        plan.output, plan.image(shape), attributes={"command": "stitch", "config": asked.plain()},
-        ome_zarr_version=asked.ome_zarr, overwrite=asked.overwrite,
-    )  # fmt: skip
-
-
-def _block_of(out: ImageWriter) -> Shape:
-    """The block that this output takes best: a shard, or whole rows of a few planes of a TIFF."""
-    block: Shape | None = getattr(out, "block_zyx", None)
-    if block is not None:
-        return block
-    depth, height, width = out.image.shape[2:]
-    rows = min(height, max(1, BLENDED_VOXELS // width))
-    return min(depth, max(1, BLENDED_VOXELS // (rows * width))), rows, width
 
 
 def _blocks(shape: Shape, block: Shape, start: Shape = (0, 0, 0)) -> Iterator[tuple[Shape, Shape]]:
