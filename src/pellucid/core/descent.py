@@ -156,6 +156,7 @@ class _Descent:
 
     def __init__(self, fixed: View, moving: View, start: Affine) -> None:
         self.fixed, self.moving, self.start = fixed, moving, start
+        self.blur_known = fixed.psf_um2 is not None and moving.psf_um2 is not None
         self.fit = Fit(start, -1.0, -1.0, 0, 0, False)
         self.iterations = 0
         sizes = voxel_sizes(fixed.grid)
@@ -203,7 +204,7 @@ class _Descent:
 
     def measure_blur(self) -> bool:
         """Correct the difference of blur by what is left of it; return whether that was much."""
-        if self.fit.ncc < LEAST_NCC:
+        if self.blur_known or self.fit.ncc < LEAST_NCC:
             return False
         left = difference_left(*self.levels, self.fit.fixed_to_moving)
         before, self.difference = self.difference, self._bounded(self.difference + left)
@@ -218,9 +219,13 @@ class _Descent:
         # residuals are alike within about two of the blur's widths
         widest = float(np.abs(np.linalg.eigvalsh(self.difference)).max()) ** 0.5
         block_um = 4 * max(widest, *self.levels[0].grid.spacing_um)
-        given = self.fixed.psf_um2 is not None and self.moving.psf_um2 is not None
         sigma = corner_sigma_um(
-            *self.levels, at, model, points=self.points, block_um=block_um, blur_unknown=not given
+            *self.levels,
+            at,
+            model,
+            points=self.points,
+            block_um=block_um,
+            blur_unknown=not self.blur_known,
         )
         levels = self._levels(self.judging_um)
         return Attempt(
