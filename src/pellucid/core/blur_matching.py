@@ -109,7 +109,8 @@ def _gaussian_matrix(n: int, variance_px2: float) -> Tensor:
     f = torch.fft.rfftfreq(2 * n, dtype=torch.float64)
     kernel = torch.fft.irfft(torch.exp(-2 * np.pi**2 * variance_px2 * f**2), n=2 * n)
     place = torch.arange(n)
-    return kernel[(place[:, None] - place).abs()]
+    weights: Tensor = kernel[(place[:, None] - place).abs()]
+    return weights
 
 
 def matched_levels(

@@ -130,6 +130,18 @@ def voxel_sizes(grid: Grid) -> list[float]:
     return sizes
 
 
+def peak_bytes(fixed: Grid, moving: Grid) -> int:
+    """Return the memory that registering two views takes beyond them as they are given.
+
+    Each view as float32 and a check of it; 60 bytes per voxel of the finest level that is fitted:
+    its blur, spectra and gradients. Measured at 128^3 and 256^3 with `benchmarks/registration.py
+    --memory`: 0.5 and 0.9 of this.
+    """
+    given = float(np.prod(fixed.shape) + np.prod(moving.shape))
+    finest_um = voxel_sizes(fixed)[-1]
+    return int(5 * given + 60 * max(voxels(view, finest_um) for view in (fixed, moving)))
+
+
 def _coarsest(grid: Grid) -> int:
     return COARSEST_PIXELS if 1 in grid.shape else COARSEST_VOXELS
 
