@@ -175,12 +175,13 @@ class _Descent:
         self.judging_um = next(
             (h for h in reversed(sizes) if voxels(fixed.grid, h) <= JUDGED_VOXELS), sizes[0]
         )
-        self.difference = self._first_difference()
+        self.difference = self._difference()
 
-    def _first_difference(self) -> Matrix:
+    def _difference(self) -> Matrix:
+        """Return the difference of blur: of the PSFs as they lie now, or else estimated."""
         fixed, moving = self.fixed, self.moving
         if fixed.psf_um2 is not None and moving.psf_um2 is not None:
-            back = np.linalg.inv(self.start.linear)
+            back = np.linalg.inv(self.fit.fixed_to_moving.linear)
             return fixed.psf_um2 - back @ moving.psf_um2 @ back.T
         pair = fixed.at(self.judging_um), moving.at(self.judging_um)
         return self._bounded(estimated_difference(*pair, self.start))
@@ -203,6 +204,8 @@ class _Descent:
 
     def align(self, voxel_um: float, model: Model, share: float = 0.3) -> None:
         """Align at one level."""
+        if self.blur_known:
+            self.difference = self._difference()
         self.levels = self._levels(voxel_um)
         self.points: Points = strongest_gradients(self.levels[0], MOST_POINTS, share)
         start = self.fit.fixed_to_moving
