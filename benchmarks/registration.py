@@ -4,6 +4,7 @@
     python benchmarks/registration.py --size 256             the same at 256^3
     python benchmarks/registration.py --far                  30 degrees, 40 voxels
     python benchmarks/registration.py --peers 3 --peer-python OTHER/bin/python
+    python benchmarks/registration.py --size 256 --memory
     python benchmarks/registration.py --failures 140 --size 64 --data FOLDER
 
 Pairs come from `registration_pairs.py`; `--cache FOLDER` keeps them: making a pair takes longer than
@@ -139,6 +140,30 @@ def failures(args: argparse.Namespace) -> None:
         )
 
 
+def memory(args: argparse.Namespace) -> None:
+    """Print the peak of resident memory beyond the two views as they are given, right and wrong."""
+
+    def resident(field: str) -> int:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith(field)) * 1024
+
+    structure = next(iter(STRUCTURES))
+    make = partial(simulate, structure, args.size, args.first)
+    pair = cached(args.cache, f"near {args.size} {args.first}", make)
+    ours(simulate("shells", 32, 999, shift=2))  # loading libraries is not registration
+    noise = np.random.default_rng(0).poisson(20, pair.moving.shape).astype(np.uint16)
+    for name, moving in (("right", pair.moving), ("wrong", noise)):
+        Path("/proc/self/clear_refs").write_text("5")
+        before = resident("VmRSS")
+        register(pair.fixed, moving, fixed_spacing_um=1.0, moving_spacing_um=1.0)
+        used = resident("VmHWM") - before
+        print(
+            f"{args.size}^3 {name}: {used / 2**20:.0f} MiB beyond the views, "
+            f"{used / (2 * pair.fixed.size):.1f} bytes per voxel of both",
+            flush=True,
+        )
+
+
 def main() -> None:
     """Run what the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -149,12 +174,15 @@ def main() -> None:
     parser.add_argument("--peer-names", nargs="*", default=PEERS, choices=PEERS)
     parser.add_argument("--peer-python", default=sys.executable, help="a Python that has the peers")
     parser.add_argument("--failures", type=int, default=0, help="pairs, half of them wrong")
+    parser.add_argument("--memory", action="store_true", help="the peak of resident memory")
     parser.add_argument("--first", type=int, default=0, help="number of the first case")
     parser.add_argument("--cache", type=Path, help="folder to keep simulated pairs in")
     parser.add_argument("--data", type=Path, help="folder of recorded volumes, for --failures")
     args = parser.parse_args()
     if args.failures:
         failures(args)
+    elif args.memory:
+        memory(args)
     else:
         compare(args)
 

@@ -121,6 +121,17 @@ def test_orthogonal_blur_does_not_bias_the_transform():
     np.testing.assert_allclose(measured, blurs[0] - back @ blurs[1] @ back.T, atol=1.5)
 
 
+def test_given_psfs_are_not_measured_again():
+    grid = Grid((21, 21, 21))
+    psf = picture(grid, [grid.centre_um], [1.0], ROUND, own=0.0)
+    views = two_views(moved(translation_um=(1, 0, 2)), moving_blur=np.diag([6.0, 1, 1]))
+    found = register(
+        *views, fixed_spacing_um=1.0, moving_spacing_um=1.0, start="translation",
+        model="translation", fixed_psf=psf, moving_psf=psf,
+    )  # fmt: skip
+    np.testing.assert_allclose(found.blur_difference_um2, 0, atol=0.1)
+
+
 def test_given_psfs_serve_as_well():
     truth = TRUTHS["rigid"]
     blurs = np.diag([9.0, 0.5, 0.5]), np.diag([0.5, 0.5, 9.0])
@@ -384,9 +395,11 @@ def test_averaging_keeps_places_and_makes_voxels_isotropic():
     np.testing.assert_allclose(small, expected, atol=1e-5)
 
 
-def test_a_gaussian_blur_widens_a_spot_by_its_covariance():
+@pytest.mark.parametrize("oblique", [0.0, 1.0], ids=["along axes", "oblique"])
+def test_a_gaussian_blur_widens_a_spot_by_its_covariance(oblique):
     grid = Grid((41, 40, 39), (1.0, 0.8, 0.8))
-    covariance = np.array([[6.0, 2.0, 0.0], [2.0, 4.0, -1.0], [0.0, -1.0, 3.0]])
+    covariance = np.diag([6.0, 4.0, 3.0])
+    covariance += oblique * np.array([[0.0, 2.0, 0.0], [2.0, 0.0, -1.0], [0.0, -1.0, 0.0]])
     spot = picture(grid, [grid.centre_um], [1.0], ROUND)
     wide = gaussian_blurred(torch.from_numpy(spot), grid, covariance).numpy()
     expected = picture(grid, [grid.centre_um], [1.0], ROUND + covariance)

@@ -29,6 +29,9 @@ keeps the noise of dim views (20 photons) out of the curvatures that tell their 
 FEWEST_PLANES = 8
 """Axes are not averaged to fewer: a gradient along them, off the border, needs that many."""
 
+QUIET_SIGMA_VOXELS = 1.0
+"""Further smoothing of both views before their difference of blur is measured: noise is curved too."""
+
 LONGEST_MATRIX = 512
 """Voxels; blurring along longer axes is cheaper by Fourier transform than by matrix product."""
 
@@ -255,6 +258,9 @@ def difference_left(fixed: Level, moving: Level, fixed_to_moving: Affine) -> Mat
     the voxels that both views share.
     """
     warped = resample(moving.image, moving.grid, fixed.grid, target_to_source=fixed_to_moving)
+    more = QUIET_SIGMA_VOXELS**2 * _base_covariance(fixed.grid)
+    quiet = gaussian_blurred(fixed.image, fixed.grid, more)
+    warped = gaussian_blurred(warped, fixed.grid, more)
     shared = resample(
         inside(moving).to(warped), moving.grid, fixed.grid, target_to_source=fixed_to_moving
     )
@@ -267,9 +273,9 @@ def difference_left(fixed: Level, moving: Level, fixed_to_moving: Affine) -> Mat
     if index.numel() < 1000:
         return np.zeros((3, 3))
     index = index[:: max(1, index.numel() // 50_000)]
-    value, seen = fixed.image.ravel()[index].double(), warped.ravel()[index].double()
+    value, seen = quiet.ravel()[index].double(), warped.ravel()[index].double()
     gain = float(((value - value.mean()) * (seen - seen.mean())).mean() / seen.var())
-    both = 0.5 * (fixed.image + gain * warped)
+    both = 0.5 * (quiet + gain * warped)
     pairs = [(i, j) for i in range(3) for j in range(i, 3)]
     curvature = [second_difference(both, index, i, j, fixed.grid).double() for i, j in pairs]
     columns = [c * (0.5 if i == j else 1.0) for c, (i, j) in zip(curvature, pairs, strict=True)]

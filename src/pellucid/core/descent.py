@@ -130,6 +130,18 @@ def voxel_sizes(grid: Grid) -> list[float]:
     return sizes
 
 
+def peak_bytes(fixed: Grid, moving: Grid) -> int:
+    """Return the memory that registering two views takes beyond them as they are given.
+
+    Each view as float32 and a check of it; 60 bytes per voxel of the finest level that is fitted:
+    its blur, spectra and gradients. Measured at 128^3 and 256^3 with `benchmarks/registration.py
+    --memory`: 0.5 and 0.9 of this.
+    """
+    given = float(np.prod(fixed.shape) + np.prod(moving.shape))
+    finest_um = voxel_sizes(fixed)[-1]
+    return int(5 * given + 60 * max(voxels(view, finest_um) for view in (fixed, moving)))
+
+
 def _coarsest(grid: Grid) -> int:
     return COARSEST_PIXELS if 1 in grid.shape else COARSEST_VOXELS
 
@@ -156,18 +168,20 @@ class _Descent:
 
     def __init__(self, fixed: View, moving: View, start: Affine) -> None:
         self.fixed, self.moving, self.start = fixed, moving, start
+        self.blur_known = fixed.psf_um2 is not None and moving.psf_um2 is not None
         self.fit = Fit(start, -1.0, -1.0, 0, 0, False)
         self.iterations = 0
         sizes = voxel_sizes(fixed.grid)
         self.judging_um = next(
             (h for h in reversed(sizes) if voxels(fixed.grid, h) <= JUDGED_VOXELS), sizes[0]
         )
-        self.difference = self._first_difference()
+        self.difference = self._difference()
 
-    def _first_difference(self) -> Matrix:
+    def _difference(self) -> Matrix:
+        """Return the difference of blur: of the PSFs as they lie now, or else estimated."""
         fixed, moving = self.fixed, self.moving
         if fixed.psf_um2 is not None and moving.psf_um2 is not None:
-            back = np.linalg.inv(self.start.linear)
+            back = np.linalg.inv(self.fit.fixed_to_moving.linear)
             return fixed.psf_um2 - back @ moving.psf_um2 @ back.T
         pair = fixed.at(self.judging_um), moving.at(self.judging_um)
         return self._bounded(estimated_difference(*pair, self.start))
@@ -190,6 +204,8 @@ class _Descent:
 
     def align(self, voxel_um: float, model: Model, share: float = 0.3) -> None:
         """Align at one level."""
+        if self.blur_known:
+            self.difference = self._difference()
         self.levels = self._levels(voxel_um)
         self.points: Points = strongest_gradients(self.levels[0], MOST_POINTS, share)
         start = self.fit.fixed_to_moving
@@ -203,7 +219,7 @@ class _Descent:
 
     def measure_blur(self) -> bool:
         """Correct the difference of blur by what is left of it; return whether that was much."""
-        if self.fit.ncc < LEAST_NCC:
+        if self.blur_known or self.fit.ncc < LEAST_NCC:
             return False
         left = difference_left(*self.levels, self.fit.fixed_to_moving)
         before, self.difference = self.difference, self._bounded(self.difference + left)
@@ -218,9 +234,13 @@ class _Descent:
         # residuals are alike within about two of the blur's widths
         widest = float(np.abs(np.linalg.eigvalsh(self.difference)).max()) ** 0.5
         block_um = 4 * max(widest, *self.levels[0].grid.spacing_um)
-        given = self.fixed.psf_um2 is not None and self.moving.psf_um2 is not None
         sigma = corner_sigma_um(
-            *self.levels, at, model, points=self.points, block_um=block_um, blur_unknown=not given
+            *self.levels,
+            at,
+            model,
+            points=self.points,
+            block_um=block_um,
+            blur_unknown=not self.blur_known,
         )
         levels = self._levels(self.judging_um)
         return Attempt(

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from pellucid.core.descent import peak_bytes
 from pellucid.core.geometry import Affine
 from pellucid.core.psf_preparation import prepare
 from pellucid.core.resampling import resample
@@ -36,8 +37,8 @@ from pellucid.stages.resources import available_bytes, describe_device, resolve_
 from pellucid.stages.view_series import ViewSeries, open_views
 
 Float32 = npt.NDArray[np.float32]
-BYTES_PER_VOXEL = 32
-"""A cautious allowance, not a measurement: two time points as read and as float32, and the work."""
+BYTES_AS_READ = 8
+"""Per voxel: two time points, the one at work and the next one read, of four bytes at most."""
 
 
 @dataclass(frozen=True)
@@ -117,10 +118,14 @@ def plan_registration(parameters: RegisterParameters) -> RegisterPlan:
     reference_channels(parameters.reference, views[0].channels)
     _check_outputs(parameters)
     room = available_bytes(device)
-    voxels = sum(sorted((int(np.prod(view.shape)) for view in views), reverse=True)[:2])
-    if room is not None and voxels * BYTES_PER_VOXEL > room:
+    needed = max(
+        BYTES_AS_READ * int(np.prod(views[0].shape) + np.prod(view.shape))
+        + peak_bytes(views[0].grid, view.grid)
+        for view in views[1:]
+    )
+    if room is not None and needed > room:
         raise PlanError(
-            f"{views[0].name}: a pair of views needs about {voxels * BYTES_PER_VOXEL / 2**30:.1f} "
+            f"{views[0].name}: a pair of views needs about {needed / 2**30:.1f} "
             f"GiB and {device} has {room / 2**30:.1f} GiB free. Crop or bin the views first."
         )
     given = given_transforms(parameters, views)
