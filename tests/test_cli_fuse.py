@@ -183,3 +183,25 @@ def test_raw_stage_scans_are_fused_without_deskewing_first(folder):
     brightest = [np.argwhere(v > 0.6 * v.max()).mean(0) for v in (fused, upright)]
     size = [np.array(v.shape) for v in (fused, upright)]
     assert np.abs((brightest[0] - size[0] / 2) - (brightest[1] - size[1] / 2)).max() < 2
+
+
+def test_a_file_of_transforms_is_where_registration_starts_and_is_believed_as_it_says(folder, capsys):
+    views = ("SPIMA/SPIMA_{t}.tif", "SPIMB/SPIMB_{t}.tif")
+    assert main(["register", *views, *ANGLES, "--time", "0", "-o", "found.json"]) == 0
+    applied = ["--over-time", "none", "--time", "1", "--method", "average"]
+    assert fuse(*applied, "--start", "found.json", "-o", "a.ome.tif") == 0
+    found, used = (
+        json.loads((folder / name).read_text())["transforms"][1]["world_to_view"]["matrix"]
+        for name in ("found.json", "a_transforms.json")
+    )
+    np.testing.assert_allclose(used, found)
+    assert "found.json" in str(read_record("a.ome.tif")["inputs"])
+    content = json.loads((folder / "found.json").read_text())
+    content["transforms"][1] |= {"how": "failed", "reason": "The views do not agree."}
+    (folder / "failed.json").write_text(json.dumps(content))
+    for option in ("--start", "--transforms"):
+        assert fuse(*applied, option, "failed.json", "-o", "b.ome.tif") == 1
+        assert "could be registered. The views do not agree." in capsys.readouterr().err
+    assert fuse("--start", "none.json", "-o", "b.ome.tif") == 2
+    assert "none.json', which is neither" in capsys.readouterr().err
+    assert not (folder / "b.ome.tif").exists()

@@ -17,6 +17,7 @@ from pellucid.errors import InputError
 from pellucid.stages.events import Event, OnEvent, VolumeDone, VolumeFailed, Warned
 from pellucid.stages.fuse_parameters import FuseParameters
 from pellucid.stages.fuse_views import PlacedSeries, nominal
+from pellucid.stages.register_files import given_transforms
 from pellucid.stages.registering import register_series
 
 
@@ -37,8 +38,9 @@ def found_transforms(
     if parameters.transforms is not None:
         return applied(read_transforms(parameters.transforms), times, len(views), parameters.transforms)
     return register_series(
-        upright, parameters, only_trouble, nominal=nominal(parameters, views), device=device
-    )
+        upright, parameters, only_trouble, nominal=nominal(parameters, views), device=device,
+        given=given_transforms(parameters, upright),
+    )  # fmt: skip
 
 
 def applied(
@@ -49,7 +51,9 @@ def applied(
         raise InputError(f"{path.name}: transforms of {given.views} views, and there are {views}.")
     if len(given.times) == 1:
         repeated = [
-            ViewTransform(t, one.view, one.world_to_view, "given")
+            ViewTransform(
+                t, one.view, one.world_to_view, "given" if one.believed else "failed", one.reason
+            )
             for t in times
             for one in given.transforms
         ]

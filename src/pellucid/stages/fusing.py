@@ -36,6 +36,7 @@ from pellucid.stages.events import (
 )
 from pellucid.stages.fuse_plan import FusePlan, cropped, proposed_crop, world_grid
 from pellucid.stages.lanes import ReadAhead
+from pellucid.stages.pair_registration import STARTS
 
 Float32 = npt.NDArray[np.float32]
 Place = tuple[int, int]
@@ -71,6 +72,8 @@ def run_fusion(plan: FusePlan, on_event: OnEvent = ignore) -> FuseOutcome:
     extra = [*plan.parameters.psf, *plan.parameters.background_image]
     if plan.parameters.transforms is not None:
         extra.append(plan.parameters.transforms)
+    if plan.parameters.start not in STARTS:
+        extra.append(Path(plan.parameters.start).expanduser())
     with record.timed("checksums"):
         record.inputs = [fingerprint(path) for path in dict.fromkeys([*files, *extra])]
     waiting = FinishedVolumes.begin(

@@ -1,5 +1,6 @@
 """`pellucid register` as a stage: views in, transforms and what is made of them out."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from pellucid.data.writer import (
 from pellucid.errors import InputError, OutputError, ParameterError, PellucidError, PlanError
 from pellucid.stages.events import FileDone, OnEvent, Warned, ignore
 from pellucid.stages.pair_registration import STARTS, nominal_transforms
-from pellucid.stages.parameters import RegisterParameters
+from pellucid.stages.parameters import RegisterParameters, RegistrationParameters
 from pellucid.stages.registering import reference_channels, register_series
 from pellucid.stages.resources import available_bytes, describe_device, resolve_device
 from pellucid.stages.view_series import ViewSeries, open_views
@@ -119,7 +120,7 @@ def plan_registration(parameters: RegisterParameters) -> RegisterPlan:
             f"{views[0].name}: a pair of views needs about {voxels * BYTES_PER_VOXEL / 2**30:.1f} "
             f"GiB and {device} has {room / 2**30:.1f} GiB free. Crop or bin the views first."
         )
-    given = _given(parameters, views)
+    given = given_transforms(parameters, views)
     return RegisterPlan(parameters, views, nominal, given, _psfs(parameters, views), device)
 
 
@@ -155,13 +156,15 @@ def run_registration(plan: RegisterPlan, on_event: OnEvent = ignore) -> Register
     record.inputs = [fingerprint(path) for view in views for path in view.files]
     record.statistics = {"device": describe_device(plan.device), "bad": outcome.bad}
     beside = write_record(record, asked.output)
-    on_event(FileDone(asked.output, beside))
+    for path in outcome.outputs:
+        on_event(FileDone(path, beside))
     return outcome
 
 
-def _given(
-    parameters: RegisterParameters, views: tuple[ViewSeries, ...]
+def given_transforms(
+    parameters: RegistrationParameters, views: Sequence[ViewSeries]
 ) -> SeriesRegistration | None:
+    """The transforms of the file that `start` names; None where it names a way to begin."""
     if parameters.start in STARTS:
         return None
     path = Path(parameters.start).expanduser()
