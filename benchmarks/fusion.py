@@ -9,6 +9,7 @@ correlates with the truth by 0.5 (voxels), the light kept, and seconds, all in o
     python benchmarks/fusion.py --structure shells --peak 40 --views 2
     python benchmarks/fusion.py --registered                 # transforms from register(), not the true ones
     python benchmarks/fusion.py --data ../shared/data        # measured PSFs, a real brain as the object
+    python benchmarks/fusion.py --seeds 11 12 --peak 30 300  # medians of plain iterations over many cases
 """
 
 import argparse
@@ -25,6 +26,7 @@ import tifffile
 import torch
 from scipy import ndimage
 
+import fusion_medians
 from pellucid.core.back_projectors import Matched, WienerButterworth
 from pellucid.core.fusion import fuse
 from pellucid.core.geometry import Affine, Grid
@@ -193,9 +195,18 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="folder of real data")
     parser.add_argument("--only", default="", help="methods whose name contains this")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--seeds", type=int, nargs="+", help="medians over these seeds, four PSFs")
+    parser.add_argument("--log", type=Path, help="with --seeds: a line of JSON for each case")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     for count in arguments.views:
+        if arguments.seeds:
+            fusion_medians.run(
+                arguments.seeds, DUAL_DEG if count == 2 else QUAD_DEG, size=arguments.size,
+                peaks=arguments.peak, structures=arguments.structure,
+                planes_every=arguments.planes_every, log=arguments.log,
+            )  # fmt: skip
+            continue
         for name, recording in recordings(arguments, DUAL_DEG if count == 2 else QUAD_DEG):
             print(f"\n{name}, {arguments.size}^3, planes every {arguments.planes_every} voxels")
             report(recording, arguments.registered, arguments.only)

@@ -6,7 +6,8 @@
     python benchmarks/registration.py --peers 3 --peer-python OTHER/bin/python
     python benchmarks/registration.py --failures 140 --size 64 --data FOLDER
 
-Structures and seeds differ from those that the method was developed on (seeds 1000 and above).
+Pairs come from `registration_pairs.py`; `--cache FOLDER` keeps them: making a pair takes longer than
+registering it. OMP_NUM_THREADS=1 makes our CPU seconds those of the work, not of threads that wait.
 """
 
 import argparse
@@ -15,132 +16,18 @@ import resource
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
-import tifffile
 from numpy.typing import NDArray
-from scipy import ndimage
 
-from pellucid.core.geometry import Affine, Grid
+from pellucid.core.geometry import Grid
 from pellucid.core.registration import Registration, register
 from pellucid.core.simulation import STRUCTURES
+from registration_pairs import Pair, cached, simulate, verdict_cases
 
 PEERS = ("elastix", "ants", "simpleitk", "dipy", "greedy")
-REAL = {
-    "mouse brain": "mouse_brain_whole/brain.tif",
-    "pollen": "pollen/pollen.tif",
-    "nuclei": "nuclei_confocal/raw.tif",
-    "light-sheet nuclei": "nuclei_lightsheet/klb_img.tif",
-}
-FIXED_SIGMA_PX, MOVING_SIGMA_PX = (4.0, 1.0, 1.0), (1.0, 1.0, 4.0)
-
-
-@dataclass(frozen=True)
-class Pair:
-    """Two views of one object, and the transform between them (voxels of 1 um)."""
-
-    name: str
-    fixed: NDArray[np.uint16]
-    moving: NDArray[np.uint16]
-    fixed_to_moving: Affine
-
-
-def random_affine(
-    seed: int, size: int, *, rotation_deg: float = 10, stretch: float = 0.05, shift: float = 15
-) -> Affine:
-    """Return a map about the centre: any axis, at most these degrees, fractions and voxels."""
-    rng = np.random.default_rng([seed, 77])
-    axis = rng.normal(size=3)
-    angle = np.deg2rad(rotation_deg) * rng.uniform(0.3, 1)
-    return Affine.from_params(
-        rotation_rad=axis / np.linalg.norm(axis) * angle,
-        scale=1 + rng.uniform(-stretch, stretch, 3),
-        shear=rng.uniform(-stretch, stretch, 3),
-        translation_um=rng.uniform(-shift, shift, 3),
-        centre_um=(size - 1) / 2,
-        source="fixed",
-        target="moving",
-    )
-
-
-def object_of(structure: str, size: int, seed: int) -> NDArray[np.float32]:
-    """Return an object of (1.5 size)^3, smooth enough for splines to move it to 1e-3."""
-    wide = int(1.5 * size)
-    painted = STRUCTURES[structure]((wide, wide, wide), seed)
-    smooth = ndimage.gaussian_filter(painted.astype(np.float32), 1.0)
-    return smooth / np.percentile(smooth, 99.9)
-
-
-def view(
-    wide: NDArray[np.float32],
-    size: int,
-    affine: Affine | None,
-    sigma_px: tuple[float, ...],
-    *,
-    photons: float,
-    background: float,
-    seed: int,
-) -> NDArray[np.uint16]:
-    """Return what a microscope of Gaussian blur records of an object, moved by `affine`."""
-    margin = (wide.shape[0] - size) // 2
-    if affine is not None:
-        back = affine.inverse()
-        # moving voxel y (inner indices) sees the object at back(y); both are offset by the margin
-        offset = back.apply(np.full(3, -margin)) + margin
-        wide = ndimage.affine_transform(wide, back.linear, offset, order=3, mode="constant")
-    blurred = ndimage.gaussian_filter(wide, sigma_px)
-    inner = (slice(margin, margin + size),) * 3
-    mean = photons * np.clip(blurred[inner], 0, None) + background
-    rng = np.random.default_rng([seed, 5])
-    return (rng.poisson(mean) + rng.normal(100, 2, mean.shape)).round().clip(0).astype(np.uint16)
-
-
-def simulate(
-    structure: str,
-    size: int,
-    seed: int,
-    *,
-    photons: float = 200,
-    background: float = 5,
-    rotation_deg: float = 10,
-    shift: float = 15,
-) -> Pair:
-    """Return a dual-view pair of one simulated object under orthogonal anisotropic blur."""
-    wide = object_of(structure, size, seed)
-    truth = random_affine(seed, size, rotation_deg=rotation_deg, shift=shift)
-    fixed = view(
-        wide, size, None, FIXED_SIGMA_PX, photons=photons, background=background, seed=seed
-    )
-    moving = view(
-        wide,
-        size,
-        truth,
-        MOVING_SIGMA_PX,
-        photons=0.6 * photons,
-        background=2 * background,
-        seed=seed + 1000,
-    )
-    return Pair(f"{structure} {seed}", fixed, moving, truth)
-
-
-def real_object(path: Path, size: int) -> NDArray[np.float32]:
-    """Return the middle of a recorded volume as an object of (1.5 size)^3, dark where it ends."""
-    recorded = tifffile.imread(path).astype(np.float32)
-    while recorded.ndim > 3:
-        recorded = recorded[0]
-    recorded = np.clip(recorded - np.percentile(recorded, 20), 0, None)
-    wide = int(1.5 * size)
-    volume = np.zeros((wide,) * 3, np.float32)
-    lengths = [min(n, wide) for n in recorded.shape]
-    first = [(n - k) // 2 for n, k in zip(recorded.shape, lengths, strict=True)]
-    source = tuple(slice(a, a + k) for a, k in zip(first, lengths, strict=True))
-    target = tuple(slice((wide - k) // 2, (wide - k) // 2 + k) for k in lengths)
-    volume[target] = recorded[source]
-    smooth = ndimage.gaussian_filter(volume, 1.0)
-    return smooth / np.percentile(smooth, 99.9)
 
 
 def cpu_seconds() -> float:
@@ -188,7 +75,8 @@ def compare(args: argparse.Namespace) -> None:
     theirs: dict[str, list[tuple[float, float]]] = {name: [] for name in PEERS}
     ours(simulate("shells", 32, 999, shift=2))  # loading libraries is not registration
     for case in range(args.first, args.first + args.cases):
-        pair = simulate(names[case % len(names)], args.size, case, **far)
+        make = partial(simulate, names[case % len(names)], args.size, case, **far)
+        pair = cached(args.cache, f"{'far' if far else 'near'} {args.size} {case}", make)
         found, seconds = ours(pair)
         error = corner_error(found.fixed_to_moving.matrix, pair)
         mine.append((error, seconds))
@@ -218,64 +106,13 @@ def compare(args: argparse.Namespace) -> None:
     print(f"pellucid within 0.5 voxel: {good} of {len(mine)}")
 
 
-def random_blurs(rng: np.random.Generator) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return two anisotropic blurs (sigma in voxels) along different axes."""
-    first, second, _ = rng.permutation(3)
-    wide = rng.uniform(1.5, 4)
-    fixed, moving = np.ones(3), np.ones(3)
-    fixed[first] = moving[second] = wide
-    return tuple(fixed), tuple(moving)
-
-
-def verdict_cases(
-    first: int, count: int, size: int, data: Path | None
-) -> Iterator[tuple[str, bool, Pair]]:
-    """Yield pairs, half right and half wrong in six ways: (kind, whether right, pair)."""
-    files = {k: data / v for k, v in REAL.items() if data and (data / v).exists()}
-    names = [*STRUCTURES, *files]
-    kinds = ("other specimen", "other structure", "mirrored", "no overlap", "noise", "both noise")
-
-    def wide(name: str, seed: int) -> NDArray[np.float32]:
-        return real_object(files[name], size) if name in files else object_of(name, size, seed)
-
-    for case in range(first, first + count):
-        rng = np.random.default_rng([case, 11])
-        name, photons = names[case // 2 % len(names)], float(rng.choice([20, 50, 200, 1000]))
-        sigmas = random_blurs(rng)
-        truth = random_affine(case, size, shift=0.12 * size)
-        light = {"photons": photons, "background": 5.0}
-        specimen = wide(name, case)
-        right = case % 2 == 0
-        kind = "right" if right else kinds[case // 2 % len(kinds)]
-        seen = specimen
-        if kind == "other specimen":
-            simulated = name if name in STRUCTURES else "nuclei"
-            seen = object_of(simulated, size, case + 500)
-        elif kind == "other structure":
-            seen = wide(names[(case // 2 + 1) % len(names)], case + 500)
-        elif kind == "no overlap":
-            # two neighbouring pieces of one specimen, a view's width and a third apart
-            piece = object_of(list(STRUCTURES)[case % 4], 2 * size, case)
-            n = specimen.shape[0]
-            specimen, seen = (
-                np.ascontiguousarray(piece[:n, :n, c : c + n]) for c in (0, 3 * size - n)
-            )
-        fixed = view(specimen, size, None, sigmas[0], seed=case, **light)
-        moving = view(seen, size, truth, sigmas[1], seed=case + 1000, **light)
-        if kind == "mirrored":
-            moving = np.ascontiguousarray(np.flip(moving, int(rng.integers(3))))
-        if "noise" in kind:
-            moving = (rng.poisson(photons / 4, moving.shape) + 100).astype(np.uint16)
-        if kind == "both noise":
-            fixed = (rng.poisson(photons / 3, fixed.shape) + 100).astype(np.uint16)
-        yield kind, right, Pair(f"{name}, {photons:.0f} photons", fixed, moving, truth)
-
-
 def failures(args: argparse.Namespace) -> None:
     """Print how many wrong pairs are flagged, and how many right ones."""
     flagged: dict[str, list[bool]] = {}
     believed: list[tuple[float, float]] = []
-    for kind, right, pair in verdict_cases(args.first, args.failures, args.size, args.data):
+    for kind, right, pair in verdict_cases(
+        args.first, args.failures, args.size, args.data, args.cache
+    ):
         found, seconds = ours(pair)
         error = corner_error(found.fixed_to_moving.matrix, pair)
         flagged.setdefault("right" if right else "wrong", []).append(not found.converged)
@@ -313,6 +150,7 @@ def main() -> None:
     parser.add_argument("--peer-python", default=sys.executable, help="a Python that has the peers")
     parser.add_argument("--failures", type=int, default=0, help="pairs, half of them wrong")
     parser.add_argument("--first", type=int, default=0, help="number of the first case")
+    parser.add_argument("--cache", type=Path, help="folder to keep simulated pairs in")
     parser.add_argument("--data", type=Path, help="folder of recorded volumes, for --failures")
     args = parser.parse_args()
     if args.failures:

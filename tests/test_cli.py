@@ -22,6 +22,7 @@ COMMANDS = [
     ["psf"],
     ["psf", "inspect"],
     ["psf", "make"],
+    ["psf", "field"],
     ["psf", "beads"],
 ]
 

@@ -30,7 +30,8 @@ def test_a_simulated_recording_gets_closer_to_the_truth(folder, capsys, monkeypa
     one, two = (float(rows[name][-5]) for name in ("view A deconvolv", "joint"))
     assert two > one
     error = re.search(r"at the corners: ([\d.]+) voxels", said)
-    assert error and float(error[1]) < 1
+    assert error
+    assert float(error[1]) < 1
     assert "Two views fused" in (folder / "shown" / "report.html").read_text()
     written = {path.name for path in (folder / "shown").iterdir()}
     assert {

@@ -120,7 +120,7 @@ def test_another_run_is_not_resumed(folder, capsys, monkeypatch):
     from pellucid.stages import fusing
 
     with monkeypatch.context() as patch:
-        patch.setattr(fusing, "_assemble", interrupted)
+        patch.setattr(fusing, "write_everything", interrupted)
         assert fuse("--iterations", 1, "--over-time", "once", "-o", "a.ome.zarr") == 130
     options = ["--over-time", "once", "-o", "a.ome.zarr", "--resume"]
     assert fuse("--iterations", 2, *options) == 1
@@ -128,6 +128,74 @@ def test_another_run_is_not_resumed(folder, capsys, monkeypatch):
     pellucid.write("SPIMA/SPIMA_1.tif", recorded().views[0].counts, voxel_um=(1, 1, 1), overwrite=True)
     assert fuse("--iterations", 1, *options) == 1
     assert "SPIMA_1.tif was" in capsys.readouterr().err
+
+
+def interrupt(monkeypatch, place, name, after):
+    """Press Ctrl-C when `place.name` has been called `after` times."""
+    original, calls = getattr(place, name), []
+
+    def interrupted(*rest, **options):
+        if len(calls) == after:
+            raise KeyboardInterrupt
+        calls.append(rest)
+        return original(*rest, **options)
+
+    monkeypatch.setattr(place, name, interrupted)
+    return calls
+
+
+def test_what_ctrl_c_keeps_is_said_and_goes_on(folder, capsys, monkeypatch):
+    from pellucid.stages import fusing
+
+    asked = ["--iterations", 1, "--over-time", "once", "-o", "a.ome.zarr"]
+    with monkeypatch.context() as patch:
+        interrupt(patch, fusing, "fuse", 1)
+        assert fuse(*asked, "--no-projections") == 130
+    assert "1 of 3 volumes are fused and kept; run again with --resume." in capsys.readouterr().err
+    assert not (folder / "a.ome.zarr").exists()
+    # what is written beside the series may be chosen anew
+    assert fuse(*asked, "--resume", "--registered-views", "--dtype", "uint16") == 0
+    assert read_record("a.ome.zarr")["statistics"]["resumed_volumes"] == 1
+    assert pellucid.open("a.ome.zarr").dtype == np.uint16
+    assert pellucid.open("a_max_y.ome.tif").shape[0] == 3
+    assert pellucid.open("a_view1.ome.zarr").shape[0] == 3
+    # a run that kept nothing says nothing of resuming
+    with monkeypatch.context() as patch:
+        interrupt(patch, fusing.registering, "register_series", 0)
+        assert fuse(*asked[:-1], "b.ome.zarr") == 130
+    assert "not finished were removed" in capsys.readouterr().err
+    assert not list(folder.glob("b.*"))
+
+
+def test_registrations_and_written_outputs_survive_ctrl_c_too(folder, monkeypatch):
+    from pellucid.stages import fuse_outputs, pair_registration
+
+    asked = ["--iterations", 1, "--time", "0:2", "--model", "rigid", "-o", "a.ome.zarr"]
+    with monkeypatch.context() as patch:
+        interrupt(patch, pair_registration, "register", 1)
+        assert fuse(*asked) == 130
+    with monkeypatch.context() as patch:
+        calls = interrupt(patch, pair_registration, "register", 99)
+        interrupt(patch, fuse_outputs.projecting, "write_pictures", 0)
+        assert fuse(*asked, "--resume") == 130
+    assert len(calls) == 1
+    assert (folder / "a.ome.zarr").exists()
+    assert fuse(*asked, "--resume") == 0
+    assert read_record("a.ome.zarr")["statistics"]["resumed_volumes"] == 2
+    assert not (folder / "a.ome.zarr.unfinished").exists()
+
+
+def test_what_lies_beside_an_output_is_of_the_same_run(folder, capsys):
+    asked = ["--iterations", 1, "--over-time", "none", "--time", "0", "-o", "a.ome.tif"]
+    assert fuse(*asked, "--registered-views") == 0
+    (folder / "a.ome.tif").unlink()
+    assert fuse(*asked) == 1
+    assert "exists already" in capsys.readouterr().err
+    assert fuse(*asked, "--no-projections", "--overwrite") == 0
+    written = {path.name for path in folder.glob("a[._]*")}
+    assert written == {
+        "a.ome.tif", "a.ome.tif.pellucid.json", "a_transforms.json", "a_view1.itk.txt",
+    }  # fmt: skip
 
 
 def test_one_bad_time_point_stops_nothing(folder, capsys):
@@ -173,7 +241,7 @@ def test_raw_stage_scans_are_fused_without_deskewing_first(folder):
     raw[4:7, 6:10, 7:12] += 100
     pellucid.write("a.tif", raw, voxel_um=(1.0, 1.0, 1.0))
     pellucid.write("b.tif", raw, voxel_um=(1.0, 1.0, 1.0))
-    words = ["fuse", "a.tif", "b.tif", "--stage-scan", "1,45", "--over-time", "none",
+    words = ["fuse", "a.tif", "b.tif", "--angles", "0,0", "--stage-scan", "1,45", "--over-time", "none",
              "--psf", "psf.tif", "--iterations", "2", "-o", "scan.ome.tif"]  # fmt: skip
     assert main(words) == 0
     fused = pellucid.open("scan.ome.tif").read()

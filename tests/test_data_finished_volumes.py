@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from pellucid.data.finished_volumes import FinishedVolumes, differences, waiting_folder
+from pellucid.data.finished_volumes import FinishedVolumes, waiting_folder
+from pellucid.data.manifest import differences
 from pellucid.errors import OutputError
 
 RUN = {"parameters": {"iterations": 10}, "inputs": {"a.tif": "blake2b:1"}}

@@ -40,7 +40,7 @@ def test_views_with_transforms_become_one_volume():
 def test_arrays_are_registered_from_their_angles():
     seen = recorded().views
     arrays, psfs = [v.counts for v in seen], [v.psf for v in seen]
-    fused = pellucid.fuse(arrays, spacing_um=1.0, psfs=psfs)
+    fused = pellucid.fuse(arrays, angles_deg=DUAL_DEG, spacing_um=1.0, psfs=psfs)
     (found,) = fused.registrations
     assert isinstance(found, pellucid.Registration)
     assert found.converged
@@ -49,13 +49,15 @@ def test_arrays_are_registered_from_their_angles():
     # the first arm stands in the world, turned by nothing: both ways lead to one image
     known = pellucid.fuse(views(), grid=WORLD)
     here = Grid(WORLD.shape, 1.0, frame="view 0")
-    again = pellucid.fuse(arrays, spacing_um=1.0, psfs=psfs[:1], grid=here)
+    again = pellucid.fuse(
+        arrays, angles_deg=DUAL_DEG, spacing_um=1.0, psfs=psfs[:1], grid=here
+    )
     assert ncc(again.image[4:-4, 4:-4, 4:-4], known.image[4:-4, 4:-4, 4:-4]) > 0.97
 
 
 def test_tensors_stay_tensors_and_an_average_needs_no_psf():
     tensors = [torch.from_numpy(v.counts.astype(np.float32)) for v in recorded().views]
-    fused = pellucid.fuse(tensors, spacing_um=(1.0, 1.0, 1.0), method="average")
+    fused = pellucid.fuse(tensors, angles_deg=(0, 90), spacing_um=1.0, method="average")
     assert isinstance(fused.image, torch.Tensor)
 
 
@@ -63,8 +65,8 @@ def test_what_arrays_need_is_said():
     arrays = [v.counts for v in recorded().views]
     with pytest.raises(ParameterError, match="voxel size"):
         pellucid.fuse(arrays)
-    with pytest.raises(ParameterError, match="an angle for each of 3 views, got none"):
-        pellucid.fuse([*arrays, arrays[0]], spacing_um=1.0)
+    with pytest.raises(ParameterError, match="an angle for each of 2 views, got none"):
+        pellucid.fuse(arrays, spacing_um=1.0)
     with pytest.raises(ParameterError, match="3 PSFs for 2 views"):
         pellucid.fuse(arrays, spacing_um=1.0, psfs=[np.ones((3, 3, 3))] * 3)
     with pytest.raises(InputError, match="some of each"):
@@ -72,6 +74,6 @@ def test_what_arrays_need_is_said():
     with pytest.raises(InputError, match=r"got shape \(32, 32\) for view 1"):
         pellucid.fuse([arrays[0], arrays[1][0]], spacing_um=1.0)
     with pytest.raises(InputError, match="view 1 cannot be registered to view 0: The moving view"):
-        pellucid.fuse([arrays[0], np.zeros((32, 32, 32))], spacing_um=1.0)
+        pellucid.fuse([arrays[0], np.zeros((32, 32, 32))], angles_deg=(0, 90), spacing_um=1.0)
     with pytest.raises(InputError, match="none"):
         pellucid.fuse([])

@@ -156,6 +156,16 @@ def test_the_command_writes_everything_it_was_asked_for(tmp_path, capsys):
     assert "exists already" in capsys.readouterr().err
 
 
+def test_a_folder_of_transforms_holds_one_run(tmp_path):
+    specs = save(tmp_path, [FIRST] * 2, [SECOND] * 2)
+    command = ["register", *specs, "-o", str(tmp_path / "t.json"), "--angles", "0,90",
+               "--over-time", "none", "--itk", str(tmp_path / "itk")]  # fmt: skip
+    assert main(command) == 0
+    (tmp_path / "itk" / "notes.txt").write_text("mine")
+    assert main([*command, "--time", "1", "--overwrite"]) == 0
+    assert {p.name for p in (tmp_path / "itk").iterdir()} == {"view1_t0001.txt", "notes.txt"}
+
+
 def test_the_command_exits_3_with_the_list(tmp_path, capsys):
     specs = save(tmp_path, [FIRST] * 2, [SECOND, np.full_like(SECOND, 100)])
     command = ["register", *specs, "-o", str(tmp_path / "t.json"), "--angles", "0,90"]

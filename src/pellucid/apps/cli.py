@@ -8,11 +8,13 @@ from cyclopts import App, CycloptsError, Parameter
 from pydantic import ValidationError
 
 from pellucid import __version__
+from pellucid.apps import network_cli
 from pellucid.apps.deskew_cli import add_deskew
 from pellucid.apps.fuse_cli import add_fuse
 from pellucid.apps.options import as_yaml, given, merged, options_of
 from pellucid.apps.psf_cli import psf_app
 from pellucid.apps.register_cli import register
+from pellucid.apps.stitch_cli import add_stitch
 from pellucid.apps.terminal import (
     ERROR,
     OK,
@@ -36,7 +38,10 @@ app = App(
 app.command(psf_app)
 add_deskew(app)
 add_fuse(app)
+add_stitch(app)
 app.command(register)
+app.command(network_cli.train)
+app.command(network_cli.restore)
 
 _OWN = frozenset({"inputs", "output"})
 DeconvolveOptions: Any = options_of(DeconvolveParameters, without=_OWN)

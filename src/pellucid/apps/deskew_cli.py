@@ -49,7 +49,7 @@ def deskew(
     if not json:
         z, y, x = plan.grid.shape
         say(f"{plan.recording.path.name}: {z} x {y} x {x} voxels in the frame of the {plan.grid.frame}")
-    with Progress(len(plan.times) * len(plan.channels), quiet=json) as progress:
+    with Progress(len(plan.times) * len(plan.channels), quiet=json, doing="deskewing") as progress:
         record = run_deskew(plan, progress)
     if json:
         print_json({**plan.to_json(), "record": record})

@@ -63,7 +63,7 @@ def _fuse(parameters: FuseParameters, *, dry_run: bool, json: bool) -> int:
         print_json(said) if json else print(fuse_plan_text(said), end="")
         return OK
     total = plan.shape[0] * plan.shape[1]
-    with Progress(total, quiet=json) as progress:
+    with Progress(total, quiet=json, doing="registering") as progress:
         outcome = run_fusion(plan, progress)
     if parameters.projections and not movie_is_possible() and not json:
         say("no movie: install pellucid[movie] for MP4; the turning projection is an OME-TIFF")

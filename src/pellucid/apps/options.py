@@ -24,8 +24,7 @@ def options_of(model: type[Parameters], without: frozenset[str] = frozenset()) -
     """A model of the fields of `model`, `without` some, as they are typed on a command line."""
     fields: dict[str, Any] = {
         name: (
-            # An empty default says nothing.
-            Annotated[_as_typed(field.annotation), Parameter(show_default=bool(field.default))],
+            Annotated[_as_typed(field.annotation), _parameter(name, field.default)],
             Field(field.default, description=field.description),
         )
         for name, field in model.model_fields.items()
@@ -33,6 +32,13 @@ def options_of(model: type[Parameters], without: frozenset[str] = frozenset()) -
     }
     name = model.__name__.replace("Parameters", "Options")
     return create_model(name, __base__=Parameters, **fields)
+
+
+def _parameter(name: str, default: Any) -> Parameter:
+    # An empty default says nothing; what is on without being asked for needs a way to be switched off.
+    if default is True:
+        return Parameter(negative=f"--no-{name.replace('_', '-')}", show_default=True)
+    return Parameter(show_default=bool(default))
 
 
 def merged(

@@ -1,4 +1,4 @@
-"""The commands about PSFs: `pellucid psf inspect | make | beads`."""
+"""The commands about PSFs: `pellucid psf inspect | make | field | beads`."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -8,13 +8,16 @@ from cyclopts import App, Parameter
 from pellucid.apps.options import given, options_of
 from pellucid.apps.terminal import OK, print_json, say
 from pellucid.stages.parameters import InputParameters, OpticsParameters
+from pellucid.stages.psf_field_parameters import DepthFieldParameters
 
 psf_app = App(name="psf", help="Make, distill and inspect point spread functions.")
 
 OpticsOptions: Any = options_of(OpticsParameters)
+DepthFieldOptions: Any = options_of(DepthFieldParameters)
 InputOptions: Any = options_of(InputParameters)
 VoxelOptions: Any = options_of(InputParameters, without=frozenset({"axes", "time", "channel"}))
 Optics = Annotated[OpticsOptions, Parameter(name="*")]
+DepthField = Annotated[DepthFieldOptions, Parameter(name="*")]
 Reading = Annotated[InputOptions, Parameter(name="*")]
 Voxel = Annotated[VoxelOptions, Parameter(name="*")]
 Output = Annotated[Path, Parameter(name=["--output", "-o"])]
@@ -82,12 +85,36 @@ def make(
 
 
 @psf_app.command
+def field(
+    *, output: Output, options: DepthField = DepthFieldOptions(), overwrite: bool = False
+) -> int:
+    """Compute how the PSF changes with depth in a sample of another refractive index.
+
+    Parameters
+    ----------
+    output
+        .npz; `pellucid deconvolve --psf` takes it.
+    overwrite
+        Replace an output that exists.
+    """
+    from pellucid.apps.psf_field_text import field_text
+    from pellucid.stages.psf_field_files import make_depth_field
+
+    asked = DepthFieldParameters.checked(given(options))
+    made = make_depth_field(asked, output, overwrite=overwrite)
+    print(field_text(made), end="")
+    say(f"wrote {output}")
+    return OK
+
+
+@psf_app.command
 def beads(
     stack: Path,
     *,
     output: Output,
     options: Reading = InputOptions(),
     bead_um: float | None = None,
+    field: bool = False,
     overwrite: bool = False,
     json: bool = False,
 ) -> int:
@@ -98,9 +125,11 @@ def beads(
     stack
         The bead stack: TIFF, OME-TIFF, OME-Zarr or .npy.
     output
-        .tif (ImageJ TIFF), .ome.tif or .ome.zarr.
+        .tif (ImageJ TIFF), .ome.tif or .ome.zarr; .npz for a field.
     bead_um
         Diameter of the beads, to take their size out of the PSF.
+    field
+        Measure how the PSF changes over the stack, in place of one PSF.
     overwrite
         Replace an output that exists.
     json
@@ -109,6 +138,10 @@ def beads(
     from pellucid.apps.text import beads_text
     from pellucid.stages.psf_files import distill_file
 
+    if field:
+        return _bead_field(
+            stack, InputParameters.checked(given(options)), output, bead_um, overwrite, json
+        )
     found = distill_file(
         stack, InputParameters.checked(given(options)), output, bead_um=bead_um,
         overwrite=overwrite,
@@ -126,5 +159,21 @@ def beads(
         )
     else:
         print(beads_text(found), end="")
+        say(f"wrote {output}")
+    return OK
+
+
+def _bead_field(
+    stack: Path, reading: InputParameters, output: Path, bead_um: float | None,
+    overwrite: bool, json: bool,
+) -> int:  # fmt: skip
+    from pellucid.apps.psf_field_text import field_text
+    from pellucid.stages.psf_field_files import distill_field_file, field_figures
+
+    found = distill_field_file(stack, reading, output, bead_um=bead_um, overwrite=overwrite)
+    if json:
+        print_json({**field_figures(found), "notes": found.field.notes, "output": output})
+    else:
+        print(field_text(found.field), end="")
         say(f"wrote {output}")
     return OK

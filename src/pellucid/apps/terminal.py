@@ -33,8 +33,10 @@ def exit_code_of(command: Callable[[], int]) -> int:
     """
     try:
         return command()
-    except KeyboardInterrupt:
-        say("pellucid: interrupted; outputs that were not finished were removed.")
+    except KeyboardInterrupt as stop:
+        # a run that can go on says so in the interruption
+        kept = str(stop) or "outputs that were not finished were removed"
+        say(f"pellucid: interrupted; {kept}.")
         return INTERRUPTED
     except PellucidError as error:
         _debug()
@@ -56,10 +58,15 @@ def _debug() -> None:
 
 
 class Progress:
-    """Listens to a run: a bar with the time left on a terminal, plain lines elsewhere."""
+    """Listens to a run: a bar with the time left on a terminal, plain lines elsewhere.
 
-    def __init__(self, total: int, *, quiet: bool) -> None:
-        self._total, self._quiet = total, quiet
+    Parameters
+    ----------
+    doing : what the bar says until the first volume is done
+    """
+
+    def __init__(self, total: int, *, quiet: bool, doing: str = "deconvolving") -> None:
+        self._total, self._quiet, self._doing = total, quiet, doing
         self._begin = time.perf_counter()
         self._bar: Any = None
         self._done = 0
@@ -78,7 +85,7 @@ class Progress:
                 console=Console(stderr=True),
             )
             self._bar.start()
-            self._task = self._bar.add_task("deconvolving", total=self._total)
+            self._task = self._bar.add_task(self._doing, total=self._total)
         return self
 
     def __exit__(

@@ -89,15 +89,15 @@ def distill(
     spacing = check_spacing_um(spacing_um)
     if spacing is None:
         raise ParameterError("spacing_um: a PSF from beads needs the voxel size (z, y, x) in um.")
-    values, full_scale = _validated(stack)
-    fwhm = _expected_fwhm_px(values, spacing, expected_fwhm_um)
-    half = _half_shape(values.shape, fwhm, shape)
-    beads, others, rejected = _candidates(values, fwhm, full_scale)
+    values, full_scale = as_stack(stack)
+    fwhm = expected_fwhm(values, spacing, expected_fwhm_um)
+    half = half_shape(values.shape, fwhm, shape)
+    beads, others, rejected = usable_beads(values, fwhm, full_scale)
     beads, odd = _without_odd_widths(beads)
     rejected += odd
     if not beads:
         raise InputError(_nothing_usable(rejected, fwhm, spacing))
-    aligned = [_aligned(values, bead, others, half, fwhm) for bead in beads]
+    aligned = [centred_bead(values, bead, others, half, fwhm) for bead in beads]
     beads, aligned, odd = _without_odd_shapes(beads, aligned, fwhm)
     # In counts of a typical bead, so that what `prepare` says of offset and noise means something.
     counts = float(np.median([bead.peak for bead in beads]))
@@ -113,7 +113,7 @@ def distill(
     return BeadPsf(psf, tuple(beads), tuple(rejected + odd), _as_triple(mean), _as_triple(spread))
 
 
-def _validated(stack: npt.ArrayLike) -> tuple[Volume, float | None]:
+def as_stack(stack: npt.ArrayLike) -> tuple[Volume, float | None]:
     """The stack as (z, y, x) float64, and the value at which its data type is full."""
     given = np.asarray(stack)
     if given.ndim not in (2, 3) or given.size == 0 or given.dtype.kind not in "iuf":
@@ -128,7 +128,7 @@ def _validated(stack: npt.ArrayLike) -> tuple[Volume, float | None]:
     return (values[None] if values.ndim == 2 else values), full_scale
 
 
-def _expected_fwhm_px(values: Volume, spacing: Triple, expected_um: Triple | None) -> Triple:
+def expected_fwhm(values: Volume, spacing: Triple, expected_um: Triple | None) -> Triple:
     if expected_um is not None:
         return _as_triple(np.array(expected_um) / spacing)
     z, y, x = typical_fwhm_px(values)
@@ -140,7 +140,7 @@ def _expected_fwhm_px(values: Volume, spacing: Triple, expected_um: Triple | Non
     return (z if np.isfinite(z) else 1.0), y, x
 
 
-def _half_shape(
+def half_shape(
     stack: tuple[int, ...], fwhm: Triple, shape: tuple[int, int, int] | None
 ) -> tuple[int, int, int]:
     if shape is None:
@@ -153,7 +153,7 @@ def _half_shape(
     return shape[0] // 2, shape[1] // 2, shape[2] // 2
 
 
-def _candidates(
+def usable_beads(
     values: Volume, fwhm: Triple, full_scale: float | None
 ) -> tuple[list[Bead], Volume, list[RejectedBead]]:
     """Beads fit for use, the places of all spots (spot, axis), and the beads that are not fit."""
@@ -232,7 +232,7 @@ def _without_odd_widths(beads: list[Bead]) -> tuple[list[Bead], list[RejectedBea
     )
 
 
-def _aligned(
+def centred_bead(
     values: Volume, bead: Bead, others: Volume, half: tuple[int, int, int], fwhm: Triple
 ) -> Volume:
     """The bead above its background on the common centre, NaN where the stack does not show it."""

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import avg_pool3d
 
-from pellucid.core.fourier import fast_shape, filtered, frequencies
+from pellucid.core.fourier import fast_shape, filtered, frequencies, rfftn
 from pellucid.core.gauss_newton import Level, inside
-from pellucid.core.geometry import Affine, Grid, as_triple
+from pellucid.core.geometry import Affine, Grid, Triple, as_triple
 from pellucid.core.resampling import resample
 
 Matrix = NDArray[np.float64]
@@ -28,6 +28,9 @@ keeps the noise of dim views (20 photons) out of the curvatures that tell their 
 
 FEWEST_PLANES = 8
 """Axes are not averaged to fewer: a gradient along them, off the border, needs that many."""
+
+LONGEST_MATRIX = 512
+"""Voxels; blurring along longer axes is cheaper by Fourier transform than by matrix product."""
 
 BORDER_SIGMAS = 2.0
 """A Gaussian has 95 % of its weight within two sigmas; what lies outside the view weighs less."""
@@ -41,14 +44,16 @@ class BlurDifference:
     of_moving_um2: Matrix
 
 
-def downsampled(image: Tensor, grid: Grid, voxel_um: float) -> tuple[Tensor, Grid]:
+def downsampled(image: Tensor, grid: Grid, voxel_um: float | Triple) -> tuple[Tensor, Grid]:
     """Return the image averaged over whole blocks, by powers of two, to voxels of about `voxel_um`.
 
     Fine axes are halved first, so that voxels become isotropic on the way.
     """
     factor = [
-        2 ** max(0, round(np.log2(voxel_um / s))) if n > 1 else 1
-        for s, n in zip(grid.spacing_um, grid.shape, strict=True)
+        2 ** max(0, round(np.log2(v / s))) if n > 1 else 1
+        for v, s, n in zip(
+            as_triple(voxel_um, "voxel_um"), grid.spacing_um, grid.shape, strict=True
+        )
     ]
     for axis, n in enumerate(grid.shape):
         while factor[axis] > 1 and n // factor[axis] < FEWEST_PLANES:
@@ -62,8 +67,25 @@ def downsampled(image: Tensor, grid: Grid, voxel_um: float) -> tuple[Tensor, Gri
     return small, Grid((z, y, x), tuple(spacing), tuple(origin), grid.frame)
 
 
+def voxels_under_blur(voxel_um: float, covariance_um2: Matrix) -> Triple:
+    """Return the voxels that still show what is left after a blur: half as large as it is wide.
+
+    They are `voxel_um` times a power of two along each axis. Width counts across planes, at a fixed
+    place within them: an oblique blur hides less along an axis than its profile along that axis.
+    """
+    precision = np.linalg.inv(covariance_um2 + voxel_um**2 * np.eye(3))
+    widths = np.diag(precision) ** -0.5
+    doublings = np.maximum(0, np.floor(np.log2(widths / (2 * voxel_um))))
+    return as_triple(voxel_um * 2**doublings, "voxel_um")
+
+
 def gaussian_blurred(image: Tensor, grid: Grid, covariance_um2: Matrix) -> Tensor:
     """Return the image under an oriented Gaussian; near the border it fades to the mean."""
+    mean = image.mean()
+    along_axes = not (covariance_um2 - np.diag(np.diag(covariance_um2))).any()
+    if along_axes and max(image.shape) <= LONGEST_MATRIX:
+        variances = np.diag(covariance_um2) / np.square(grid.spacing_um)
+        return _blurred_along_axes(image - mean, variances).add_(mean)
     shape = fast_shape(grid.shape)
     k = [f.to(image) / s for f, s in zip(frequencies(shape), grid.spacing_um, strict=True)]
     exponent = torch.zeros((), dtype=image.dtype, device=image.device)
@@ -73,9 +95,33 @@ def gaussian_blurred(image: Tensor, grid: Grid, covariance_um2: Matrix) -> Tenso
             if weight != 0:
                 exponent = exponent + (k[i] * k[j]) * float(-2 * np.pi**2 * weight)
     transfer = torch.exp(exponent).expand(shape[0], shape[1], shape[2] // 2 + 1)
-    mean = image.mean()
     smooth = filtered(image - mean, transfer.to(torch.complex64), shape, grid.shape)
     return smooth + mean
+
+
+def _blurred_along_axes(image: Tensor, variances_px2: Matrix) -> Tensor:
+    """Return the image, zero beyond its border, blurred by a matrix product along each axis."""
+    nz, ny, nx = image.shape
+    z, y, x = (
+        _gaussian_matrix(n, v).to(image) if n > 1 and v > 0 else None
+        for n, v in zip(image.shape, variances_px2, strict=True)
+    )
+    if x is not None:
+        image = image @ x
+    if y is not None:
+        image = y @ image
+    if z is not None:
+        image = (z @ image.reshape(nz, ny * nx)).reshape(nz, ny, nx)
+    return image
+
+
+def _gaussian_matrix(n: int, variance_px2: float) -> Tensor:
+    """Return (n, n): the weights of a Gaussian between voxels, defined by its transfer function."""
+    f = torch.fft.rfftfreq(2 * n, dtype=torch.float64)
+    kernel = torch.fft.irfft(torch.exp(-2 * np.pi**2 * variance_px2 * f**2), n=2 * n)
+    place = torch.arange(n)
+    weights: Tensor = kernel[(place[:, None] - place).abs()]
+    return weights
 
 
 def matched_levels(
@@ -127,22 +173,20 @@ def estimated_difference(
     (fixed_image, fixed_grid), (moving_image, moving_grid) = fixed, moving
     power_fixed, floor_fixed = _power(fixed_image)
     power_moving, floor_moving = _power(moving_image)
-    k = torch.cartesian_prod(
-        *[
-            torch.fft.fftshift(torch.fft.fftfreq(n, s, dtype=torch.float64))
-            for n, s in zip(fixed_grid.shape, fixed_grid.spacing_um, strict=True)
-        ]
-    ).numpy()
-    at_moving = k @ np.linalg.inv(fixed_to_moving.linear)
+    place = np.argwhere(power_fixed > 5 * floor_fixed)
+    first = power_fixed[tuple(place.T)]
+    cycles = (place - [fixed_grid.shape[0] // 2, fixed_grid.shape[1] // 2, 0]) / fixed_grid.shape
+    k = cycles / fixed_grid.spacing_um
+    at_moving = k @ np.linalg.inv(fixed_to_moving.linear) * moving_grid.spacing_um
+    use = (np.abs(at_moving) < 0.45).all(1)
+    use &= np.linalg.norm(cycles, axis=1) > 3 / max(fixed_grid.shape)
+    # the other half of the moving spectrum is the mirror image of the half that is there
     shape = np.asarray(moving_grid.shape)
-    place = np.rint(at_moving * shape * moving_grid.spacing_um).astype(int) + shape // 2
-    below_nyquist = (np.abs(at_moving * moving_grid.spacing_um) < 0.45).all(1)
-    place = np.clip(place, 0, shape - 1)
-    first = power_fixed.ravel()
+    place = np.rint(np.where(at_moving[:, 2:] < 0, -at_moving, at_moving) * shape).astype(int)
+    place[:, :2] += shape[:2] // 2
+    place = np.clip(place, 0, np.asarray(power_moving.shape) - 1)
     second = power_moving[tuple(place.T)]
-    radius = np.linalg.norm(k * fixed_grid.spacing_um, axis=1)
-    use = below_nyquist & (first > 5 * floor_fixed) & (second > 5 * floor_moving)
-    use &= (radius > 3 / max(fixed_grid.shape)) & (k[:, 2] >= 0)
+    use &= second > 5 * floor_moving
     if use.sum() < 200:
         return np.zeros((3, 3))
     return _fit_quadratic(
@@ -165,22 +209,24 @@ def _fit_quadratic(k: Matrix, log_ratio: Matrix) -> Matrix:
 
 
 def _power(image: Tensor) -> tuple[Matrix, float]:
-    """Return the windowed, smoothed power spectrum, zero frequency in the middle, and its floor."""
+    """Return the windowed, smoothed power on the half spectrum, and its floor.
+
+    Zero frequency lies in the middle along z and y, and first along x.
+    """
     window = torch.ones((), dtype=image.dtype, device=image.device)
     for axis, n in enumerate(image.shape):
         if n > 1:
             hann = torch.hann_window(n, periodic=False, dtype=image.dtype, device=image.device)
             window = window * hann.reshape([-1 if a == axis else 1 for a in range(3)])
-    spectrum = torch.fft.fftn((image - image.mean()) * window)
-    power = torch.fft.fftshift(spectrum.abs().square())
+    z, y, x = image.shape
+    power = rfftn((image - image.mean()) * window, (z, y, x)).abs().square()
+    power = torch.fft.fftshift(power, dim=(0, 1))
     width = [3 if n > 1 else 1 for n in image.shape]
     padding = [w // 2 for w in width]
-    power = torch.nn.functional.avg_pool3d(
-        power[None, None], width, 1, padding, count_include_pad=False
-    )[0, 0]
-    smooth: Matrix = power.double().cpu().numpy()
+    power = avg_pool3d(power[None, None], width, 1, padding, count_include_pad=False)[0, 0]
+    smooth: Matrix = power.cpu().numpy()
     # the weakest tenth of all frequencies is noise wherever the optics are sampled at all
-    floor = float(np.quantile(smooth, 0.1)) / 0.8
+    floor = float(np.quantile(smooth.ravel()[::7], 0.1)) / 0.8
     return smooth, floor
 
 
@@ -234,7 +280,7 @@ def difference_left(fixed: Level, moving: Level, fixed_to_moving: Affine) -> Mat
     index = torch.nonzero(use.ravel())[:, 0]
     if index.numel() < 1000:
         return np.zeros((3, 3))
-    index = index[:: max(1, index.numel() // 200_000)]
+    index = index[:: max(1, index.numel() // 50_000)]
     value, seen = fixed.image.ravel()[index].double(), warped.ravel()[index].double()
     gain = float(((value - value.mean()) * (seen - seen.mean())).mean() / seen.var())
     both = 0.5 * (fixed.image + gain * warped)

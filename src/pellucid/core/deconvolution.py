@@ -1,7 +1,7 @@
 """Deconvolve one volume: from camera counts to a Problem, to a Restorer, and back to counts."""
 
 import math
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import torch
@@ -12,12 +12,14 @@ from pellucid.core.accelerated import Accelerated
 from pellucid.core.back_projectors import METHODS, BackProjector
 from pellucid.core.fourier import Shape
 from pellucid.core.noise import Noise, estimate_background, estimate_noise
-from pellucid.core.operators import Blur
+from pellucid.core.operators import Blur, Extended
 from pellucid.core.problem import Observation, Problem, Restored
 from pellucid.core.psf import Psf, crop_to_support, focal_plane
+from pellucid.core.psf_field import PsfField
 from pellucid.core.psf_preparation import prepare
 from pellucid.core.residual import reblur_residual
 from pellucid.core.richardson_lucy import RichardsonLucy
+from pellucid.core.varying_blur import VaryingBlur
 from pellucid.errors import InputError, ParameterError
 
 Array = NDArray[Any] | Tensor
@@ -25,13 +27,16 @@ Array = NDArray[Any] | Tensor
 SUPPORT = 0.995
 """Share of the PSF's light that its box must hold: what lies beyond is not worth its FFTs."""
 
+FIELD_ACCURACY = 0.01
+"""Share of its root sum of squares to which the low rank meets every PSF of a field."""
+
 SUPPOSED_PHOTONS = 1000.0
 """Photons that the brightest voxels are taken to hold in an image whose noise cannot be measured."""
 
 
 def deconvolve(
     volume: Array,
-    psf: Psf | Array,
+    psf: Psf | PsfField | Array,
     *,
     method: str = "wiener-butterworth",
     iterations: int | None = None,
@@ -46,7 +51,8 @@ def deconvolve(
     ----------
     volume : (z, y, x) or (y, x) counts of any real dtype, finite
     psf : a `Psf`, or an array (z, y, x) or (y, x), centred anywhere, with or without camera offset,
-        on the voxels of the volume; a volume of one plane takes the PSF's focal plane
+        on the voxels of the volume; a volume of one plane takes the PSF's focal plane; a `PsfField`
+        where the blur varies, whose positions count from the volume's first voxel
     method : back projector, one of `pellucid.core.back_projectors.METHODS`
     iterations : None for the guarded, automatically stopped restorer (`Accelerated`); a number for
         exactly that many plain Richardson-Lucy iterations with the back projector of `method`
@@ -166,19 +172,38 @@ def image_shape(image: Tensor) -> Shape:
     return z, y, x
 
 
-def usable_psf(psf: Psf | Array, shape: Shape) -> Psf:
+@overload
+def usable_psf(psf: PsfField, shape: Shape) -> PsfField: ...
+@overload
+def usable_psf(psf: Psf | Array, shape: Shape) -> Psf: ...
+
+
+def usable_psf(psf: Psf | PsfField | Array, shape: Shape) -> Psf | PsfField:
     """Return the PSF as a clean `Psf` fit for images of `shape`: one plane for one, cropped boxes."""
+    if isinstance(psf, PsfField):
+        return _usable_field(psf, shape)
     if not isinstance(psf, Psf):
         array = psf.detach().cpu().numpy() if isinstance(psf, Tensor) else np.asarray(psf)
         psf = prepare(array)
     if shape[0] == 1 and psf.shape[0] > 1:
         psf = focal_plane(psf).noted("took the focal plane of the PSF for an image of one plane")
+    _check_planes(psf, shape)
+    return crop_to_support(psf, SUPPORT)
+
+
+def _usable_field(field: PsfField, shape: Shape) -> PsfField:
+    if shape[0] == 1 and field.shape[0] > 1:
+        field = field.focal_planes()
+    _check_planes(field, shape)
+    return field.cropped(SUPPORT)
+
+
+def _check_planes(psf: Psf | PsfField, shape: Shape) -> None:
     if psf.shape[0] == 1 and shape[0] > 1:
         raise InputError(
             f"Expected a PSF of several planes for a volume of {shape[0]}, got one plane. "
             "Give a 3D PSF, or deconvolve the planes one by one."
         )
-    return crop_to_support(psf, SUPPORT)
 
 
 def unknown_gain(image: Tensor, background: float) -> float:
@@ -207,9 +232,19 @@ def in_photons(image: Tensor, background: float, camera: Noise) -> tuple[Tensor,
     return photons, (background - offset) / gain + read_photons, gain
 
 
-def problem_of(image: Tensor, psf: Psf, background: float, camera: Noise) -> tuple[Problem, float]:
+def blur_of(
+    psf: Psf | PsfField, shape: Shape, device: str | torch.device | None = None
+) -> Extended:
+    """Return the blur of an image of `shape` on `device`: one that varies for a field."""
+    if isinstance(psf, PsfField):
+        return VaryingBlur.of(psf, shape, accuracy=FIELD_ACCURACY, device=device)
+    return Blur(torch.from_numpy(psf.values.astype(np.float32)).to(device), shape)
+
+
+def problem_of(
+    image: Tensor, psf: Psf | PsfField, background: float, camera: Noise
+) -> tuple[Problem, float]:
     """Return the problem in photons, and the counts per photon to come back with."""
     photons, expected, gain = in_photons(image, background, camera)
-    kernel = torch.from_numpy(psf.values.astype(np.float32)).to(image.device)
-    blur = Blur(kernel, image_shape(image))
+    blur = blur_of(psf, image_shape(image), image.device)
     return Problem((Observation(photons, blur, expected),)), gain

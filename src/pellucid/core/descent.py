@@ -12,6 +12,7 @@ from pellucid.core.blur_matching import (
     estimated_difference,
     from_difference,
     matched_levels,
+    voxels_under_blur,
 )
 from pellucid.core.gauss_newton import (
     Fit,
@@ -22,7 +23,7 @@ from pellucid.core.gauss_newton import (
     corner_sigma_um,
     strongest_gradients,
 )
-from pellucid.core.geometry import Affine, Grid
+from pellucid.core.geometry import Affine, Grid, Triple, as_triple
 from pellucid.core.verdict import Agreement, agreement, correlation, shared_volume
 
 Matrix = NDArray[np.float64]
@@ -39,7 +40,7 @@ COARSEST_VOXELS = 16
 COARSEST_PIXELS = 48
 """Longest axis of the first level, in 2D."""
 
-MOST_POINTS = 150_000
+MOST_POINTS = 40_000
 """More voxels of strong gradient than this add time but no exactness (their blur overlaps)."""
 
 BLUR_ROUNDS, BLUR_TOLERANCE_VOXELS = 4, 0.25
@@ -60,17 +61,20 @@ class View:
     grid: Grid
     mask: Tensor | None = None
     psf_um2: Matrix | None = None
-    pyramid: dict[float, tuple[Tensor, Grid]] = field(
+    pyramid: dict[Triple, tuple[Tensor, Grid]] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
 
-    def at(self, voxel_um: float) -> tuple[Tensor, Grid]:
+    def at(self, voxel_um: float | Triple) -> tuple[Tensor, Grid]:
         """Return the view averaged down to voxels of about `voxel_um`; averaged once, then kept."""
-        if voxel_um not in self.pyramid:
-            self.pyramid[voxel_um] = downsampled(self.image, self.grid, voxel_um)
-        return self.pyramid[voxel_um]
+        size = as_triple(voxel_um, "voxel_um")
+        if size not in self.pyramid:
+            finer = [h for h in self.pyramid if all(a <= b for a, b in zip(h, size, strict=True))]
+            source = self.pyramid[max(finer, key=np.prod)] if finer else (self.image, self.grid)
+            self.pyramid[size] = downsampled(*source, size)
+        return self.pyramid[size]
 
-    def mask_at(self, voxel_um: float) -> Tensor | None:
+    def mask_at(self, voxel_um: float | Triple) -> Tensor | None:
         """Return 1 where all voxels averaged count."""
         if self.mask is None:
             return None
@@ -176,14 +180,30 @@ class _Descent:
         bounded: Matrix = (axes * np.clip(values, -most, most)) @ axes.T
         return bounded
 
+    def _sizes(self, voxel_um: float) -> tuple[Triple, Triple]:
+        """Return the voxels of both views at a level: larger along axes that are blurred anyway.
+
+        What the views differ by, the one has and the other receives: neither shows more than that.
+        """
+        if voxel_um >= self.judging_um:
+            return (voxel_um,) * 3, (voxel_um,) * 3
+        values, axes = np.linalg.eigh(self.difference)
+        common = (axes * np.abs(values)) @ axes.T
+        linear = self.fit.fixed_to_moving.linear
+        return (
+            voxels_under_blur(voxel_um, common),
+            voxels_under_blur(voxel_um, linear @ common @ linear.T),
+        )
+
     def _levels(self, voxel_um: float) -> tuple[Level, Level]:
         at = self.fit.fixed_to_moving
         blur = from_difference(self.difference, at)
-        pair = self.fixed.at(voxel_um), self.moving.at(voxel_um)
+        sizes = self._sizes(voxel_um)
+        pair = self.fixed.at(sizes[0]), self.moving.at(sizes[1])
         first, second = matched_levels(*pair, at, blur)
         return (
-            replace(first, mask=self.fixed.mask_at(voxel_um)),
-            replace(second, mask=self.moving.mask_at(voxel_um)),
+            replace(first, mask=self.fixed.mask_at(sizes[0])),
+            replace(second, mask=self.moving.mask_at(sizes[1])),
         )
 
     def align(self, voxel_um: float, model: Model, share: float = 0.3) -> None:

@@ -47,6 +47,22 @@ def frequencies(shape: Shape) -> tuple[Tensor, Tensor, Tensor]:
     )
 
 
+def rfftn(volume: Tensor, shape: Shape) -> Tensor:
+    """Return the half spectrum of `volume`, zero-padded to `shape`."""
+    if volume.device.type == "cpu":
+        return torch.from_numpy(scipy.fft.rfftn(volume.numpy(), s=shape))
+    spectrum: Tensor = torch.fft.rfftn(volume, s=shape)
+    return spectrum
+
+
+def irfftn(spectrum: Tensor, shape: Shape) -> Tensor:
+    """Return the real volume of `shape` that has this half spectrum."""
+    if spectrum.device.type == "cpu":
+        return torch.from_numpy(scipy.fft.irfftn(spectrum.resolve_conj().numpy(), s=shape))
+    volume: Tensor = torch.fft.irfftn(spectrum, s=shape)
+    return volume
+
+
 def transfer_function(kernel: Tensor, grid: Shape, origin: Shape) -> Tensor:
     """Return the half spectrum of `kernel` on `grid` with the kernel's index `origin` put at zero.
 

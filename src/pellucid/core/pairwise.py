@@ -38,10 +38,14 @@ LEAST_SHARE = 0.3
 PEAK_RADIUS = 3
 """Voxels around the peak that belong to it, and not to the background that it is judged by."""
 
-LEAST_PEAK, LEAST_NCC, LARGEST_SIGMA_PX = 3.0, 0.12, 0.5
-"""A link is believed if its peak stands so many deviations above other shifts, fine structure
-correlates so well, and the refinement settles so surely. Thin overlaps have wide peaks, so the first
-two are lenient; what is still wrong is left to the placement to reject."""
+LEAST_PEAK, LEAST_NCC, AMPLE_NCC = 5.0, 0.12, 0.5
+"""A link takes part if fine structure correlates at all and either its peak stands so many deviations
+above other shifts (the largest of ten thousand by chance: about 4) or the correlation is ample: in a
+thin overlap a peak is as wide as the search, and stands above nothing.
+How far a link is trusted is its `sigma_px`; the rest is for the placement."""
+
+UNREFINED_PX = 0.5
+"""Uncertainty of a shift that could not be refined below the whole voxel."""
 
 
 class Tile(Protocol):
@@ -60,7 +64,8 @@ class Link:
     ----------
     first, second : numbers of the tiles
     shift_px : position of the second tile less that of the first
-    sigma_px : one standard deviation of the shift's length, from the fit's residuals
+    sigma_px : one standard deviation of the shift's length, from the fit's residuals and from how
+        far the fit strayed from the peak of the search
     ncc : correlation of fine structure in the overlap
     peak : how many standard deviations it stands above the correlation at other shifts
     brightness : of the second tile over that of the first, in the overlap
@@ -129,18 +134,20 @@ def pairwise_shift(
     index, ncc, peak, on_edge = found
     start = index * step + offsets[0] - offsets[1]
     shift, sigma, ratio = _refined(first, second, start, step, background)
-    reason = _doubt(ncc, peak, on_edge, sigma)
-    if np.abs(shift - start).max() > 2.0 * step:
-        reason = reason or "the refinement ran away from the peak"
+    strayed = float(np.linalg.norm(shift - start))
+    if not np.isfinite(sigma) or strayed > PEAK_RADIUS * step:
+        shift, sigma = start, UNREFINED_PX * step
+    else:
+        # a peak lies within half a voxel of its whole voxel: more is a sign of trouble, not proof
+        sigma = float(np.hypot(sigma, max(strayed - step, 0.0)))
+    reason = _doubt(ncc, peak, on_edge)
     return Link(*names, as_triple(shift, "shift"), sigma, ncc, peak, ratio, not reason, reason)
 
 
-def _doubt(ncc: float, peak: float, on_edge: bool, sigma: float) -> str:
-    if peak < LEAST_PEAK or ncc < LEAST_NCC:
+def _doubt(ncc: float, peak: float, on_edge: bool) -> str:
+    if ncc < LEAST_NCC or (peak < LEAST_PEAK and ncc < AMPLE_NCC):
         return f"fine structure correlates by {ncc:.2f}, {peak:.1f} deviations above other shifts"
-    if on_edge:
-        return "the best shift lies at the edge of the search: allow a larger margin"
-    return "" if sigma <= LARGEST_SIGMA_PX else "too little structure to refine the shift"
+    return "the best shift lies at the edge of the search: allow a larger margin" if on_edge else ""
 
 
 def _refused(names: tuple[int, int], nominal: Triple, reason: str) -> Link:
@@ -181,14 +188,16 @@ def _search(
     energy = energy_a * energy_b
     enough &= energy > 1e-6 * float(energy.max())
     score = np.where(enough, product / np.sqrt(np.maximum(energy, 1e-30)), -1.0)
-    best = np.array(np.unravel_index(int(score.argmax()), score.shape))
+    # Fisher's z over its deviation: a sliver correlates well by chance, and proves little
+    proof = np.where(enough, np.arctanh(np.clip(score, -0.999, 0.999)) * np.sqrt(count), -np.inf)
+    best = np.array(np.unravel_index(int(proof.argmax()), proof.shape))
     steps = np.meshgrid(*(np.arange(n) for n in score.shape), indexing="ij")
     far = sum(np.square(s - p) for s, p in zip(steps, best, strict=True)) > PEAK_RADIUS**2
-    others = score[far & enough]
+    others = proof[far & enough]
     if others.size < 20:
         return None
     ncc = float(score[tuple(best)])
-    peak = (ncc - float(others.mean())) / max(float(others.std()), 1e-6)
+    peak = (float(proof.max()) - float(others.mean())) / max(float(others.std()), 1e-6)
     wide = reach > 1
     on_edge = bool((((best == 0) | (best == 2 * reach)) & wide).any())
     return best - reach + middle, ncc, peak, on_edge
@@ -250,8 +259,8 @@ def _fitted(fixed: Tensor, moving: Tensor, offset: Array) -> tuple[Array, float]
     points = strongest_gradients(levels[0], REFINED_POINTS)
     start = Affine.translation(offset, source="fixed", target="moving")
     fit = align(levels[0], levels[1], start, "translation", points=points, tolerance=0.002)
-    if not fit.settled:
-        return offset, float("inf")
+    # where points at the border come and go, steps need not become small: the best one will do, and
+    # its residuals say how sure it is
     sigma = corner_sigma_um(
         levels[0], levels[1], fit.fixed_to_moving, "translation", points=points, block_um=4.0
     )

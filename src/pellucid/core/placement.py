@@ -23,8 +23,12 @@ Matrix = NDArray[np.float64]
 LEAST_SIGMA_PX = 0.03
 """No link is surer than this: interpolation and unlike noise leave as much."""
 
-REJECTED_SIGMA, LEAST_REJECTED_PX = 5.0, 0.7
-"""A link is rejected when its residual exceeds so many robust deviations, and so many voxels."""
+REJECTED_SIGMA, LEAST_REJECTED_PX = 4.0, 0.7
+"""A link is rejected when its residual exceeds so many voxels, and so many of its own deviations."""
+
+SOFT_SIGMA = 2.0
+"""From so many of its own deviations on, a link that is kept loses influence (Cauchy's weights): fits
+on thin overlaps are surer of themselves than they are right."""
 
 ROUNDS = 30
 """Reweightings; grids of a hundred tiles settle within ten."""
@@ -82,24 +86,23 @@ def place(nominal_px: Matrix, links: Sequence[Link], *, stage_sigma_px: float = 
     shifts = np.array([a.shift_px for a in links], np.float64).reshape(-1, 3)
     sigma = np.array([max(a.sigma_px, LEAST_SIGMA_PX) for a in links])
     believed = np.array([a.believed for a in links], bool)
-    information = np.where(believed, 1.0 / np.square(sigma), 0.0)
+    proof = _proof(links)
+    information = np.where(believed, proof / np.square(sigma), 0.0)
     weight, kept = information.copy(), believed.copy()
-    positions = nominal
+    limit = np.maximum(REJECTED_SIGMA * sigma, LEAST_REJECTED_PX)
     for turn in range(ROUNDS):
         positions = _solved(nominal, ends, shifts, weight, stage_sigma_px)
         residual = _residuals(positions, ends, shifts)
-        if turn < ROUNDS // 3:
+        if turn < ROUNDS // 2:
             # the L1 norm: no single link can pull its neighbours with it
             weight = information / np.maximum(residual / sigma, 1.0)
             continue
-        sure = residual[kept]
-        spread = 1.4826 * float(np.median(sure)) if sure.size else 0.0
-        limit = max(REJECTED_SIGMA * spread, LEAST_REJECTED_PX)
         before, kept = kept, believed & (residual <= limit)
         weight = np.where(kept, information, 0.0)
-        if turn > ROUNDS // 3 and np.array_equal(before, kept):
+        weight /= 1.0 + np.square(residual / (SOFT_SIGMA * sigma))
+        if turn > ROUNDS // 2 + 5 and np.array_equal(before, kept):
             break
-    positions = _solved(nominal, ends, shifts, np.where(kept, information, 0.0), stage_sigma_px)
+    positions = _solved(nominal, ends, shifts, weight, stage_sigma_px)
     return Placement(
         positions,
         tuple(links),
@@ -108,6 +111,13 @@ def place(nominal_px: Matrix, links: Sequence[Link], *, stage_sigma_px: float = 
         _groups(count, ends[kept]),
         _cycles(count, ends[kept], shifts[kept]),
     )
+
+
+def _proof(links: Sequence[Link]) -> Matrix:
+    """Return how much of each link's signal is shared, as a ratio to what is not, at most 10."""
+    squared = np.square([np.clip(a.ncc, 0.0, 0.99) for a in links])
+    ratio: Matrix = np.clip(squared / (1.0 - squared), 1e-3, 10.0)
+    return ratio
 
 
 def _solved(

@@ -89,6 +89,11 @@ class Psf:
         z, y, x = self.values.shape
         return z // 2, y // 2, x // 2
 
+    @property
+    def typical(self) -> Psf:
+        """The PSF itself: what a `PsfField` has in its place is its mean."""
+        return self
+
     def noted(self, *sentences: str) -> Psf:
         """The same PSF with more notes."""
         return Psf(self.values, self.spacing_um, (*self.notes, *sentences))

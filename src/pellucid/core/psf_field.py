@@ -8,17 +8,19 @@ of beads, first go onto a lattice by a smoothed thin-plate spline.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 from scipy.interpolate import RBFInterpolator, make_interp_spline
 
-from pellucid.core.psf import Psf, Triple, check_spacing_um
+from pellucid.core.psf import Psf, Triple, check_spacing_um, crop_to_support
 from pellucid.errors import InputError, ParameterError
 
 Array = npt.NDArray[np.float64]
 Knots = tuple[Array, Array, Array]
+Shape = tuple[int, int, int]
 
 LATTICE = 9
 """Knots per axis onto which scattered positions are interpolated: a spline through them follows any
@@ -74,7 +76,9 @@ class PsfField:
         object.__setattr__(self, "notes", tuple(self.notes))
 
     @classmethod
-    def of(cls, psfs: list[Psf], positions_um: npt.ArrayLike) -> PsfField:
+    def of(
+        cls, psfs: Sequence[Psf], positions_um: npt.ArrayLike, notes: Sequence[str] = ()
+    ) -> PsfField:
         """Return the field of `psfs`, padded to one size with zeros."""
         half = np.max([np.array(psf.shape) // 2 for psf in psfs], axis=0)
         values = np.zeros((len(psfs), *(2 * half + 1)))
@@ -84,7 +88,47 @@ class PsfField:
         spacing = psfs[0].spacing_um
         if spacing is None or any(psf.spacing_um != spacing for psf in psfs):
             raise InputError("PsfField: expected PSFs of one known voxel size. Resample them.")
-        return cls(values, np.asarray(positions_um, dtype=np.float64), spacing)
+        return cls(values, np.asarray(positions_um, dtype=np.float64), spacing, tuple(notes))
+
+    @property
+    def shape(self) -> Shape:
+        """Voxels (z, y, x) of each PSF."""
+        z, y, x = self.psfs.shape[1:]
+        return z, y, x
+
+    @property
+    def typical(self) -> Psf:
+        """The mean PSF."""
+        return Psf.normalised(self.psfs.mean(axis=0), self.spacing_um, self.notes)
+
+    def noted(self, *sentences: str) -> PsfField:
+        """The same field with more notes."""
+        return replace(self, notes=(*self.notes, *sentences))
+
+    def cropped(self, energy: float) -> PsfField:
+        """The field in the smallest box that holds `energy` of the light of the widest PSF.
+
+        Each PSF keeps its flux.
+        """
+        boxes = [
+            crop_to_support(Psf.normalised(psf, self.spacing_um), energy).shape for psf in self.psfs
+        ]
+        spans = []
+        for size, box in zip(self.shape, np.max(boxes, axis=0), strict=True):
+            low = size // 2 - int(box) // 2
+            spans.append(slice(max(low, 0), max(low, 0) + int(box)))
+        flux = self.psfs.sum(axis=(1, 2, 3), keepdims=True)
+        values = self.psfs[(slice(None), *spans)]
+        values = values * (flux / values.sum(axis=(1, 2, 3), keepdims=True))
+        note = () if values.shape == self.psfs.shape else (f"cropped to {values.shape[1:]} voxels",)
+        return replace(self, psfs=values, notes=(*self.notes, *note))
+
+    def focal_planes(self) -> PsfField:
+        """The field of 2D images: of each PSF the plane through its centre, with its flux."""
+        flux = self.psfs.sum(axis=(1, 2, 3), keepdims=True)
+        planes = self.psfs[:, self.shape[0] // 2][:, None]
+        planes = planes * (flux / planes.sum(axis=(1, 2, 3), keepdims=True))
+        return replace(self, psfs=planes).noted("took the planes in focus")
 
     def expanded(
         self, accuracy: float = 1e-3, *, rank: int | None = None, smoothing: float = 0.0

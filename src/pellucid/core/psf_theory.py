@@ -99,6 +99,20 @@ def theoretical_psf(
     )  # fmt: skip
 
 
+def focus_um(optics: Optics) -> float:
+    """Stage position at which an emitter is in focus, from where one at the cover glass is.
+
+    Paraxially the depth times immersion index / sample index; high apertures focus elsewhere, and
+    the brightest point counts. The stage's way is the z of images and of PSFs alike.
+    """
+    if optics.layers is None:
+        return 0.0
+    model = _focus_model(optics, None)
+    shift = focal_shift_um(lambda depth: model(optics, np.zeros(1), depth)[0], optics)
+    layers = optics.layers
+    return layers.depth_um * optics.refractive_index / layers.sample_index + shift
+
+
 def _sheet(fwhm_um: float | None, na: float | None, excitation_nm: float | None) -> float:
     if fwhm_um is not None:
         return fwhm_um

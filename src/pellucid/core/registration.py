@@ -168,8 +168,9 @@ def _starts(
     extent = max(fixed.grid.extent_um)
 
     def found(linears: list[Matrix], voxels: int, keep: int) -> list[Affine]:
-        pair = (fixed.image, fixed.grid), (moving.image, moving.grid)
-        starts: list[Start] = search(*pair, linears, voxel_um=extent / voxels, keep=keep)
+        voxel_um = extent / voxels
+        pair = fixed.at(voxel_um), moving.at(voxel_um)
+        starts: list[Start] = search(*pair, linears, voxel_um=voxel_um, keep=keep)
         return [s.fixed_to_moving for s in starts]
 
     yield "translation", found([nominal.linear], 128 if flat else 32, 1)

@@ -8,13 +8,12 @@ a view that sticks out, or is mostly empty, is not pulled towards full overlap.
 from dataclasses import dataclass
 
 import numpy as np
-import scipy.fft
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from pellucid.core.blur_matching import downsampled, gaussian_blurred
-from pellucid.core.fourier import Shape, fast_shape
+from pellucid.core.fourier import Shape, fast_shape, irfftn, rfftn
 from pellucid.core.geometry import Affine, Grid, as_triple
 from pellucid.core.resampling import resample
 
@@ -148,14 +147,14 @@ class _Template:
 
     @classmethod
     def of(cls, image: Tensor, support: Tensor, shape: Shape) -> "_Template":
-        squared, seen = _rfftn(image.square(), shape), _rfftn(support, shape)
-        return cls(_rfftn(image, shape).conj(), squared.conj(), seen.conj(), shape)
+        squared, seen = rfftn(image.square(), shape), rfftn(support, shape)
+        return cls(rfftn(image, shape).conj(), squared.conj(), seen.conj(), shape)
 
     def best_shift(self, other: Tensor, there: Tensor) -> tuple[NDArray[np.int64], float]:
         """Return the shift (voxels) that matches `other`, seen where `there` is 1; its score."""
-        product = _irfftn(self.image * _rfftn(other, self.shape), self.shape)
-        energy = _irfftn(self.square * _rfftn(there, self.shape), self.shape)
-        other_energy = _irfftn(self.support * _rfftn(other.square(), self.shape), self.shape)
+        product = irfftn(self.image * rfftn(other, self.shape), self.shape)
+        energy = irfftn(self.square * rfftn(there, self.shape), self.shape)
+        other_energy = irfftn(self.support * rfftn(other.square(), self.shape), self.shape)
         energy = torch.maximum(energy, LEAST_ENERGY * energy.max())
         other_energy = torch.maximum(other_energy, LEAST_ENERGY * other_energy.max())
         score = product / (energy * other_energy).sqrt().clamp_min(1e-30)
@@ -164,18 +163,3 @@ class _Template:
         # shifts wrap: those beyond the moving view are negative ones
         index = np.where(index >= np.array(other.shape), index - np.array(self.shape), index)
         return index, float(score.ravel()[best])
-
-
-def _rfftn(image: Tensor, shape: Shape) -> Tensor:
-    # SciPy's FFT takes half the time of torch's on CPUs without MKL tuning
-    if image.device.type != "cpu":
-        on_device: Tensor = torch.fft.rfftn(image, s=shape)
-        return on_device
-    return torch.from_numpy(scipy.fft.rfftn(image.numpy(), s=shape))
-
-
-def _irfftn(spectrum: Tensor, shape: Shape) -> Tensor:
-    if spectrum.device.type != "cpu":
-        on_device: Tensor = torch.fft.irfftn(spectrum, s=shape)
-        return on_device
-    return torch.from_numpy(scipy.fft.irfftn(spectrum.resolve_conj().numpy(), s=shape))

@@ -1,8 +1,7 @@
 """Volumes of a series that wait beside its output until all are there, so that a run can go on.
 
     fused.ome.zarr.unfinished/
-      run.json          what was asked, and of which inputs: a run goes on only where both are the same
-      finished.jsonl    one line for each finished volume: its place, and what was measured
+      finished.jsonl    the manifest: what was asked, of which inputs; a line for each finished volume
       t3c0.npy          the volume, renamed from a scratch name once it is whole
 
 The output itself is made at the end, under its final name only when complete; integers then know their
@@ -18,6 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from pellucid.data.manifest import Manifest, synchronise_folder
 from pellucid.data.plain_json import plain_json
 from pellucid.data.writer import plain_errors, remove, write_atomically
 from pellucid.errors import OutputError
@@ -40,12 +40,19 @@ class FinishedVolumes:
     statistics : (t, c) -> what was measured on each finished volume
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, manifest: Manifest) -> None:
         self.folder = folder
+        self._manifest = manifest
         self.statistics: dict[Place, dict[str, Any]] = {}
+        for part in manifest:
+            t, c = (int(number) for number in part.split())
+            if self._path(t, c).is_file():
+                self.statistics[t, c] = manifest.facts(part)
 
     @classmethod
-    def begin(cls, output: Path, run: Mapping[str, Any], *, resume: bool, anew: bool) -> "FinishedVolumes":
+    def begin(
+        cls, output: Path, run: Mapping[str, Any], *, resume: bool, anew: bool
+    ) -> "FinishedVolumes":
         """Begin a series, or go on with the one that was interrupted.
 
         Parameters
@@ -59,27 +66,22 @@ class FinishedVolumes:
         OutputError : an interrupted run is there and neither was asked; or `resume` where the run
             is another one, with what changed
         """
-        waiting = cls(waiting_folder(output))
-        wanted = json.loads(json.dumps(plain_json(run)))
-        if waiting.folder.exists() and not resume and not anew:
+        folder = waiting_folder(output)
+        if folder.exists() and not (resume or anew):
             raise OutputError(
-                f"{waiting.folder.name}: an interrupted run of this output. Go on with --resume, or "
+                f"{folder.name}: an interrupted run of this output. Go on with --resume, or "
                 "begin anew with --overwrite."
             )
-        if resume and (waiting.folder / "run.json").is_file():
-            before = json.loads((waiting.folder / "run.json").read_text(encoding="utf-8"))
-            if changed := differences(before, wanted):
-                raise OutputError(
-                    f"{waiting.folder.name}: cannot be resumed, since it was begun otherwise: "
-                    f"{'; '.join(changed[:4])}. Restore that, or begin anew with --overwrite."
-                )
-            waiting._look()
-            return waiting
         with plain_errors(output):
-            remove(waiting.folder)
-            waiting.folder.mkdir()
-            write_atomically(waiting.folder / "run.json", json.dumps(wanted, indent=1))
-        return waiting
+            if not resume:
+                remove(folder)
+            folder.mkdir(exist_ok=True)
+            return cls(folder, Manifest(folder / "finished.jsonl", run, resume=resume))
+
+    @property
+    def worth_keeping(self) -> bool:
+        """Whether there is anything that a resumed run need not do again."""
+        return bool(self.statistics) or any(p.name != "run.json" for p in self.folder.glob("*.json"))
 
     def put(self, t: int, c: int, volume: Volume, statistics: Mapping[str, Any]) -> None:
         """Keep a finished volume; it counts only once it is whole on the disk."""
@@ -88,11 +90,12 @@ class FinishedVolumes:
         with plain_errors(target):
             with scratch.open("wb") as file:
                 np.save(file, np.ascontiguousarray(volume, np.float32))
+                file.flush()
+                os.fsync(file.fileno())
             os.replace(scratch, target)
-            said = plain_json({"t": t, "c": c, "statistics": dict(statistics)})
-            with (self.folder / "finished.jsonl").open("a", encoding="utf-8") as lines:
-                lines.write(json.dumps(said) + "\n")
-        self.statistics[t, c] = said["statistics"]
+            synchronise_folder(self.folder)
+            self._manifest.record(f"{t} {c}", statistics)
+        self.statistics[t, c] = self._manifest.facts(f"{t} {c}")
 
     def get(self, t: int, c: int) -> Volume:
         """A finished volume, mapped."""
@@ -117,34 +120,3 @@ class FinishedVolumes:
 
     def _path(self, t: int, c: int) -> Path:
         return self.folder / f"t{t}c{c}.npy"
-
-    def _look(self) -> None:
-        lines = self.folder / "finished.jsonl"
-        for line in lines.read_text(encoding="utf-8").splitlines() if lines.is_file() else ():
-            try:
-                said = json.loads(line)
-            except ValueError:
-                continue  # the line that was being written when the run ended
-            if self._path(said["t"], said["c"]).is_file():
-                self.statistics[said["t"], said["c"]] = said["statistics"]
-
-
-def differences(before: Any, now: Any, name: str = "") -> list[str]:
-    """What differs between two JSON values, in words: "parameters.iterations was 10, is 20"."""
-    if isinstance(before, dict) and isinstance(now, dict):
-        keys = dict.fromkeys([*before, *now])
-        return [
-            sentence
-            for key in keys
-            for sentence in differences(
-                before.get(key), now.get(key), f"{name}.{key}" if name else str(key)
-            )
-        ]
-    if before == now:
-        return []
-    return [f"{name} was {_short(before)}, is {_short(now)}"]
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 60 else text[:57] + "..."

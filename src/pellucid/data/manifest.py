@@ -9,8 +9,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from pellucid.data.plain_json import plain_json
 from pellucid.errors import OutputError
@@ -33,8 +32,8 @@ class Manifest:
 
     Examples
     --------
-    >>> with Manifest(Path("run.jsonl"), {"iterations": 10}) as done:     # doctest: +SKIP
-    ...     done.record("tile 3", {"seconds": 1.5})
+    >>> done = Manifest(Path("run.jsonl"), {"iterations": 10})            # doctest: +SKIP
+    >>> done.record("tile 3", {"seconds": 1.5})                           # doctest: +SKIP
     """
 
     def __init__(self, path: Path, head: Mapping[str, Any], *, resume: bool = False) -> None:
@@ -45,14 +44,13 @@ class Manifest:
         if lines:
             _check_same(lines[0], self._head, path)
             self._done = {line["part"]: line["facts"] for line in lines[1:]}
-        self._file = path.open("r+b" if lines else "wb")
         if lines:
             # the line that an interruption cut short is written over
-            self._file.truncate(_length_of_whole_lines(path))
-            self._file.seek(0, os.SEEK_END)
+            os.truncate(path, _length_of_whole_lines(path))
         else:
+            path.write_bytes(b"")
             self._append(self._head)
-            _sync_folder(path.parent)
+            synchronise_folder(path.parent)
 
     def __contains__(self, part: str) -> bool:
         return part in self._done
@@ -73,21 +71,11 @@ class Manifest:
         self._append({"part": part, "facts": content})
         self._done[part] = content
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._file.close()
-
     def _append(self, line: Mapping[str, Any]) -> None:
-        self._file.write(json.dumps(line, allow_nan=False).encode() + b"\n")
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        with self.path.open("ab") as file:
+            file.write(json.dumps(line, allow_nan=False).encode() + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
 
 
 def synchronise(path: Path) -> None:
@@ -95,13 +83,16 @@ def synchronise(path: Path) -> None:
     if path.is_dir():
         for entry in path.iterdir():
             synchronise(entry)
-        _sync_folder(path)
+        synchronise_folder(path)
         return
     with path.open("rb") as file:
         os.fsync(file.fileno())
 
 
-def _sync_folder(folder: Path) -> None:
+def synchronise_folder(folder: Path) -> None:
+    """Return once the names in a folder are on the disk, where the system can promise that."""
+    if os.name == "nt":
+        return
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -126,13 +117,29 @@ def _whole_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def _check_same(found: Mapping[str, Any], wanted: Mapping[str, Any], path: Path) -> None:
-    changed = [
-        f"{name} was {found.get(name)!r} and is {wanted.get(name)!r}"
-        for name in dict.fromkeys([*found, *wanted])
-        if found.get(name) != wanted.get(name)
-    ]
-    if changed:
+    if changed := differences(found, json.loads(json.dumps(wanted))):
         raise OutputError(
-            f"{path.name}: cannot resume, since {'; '.join(changed)[:400]}. "
-            "Run with what it was, or start without resuming."
+            f"{path.parent.name}/{path.name}: cannot be resumed, since the run was begun otherwise: "
+            f"{'; '.join(changed[:4])}. Restore that, or begin anew with --overwrite."
         )
+
+
+def differences(before: Any, now: Any, name: str = "") -> list[str]:
+    """What differs between two JSON values, in words: "parameters.iterations was 10, is 20"."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        keys = dict.fromkeys([*before, *now])
+        return [
+            sentence
+            for key in keys
+            for sentence in differences(
+                before.get(key), now.get(key), f"{name}.{key}" if name else str(key)
+            )
+        ]
+    if before == now:
+        return []
+    return [f"{name} was {_short(before)}, is {_short(now)}"]
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -66,3 +66,13 @@ def create_output(
         f"{path.name}: the suffix chooses the format, and {path.suffix!r} is none. "
         "Use .ome.zarr, .ome.tif or .tif."
     )
+
+
+def stem(path: Path) -> str:
+    """The name of an image without the suffixes that say its format."""
+    name = path.name
+    for suffix in (".zarr", ".tiff", ".tif", ".npy", ".npz", ".btf", ".tf8"):
+        if name.lower().endswith(suffix):
+            name = name[: -len(suffix)]
+            break
+    return name.removesuffix(".ome") or path.name

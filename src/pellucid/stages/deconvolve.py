@@ -260,7 +260,7 @@ class _Series:
             "voxel_um": file.voxel_um,
             "peak_bytes_planned": file.peak_bytes,
             "psfs": {
-                name: {"shape_zyx": p.shape, "fwhm_um": fwhm_um(p), "notes": p.notes}
+                name: {"shape_zyx": p.shape, "fwhm_um": fwhm_um(p.typical), "notes": p.notes}
                 for name, p in zip(file.channel_names, file.psfs, strict=True)
             },
         }

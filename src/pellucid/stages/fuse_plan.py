@@ -1,6 +1,7 @@
 """The plan of a fusion: all that can be known, and refused, before work starts."""
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,18 +17,24 @@ from pellucid.core.fusion import joint_problem
 from pellucid.core.geometry import Affine, Grid
 from pellucid.core.noise import estimate_background
 from pellucid.core.psf import Psf
+from pellucid.core.transform_series import SeriesRegistration
 from pellucid.core.views import LitView, View, proposed_world
+from pellucid.data.finished_volumes import waiting_folder
+from pellucid.data.output import stem
 from pellucid.data.recording import open_recording
 from pellucid.data.writer import ImageDescription, check_free_space, check_output_path
 from pellucid.errors import InputError, OutputError, ParameterError, PellucidError, PlanError
 from pellucid.stages.fuse_parameters import FuseParameters
+from pellucid.stages.fuse_registration import given_transforms
 from pellucid.stages.fuse_views import (
     PlacedSeries,
     nominal,
     placed_series,
     view_psfs,
 )
+from pellucid.stages.pair_registration import STARTS, check_stated
 from pellucid.stages.planning import gib
+from pellucid.stages.registering import reference_channels
 from pellucid.stages.resources import available_bytes, describe_device, resolve_device
 from pellucid.stages.view_series import open_views
 
@@ -43,11 +50,17 @@ CROP_TIMES = 5
 
 @dataclass(frozen=True)
 class FusePlan:
-    """A fusion that fits the machine, and has not started; `world` is that of nominal transforms."""
+    """A fusion that fits the machine, and has not started.
+
+    `world` is that of the transforms that are nominal, or `given` by a file. PSFs are for each view
+    and channel: `upright_psfs` at right angles, to register by, and `psfs` on the voxels as recorded.
+    """
 
     parameters: FuseParameters
     views: tuple[PlacedSeries, ...]
+    upright_psfs: list[tuple[Psf | None, ...]]
     psfs: list[tuple[Psf | None, ...]]
+    given: SeriesRegistration | None
     backgrounds: list[npt.NDArray[Any] | None]
     world: Grid
     device: str
@@ -58,6 +71,11 @@ class FusePlan:
     def output(self) -> Path:
         """Where the fused series goes."""
         return self.parameters.output.expanduser()
+
+    @property
+    def replaces(self) -> bool:
+        """Whether outputs that exist are replaced: on demand, or left by the run that is resumed."""
+        return _replaces(self.parameters)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -114,14 +132,25 @@ def plan_fusion(parameters: FuseParameters) -> FusePlan:
     )  # fmt: skip
     views = placed_series(parameters, opened)
     _check_output(parameters)
+    file_given = parameters.transforms is not None or parameters.start not in STARTS
+    check_stated(parameters.angles, "--transforms FILE", transforms=file_given)
+    reference_channels(parameters.reference, views[0].series.channels)
+    given = given_transforms(parameters, views)
     angled = nominal(parameters, views)
+    if given is not None:
+        first = views[0].series.times[0]
+        angled = [given.nearest(first, n).world_to_view if n else angled[0] for n in range(len(views))]
     proposed_world(hollow(views, angled), cover="overlap")
     world = cropped(parameters, world_grid(parameters, views, angled))
-    psfs = view_psfs(parameters, views)
+    upright_psfs = view_psfs(parameters, views)
+    psfs = [
+        tuple(view.recorded_psf(psf) for psf in own)
+        for view, own in zip(views, upright_psfs, strict=True)
+    ]
     peak = peak_bytes(views, psfs, angled, world)
     plan = FusePlan(
-        parameters, views, psfs, _background_images(parameters, views), world, device, peak,
-        available_bytes(device),
+        parameters, views, upright_psfs, psfs, given, _background_images(parameters, views), world,
+        device, peak, available_bytes(device),
     )  # fmt: skip
     if plan.available_bytes is not None and peak > plan.available_bytes:
         coarser = world.spacing_um[0] * (peak / plan.available_bytes) ** (1 / 3) * 1.05
@@ -271,9 +300,25 @@ def _check_output(parameters: FuseParameters) -> None:
             f"{output.name}: the suffix chooses the format. Use .ome.zarr, .ome.tif or .tif."
         )
     try:
-        check_output_path(output, parameters.overwrite)
+        for path in (output, *side_outputs(output)):
+            check_output_path(path, _replaces(parameters))
     except OutputError as error:
         raise OutputError(str(error).replace("overwrite=True", "use --overwrite")) from error
+
+
+def side_outputs(output: Path) -> list[Path]:
+    """What an earlier fusion wrote beside `output`: views, projections, transforms."""
+    beside = re.compile(
+        re.escape(stem(output))
+        + r"_(max_[zyx]\.ome\.tif|turning\.(ome\.tif|mp4)|view\d+\.(ome\.zarr|itk\.txt)|transforms\.json)"
+    )
+    folder = output.parent
+    return [p for p in folder.iterdir() if beside.fullmatch(p.name)] if folder.is_dir() else []
+
+
+def _replaces(parameters: FuseParameters) -> bool:
+    unfinished = waiting_folder(parameters.output.expanduser())
+    return parameters.overwrite or (parameters.resume and unfinished.exists())
 
 
 def _words(parameters: FuseParameters) -> str:

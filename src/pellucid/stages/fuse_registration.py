@@ -1,8 +1,10 @@
 """The transforms of a fusion: registered as `pellucid register` does, or from a file."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from pellucid.core.transform_series import (
     SeriesRegistration,
@@ -14,17 +16,34 @@ from pellucid.data.transform_exchange import affine_to_itk
 from pellucid.data.transform_file import read_transforms, write_transforms
 from pellucid.data.writer import plain_errors, write_atomically
 from pellucid.errors import InputError
+from pellucid.stages import register_files
 from pellucid.stages.events import Event, OnEvent, VolumeDone, VolumeFailed, Warned
 from pellucid.stages.fuse_parameters import FuseParameters
 from pellucid.stages.fuse_views import PlacedSeries, nominal
-from pellucid.stages.register_files import given_transforms
-from pellucid.stages.registering import register_series
+from pellucid.stages.registering import reference_channels, register_series
+
+if TYPE_CHECKING:
+    from pellucid.stages.fuse_plan import FusePlan
 
 
 def found_transforms(
-    parameters: FuseParameters, views: Sequence[PlacedSeries], device: str, on_event: OnEvent
+    plan: "FusePlan",
+    on_event: OnEvent,
+    *,
+    done: SeriesRegistration | None = None,
+    on_partial: Callable[[SeriesRegistration], None] | None = None,
 ) -> SeriesRegistration:
-    """The transforms of all views at all time points; what failed is said, and is in the result."""
+    """The transforms of all views at all time points; what failed is said, and is in the result.
+
+    Parameters
+    ----------
+    done : what an interrupted run found
+    on_partial : is handed what there is after every time point
+    """
+    parameters, views = plan.parameters, plan.views
+    if parameters.transforms is not None:
+        assert plan.given is not None
+        return plan.given
 
     def only_trouble(event: Event) -> None:
         # the volumes that a fusion counts are fused ones
@@ -34,13 +53,23 @@ def found_transforms(
             on_event(event)
 
     upright = [view.upright_series for view in views]
-    times = views[0].series.times
-    if parameters.transforms is not None:
-        return applied(read_transforms(parameters.transforms), times, len(views), parameters.transforms)
+    channel = reference_channels(parameters.reference, views[0].series.channels)[0]
+    known = [view[channel] for view in plan.upright_psfs]
     return register_series(
-        upright, parameters, only_trouble, nominal=nominal(parameters, views), device=device,
-        given=given_transforms(parameters, upright),
+        upright, parameters, only_trouble, nominal=nominal(parameters, views), given=plan.given,
+        psfs=[None if psf is None else psf.values.astype(np.float32) for psf in known],
+        device=plan.device, done=done, on_partial=on_partial,
     )  # fmt: skip
+
+
+def given_transforms(
+    parameters: FuseParameters, views: Sequence[PlacedSeries]
+) -> SeriesRegistration | None:
+    """The transforms of a file, to apply (`transforms`) or to begin from (`start`); None: neither."""
+    path = parameters.transforms
+    if path is None:
+        return register_files.given_transforms(parameters, [view.upright_series for view in views])
+    return applied(read_transforms(path), views[0].series.times, len(views), path)
 
 
 def applied(
@@ -61,7 +90,10 @@ def applied(
     if missing := sorted(set(times) - set(given.times)):
         raise InputError(f"{path.name}: has no transforms of time point {missing[0]}.")
     kept = tuple(one for one in given.transforms if one.time in times)
-    return SeriesRegistration(times, views, kept)
+    found = SeriesRegistration(times, views, kept)
+    if len(kept) < len(times) * views:
+        raise InputError(f"{path.name}: lacks transforms of some views or time points. Register again.")
+    return found
 
 
 def to_json(found: SeriesRegistration) -> dict[str, Any]:

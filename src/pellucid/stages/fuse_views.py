@@ -65,6 +65,10 @@ class PlacedSeries:
         to_scan = to_view.inverse().with_frames(source=self.frame, target=self.recorded.frame)
         return to_scan @ world_to_view
 
+    def recorded_psf(self, psf: Psf | None) -> Psf | None:
+        """A PSF at right angles, on the voxels as recorded."""
+        return psf if psf is None or self.scan is None else self.scan.skewed_psf(psf)
+
     def read(self, t: int, c: int) -> Volume:
         """Pixels as recorded."""
         return self.series.read(t, c)
@@ -123,7 +127,7 @@ def nominal(parameters: FuseParameters, views: Sequence[PlacedSeries]) -> list[A
 def view_psfs(
     parameters: FuseParameters, views: Sequence[PlacedSeries]
 ) -> list[tuple[Psf | None, ...]]:
-    """A PSF for each view and channel, on the voxels as recorded; None for averages without one."""
+    """A PSF for each view and channel, at right angles; None for averages without one."""
     channels = range(len(views[0].series.channels))
     averaged = parameters.method in ("average", "content-average")
     if averaged and not parameters.psf and not parameters.stated():
@@ -141,15 +145,14 @@ def view_psfs(
             {**optics, "inputs": ("view",), "output": parameters.output,
              "psf": () if file is None else (file,), "psf_voxel_um": parameters.psf_voxel_um}
         )  # fmt: skip
-        psfs = channel_psfs(asked, _as_recording(view), list(channels))
-        found.append(tuple(view.scan.skewed_psf(psf) if view.scan else psf for psf in psfs))
+        found.append(channel_psfs(asked, _as_recording(view), list(channels)))
     return found
 
 
 def _as_recording(view: PlacedSeries) -> Recording:
     """What the choice of a PSF asks of a recording: its voxels at right angles, its channels."""
     series = view.series
-    sample = next(iter(series._stored.values())).recording
+    sample = series.sample
     spacing = view.upright.spacing_um
     shape = (1, len(series.channels), *series.shape)
     return dataclasses.replace(sample, shape=shape, stated_um=spacing, channels=series.channels)

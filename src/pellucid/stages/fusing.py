@@ -1,6 +1,5 @@
 """Fusion of files: views registered and fused over time points and channels, and resumed."""
 
-import dataclasses
 import time
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -14,16 +13,12 @@ import torch
 from pellucid.core.back_projectors import Matched
 from pellucid.core.fusion import fuse
 from pellucid.core.geometry import Grid
-from pellucid.core.resampling import resample
 from pellucid.core.transform_series import SeriesRegistration
 from pellucid.core.views import View
 from pellucid.data.finished_volumes import FinishedVolumes
-from pellucid.data.output import create_output
-from pellucid.data.pixels import IntegerScale
 from pellucid.data.record import RunRecord, fingerprint, write_record
 from pellucid.errors import InputError, PellucidError, PlanError
 from pellucid.stages import fuse_registration as registering
-from pellucid.stages import projecting
 from pellucid.stages.deconvolve import Outcome
 from pellucid.stages.events import (
     Event,
@@ -34,6 +29,7 @@ from pellucid.stages.events import (
     Warned,
     ignore,
 )
+from pellucid.stages.fuse_outputs import write_everything
 from pellucid.stages.fuse_plan import FusePlan, cropped, proposed_crop, world_grid
 from pellucid.stages.lanes import ReadAhead
 from pellucid.stages.pair_registration import STARTS
@@ -45,6 +41,9 @@ Place = tuple[int, int]
 FREE_TO_CHANGE = frozenset(
     {"resume", "overwrite", "device", "projections", "registered_views", "dtype", "ome_zarr"}
 )
+
+
+PARTLY = "registered_so_far"
 
 
 @dataclass
@@ -84,16 +83,21 @@ def run_fusion(plan: FusePlan, on_event: OnEvent = ignore) -> FuseOutcome:
     try:
         found, world = _registered(plan, waiting, record, outcome, on_event)
         _fuse_all(plan, waiting, found, world, record, outcome, on_event)
+        if len(outcome.failures) == outcome.total:
+            why = outcome.failures[0][1]
+            raise InputError(f"{plan.output.name}: every volume failed. {why}")
+        outcome.outputs += write_everything(plan, waiting, found, world, record)
     except PellucidError:
         if not waiting.statistics:
             waiting.remove()
         raise
-    if len(outcome.failures) == outcome.total:
-        waiting.remove()
-        raise InputError(f"{plan.output.name}: every volume failed. {outcome.failures[0][1]}")
-    _assemble(plan, waiting, found, world, record, outcome)
-    outcome.timings_s = record.timings_s
-    outcome.transforms = found
+    except KeyboardInterrupt as stop:
+        if not waiting.worth_keeping:
+            waiting.remove()
+            raise
+        done = f"{len(waiting.statistics)} of {outcome.total} volumes are fused and kept"
+        raise KeyboardInterrupt(f"{done}; run again with --resume") from stop
+    _finish(plan, waiting, found, world, record, outcome)
     for path in outcome.outputs:
         on_event(FileDone(path, outcome.records[0]))
     return outcome
@@ -123,7 +127,11 @@ def _registered(
         on_event(event)
 
     with record.timed("register"):
-        found = registering.found_transforms(plan.parameters, plan.views, plan.device, listen)
+        partly = waiting.kept(PARTLY)
+        found = registering.found_transforms(
+            plan, listen, done=None if partly is None else registering.from_json(partly),
+            on_partial=lambda some: waiting.keep(PARTLY, registering.to_json(some)),
+        )  # fmt: skip
     numbers = range(len(plan.views))
     good = [t for t in found.times if all(found.at(t, v).believed for v in numbers)]
     if not good:
@@ -215,7 +223,7 @@ def _fused(
     return image, {k: v for k, v in restored.stats.items() if k not in ("path", "world")}
 
 
-def _assemble(
+def _finish(
     plan: FusePlan,
     waiting: FinishedVolumes,
     found: SeriesRegistration,
@@ -223,28 +231,7 @@ def _assemble(
     record: RunRecord,
     outcome: FuseOutcome,
 ) -> None:
-    """Write what waits under its final name, with everything that belongs to it."""
-    asked, image = plan.parameters, plan.image(world)
-    scale = IntegerScale()
-    if asked.dtype != "float32":
-        tops = [float(np.nanmax(waiting.get(*place))) for place in waiting.statistics]
-        scale = IntegerScale.from_range(0.0, max(tops, default=0.0), asked.dtype)
-    with record.timed("write"), create_output(
-        plan.output, image, attributes={"command": "fuse", "config": asked.plain()}, scale=scale,
-        ome_zarr_version=asked.ome_zarr, overwrite=asked.overwrite,
-    ) as out:  # fmt: skip
-        for t, c in np.ndindex(plan.shape):
-            out.write(t, c, _volume(plan, waiting, world, (t, c)))
-    outcome.outputs.append(plan.output)
-    if asked.registered_views:
-        with record.timed("registered views"):
-            outcome.outputs += _write_views(plan, found, world)
-    if asked.projections:
-        with record.timed("projections"):
-            outcome.outputs += _write_projections(plan, waiting, world)
-    outcome.outputs += registering.write_all(
-        found, plan.views, asked, plan.output.with_name(stem(plan.output))
-    )
+    """Write the record beside the output, and drop what waited: the run is complete."""
     record.statistics.update(
         world=world.to_dict(),
         resumed_volumes=outcome.resumed,
@@ -252,77 +239,8 @@ def _assemble(
         failures=[{"volume": name, "reason": why} for name, why in outcome.failures],
         transforms=registering.to_json(found),
         psfs=[[None if psf is None else list(psf.notes) for psf in view] for view in plan.psfs],
-        integer_scale=scale.factor,
     )
     outcome.records.append(write_record(record, plan.output))
     waiting.remove()
-
-
-def _volume(plan: FusePlan, waiting: FinishedVolumes, world: Grid, place: Place) -> Float32:
-    if place in waiting.statistics:
-        return waiting.get(*place)
-    value = np.nan if plan.parameters.dtype == "float32" else 0.0
-    return np.full(world.shape, value, np.float32)
-
-
-def stem(output: Path) -> str:
-    """The name of an output without its suffixes."""
-    name = output.name
-    for suffix in (".zarr", ".tiff", ".tif", ".ome"):
-        name = name.removesuffix(suffix)
-    return name
-
-
-def _write_views(plan: FusePlan, found: SeriesRegistration, world: Grid) -> list[Path]:
-    """Write each view as recorded counts on the voxels of the result, zero where it does not see."""
-    paths = []
-    for number, placed in enumerate(plan.views):
-        path = plan.output.with_name(f"{stem(plan.output)}_view{number}.ome.zarr")
-        image = dataclasses.replace(plan.image(world), dtype="float32")
-        with create_output(
-            path, image, ome_zarr_version=plan.parameters.ome_zarr, overwrite=plan.parameters.overwrite
-        ) as out:
-            for t, c in np.ndindex(plan.shape):
-                transform = found.world_to_view(found.times[t], number)
-                try:
-                    counts = torch.from_numpy(placed.read(t, c).astype(np.float32))
-                except PellucidError:
-                    out.write(t, c, np.full(world.shape, np.nan, np.float32))
-                    continue
-                seen = resample(
-                    counts, placed.recorded, world, target_to_source=placed.to_recorded(transform)
-                )
-                out.write(t, c, seen.numpy())
-        paths.append(path)
-    return paths
-
-
-def _write_projections(plan: FusePlan, waiting: FinishedVolumes, world: Grid) -> list[Path]:
-    """Write maxima along z, y and x, and while turning: over one turn, or over the time points."""
-    times, channels = plan.shape
-    names = plan.views[0].series.channels
-    spacing = dict(zip("zyx", world.spacing_um, strict=True))
-    sides: dict[str, list[list[npt.NDArray[Any]]]] = {"z": [], "y": [], "x": []}
-    turns: list[list[npt.NDArray[Any]]] = []
-    angles = projecting.full_turn()
-    for t in range(times):
-        volumes = [np.nan_to_num(_volume(plan, waiting, world, (t, c))) for c in range(channels)]
-        seen = [projecting.along_axes(volume) for volume in volumes]
-        for axis, pictures in sides.items():
-            pictures.append([one[axis] for one in seen])
-        now = angles if times == 1 else [angles[t % len(angles)]]
-        turned = [projecting.turning(volume, world.spacing_um, now) for volume in volumes]
-        turns += [[picture[i] for picture in turned] for i in range(len(now))]
-    name = stem(plan.output)
-    paths = []
-    for axis, pictures in sides.items():
-        pixel = [spacing[a] for a in "zyx" if a != axis]
-        path = plan.output.with_name(f"{name}_max_{axis}.ome.tif")
-        paths.append(projecting.write_pictures(path, np.array(pictures), pixel, names))
-    turning = np.array(turns)
-    pixel = [min(world.spacing_um) * -(-max(world.shape) // projecting.LARGEST_SIDE)] * 2
-    path = plan.output.with_name(f"{name}_turning.ome.tif")
-    paths.append(projecting.write_pictures(path, turning, pixel, names))
-    if projecting.movie_is_possible():
-        paths.append(projecting.write_movie(path.with_name(f"{name}_turning.mp4"), turning))
-    return paths
+    outcome.timings_s = record.timings_s
+    outcome.transforms = found

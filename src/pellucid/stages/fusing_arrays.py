@@ -64,7 +64,7 @@ def fuse(
     ----------
     views : `View`s, whose transforms are known; or arrays (z, y, x), which are registered here
     spacing_um : voxel size of the arrays: three micrometres for all, or three for each
-    angles_deg : of the arrays about `axis`, from the first; None: 0 and 90 for two, else required
+    angles_deg : of each array about `axis`, such as (0, 90); (0, 0) where neither is turned
     psfs : one for each array, on its voxels and in its orientation; or one, that every view has in
         its own orientation
     model : what registration may find: translation, rigid, similarity, affine
@@ -81,7 +81,7 @@ def fuse(
     Examples
     --------
     >>> from pellucid import View, Grid, Affine                                    # doctest: +SKIP
-    >>> both = fuse([a, b], spacing_um=(0.3, 0.1, 0.1), psfs=[psf])                # doctest: +SKIP
+    >>> both = fuse([a, b], angles_deg=(0, 90), spacing_um=0.2, psfs=[psf])        # doctest: +SKIP
     >>> pellucid.write("both.ome.zarr", both.image, voxel_um=both.voxel_um)        # doctest: +SKIP
     """
     if not views:
@@ -142,11 +142,14 @@ def _kernels(psfs: Sequence[Psf | Array] | Psf | None, count: int) -> list[Psf |
 
 
 def _angles(angles_deg: Sequence[float] | None, arrays: Sequence[Array]) -> list[float]:
-    if angles_deg is None and len(arrays) <= 2:
-        return [0.0, 90.0][: len(arrays)]
+    if angles_deg is None and len(arrays) == 1:
+        return [0.0]
     if angles_deg is None or len(angles_deg) != len(arrays):
         given = "none" if angles_deg is None else len(angles_deg)
-        raise ParameterError(f"fuse: expected an angle for each of {len(arrays)} views, got {given}.")
+        raise ParameterError(
+            f"fuse: expected an angle for each of {len(arrays)} views, got {given}. State "
+            "angles_deg=(0, 90); (0, 0) where neither is turned."
+        )
     return list(angles_deg)
 
 

@@ -47,6 +47,15 @@ def nominal_transforms(
     ]
 
 
+def check_stated(angles_deg: Sequence[float], alternative: str, *, transforms: bool) -> None:
+    """ParameterError where neither angles nor transforms were stated: how views lie is not guessed."""
+    if not angles_deg and not transforms:
+        raise ParameterError(
+            "angles: needed, and not given. State the nominal angle of each view in degrees, such as "
+            f"--angles 0,90 (0,0 if neither is turned), or give transforms by {alternative}."
+        )
+
+
 def parsed_axis(axis: str) -> Axis:
     """An axis typed as z, y, x or as a vector z,y,x."""
     if axis in ("z", "y", "x"):

@@ -169,7 +169,9 @@ class ViewParameters(Parameters):
     )
     channel: str | None = Field(None, description="Channels to take, by number or name: 0,2.")
     angles: Numbers = Field(
-        (), description="Nominal angle of each view in degrees: 0,90; none turned if not given."
+        (),
+        description="Nominal angle of each view in degrees: 0,90; 0,0 if neither is turned. Needed, "
+        "unless a file gives transforms.",
     )
     axis: str = Field("y", description="Axis of the angles: z, y, x, or a vector z,y,x.")
 

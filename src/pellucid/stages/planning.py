@@ -10,11 +10,12 @@ import numpy as np
 from pellucid.core.back_projectors import Figures
 from pellucid.core.deconvolution import back_projector
 from pellucid.core.psf import Psf, fwhm_px
+from pellucid.core.psf_field import PsfField
 from pellucid.data.recording import Recording, open_recordings
 from pellucid.data.writer import check_free_space, check_output_path
 from pellucid.errors import OutputError, ParameterError, PlanError
 from pellucid.stages.parameters import SUFFIXES, DeconvolveParameters
-from pellucid.stages.psf_choice import channel_psfs
+from pellucid.stages.psf_choice import psfs_or_fields
 from pellucid.stages.resources import available_bytes, describe_device, resolve_device
 from pellucid.stages.restoring import back_projector_figures, peak_bytes, shape_that_fits
 
@@ -38,7 +39,7 @@ class FilePlan:
     times: tuple[int, ...]
     channels: tuple[int, ...]
     voxel_um: tuple[float, float, float]
-    psfs: tuple[Psf, ...]
+    psfs: tuple[Psf | PsfField, ...]
     figures: tuple[Figures, ...]
     peak_bytes: int
     host_bytes: int
@@ -116,7 +117,7 @@ class Plan:
                 name: {
                     "shape_zyx": psf.shape,
                     "voxel_um": psf.spacing_um,
-                    "fwhm_px": fwhm_px(psf),
+                    "fwhm_px": fwhm_px(psf.typical),
                     "notes": list(psf.notes),
                     "back_projector": {"name": self.parameters.method, **vars(figures)},
                 }
@@ -131,7 +132,7 @@ class Plan:
 class _Optics:
     """What files of one shape, voxel size and number of channels share."""
 
-    psfs: tuple[Psf, ...]
+    psfs: tuple[Psf | PsfField, ...]
     figures: tuple[Figures, ...]
     peak_bytes: int
 
@@ -194,12 +195,12 @@ def _plan_file(
 def _optics(
     parameters: DeconvolveParameters, recording: Recording, channels: tuple[int, ...]
 ) -> _Optics:
-    psfs = channel_psfs(parameters, recording, channels)
+    psfs = psfs_or_fields(parameters, recording, channels)
     projector = {"": back_projector(parameters.method)}
-    figures: dict[Psf, Figures] = {}
+    figures: dict[Psf | PsfField, Figures] = {}
     for psf in psfs:
         if psf not in figures:
-            figures[psf] = back_projector_figures(psf, projector)[""]
+            figures[psf] = back_projector_figures(psf.typical, projector)[""]
     peaks = [peak_bytes(recording.shape[2:], psf, parameters) for psf in figures]
     return _Optics(psfs, tuple(figures[psf] for psf in psfs), max(peaks))
 
@@ -212,7 +213,7 @@ def _check_memory(
         return
     left = room - (file.host_bytes if device == "cpu" else 0)
     z, y, x = file.shape[2:]
-    widest = max(file.psfs, key=lambda psf: psf.values.size)
+    widest = max(file.psfs, key=lambda psf: math.prod(psf.shape))
     fits = shape_that_fits((z, y, x), widest, parameters, left)
     raise PlanError(
         f"{file.recording.path.name}: a volume of {(z, y, x)} needs {gib(needed)} and {device} has "

@@ -3,13 +3,16 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
 from pellucid.core.deconvolution import usable_psf
-from pellucid.core.optics import Optics
+from pellucid.core.optics import Layers, Optics
 from pellucid.core.psf import Psf, Triple
+from pellucid.core.psf_field import PsfField
 from pellucid.core.psf_preparation import prepare
 from pellucid.core.psf_theory import (
     LARGEST_HALF,
@@ -17,9 +20,12 @@ from pellucid.core.psf_theory import (
     Shape,
     theoretical_psf,
 )
+from pellucid.data.psf_field_file import is_field_file, read_psf_field
 from pellucid.data.recording import Recording, open_recording
 from pellucid.errors import InputError, ParameterError, PellucidError
 from pellucid.stages.parameters import DeconvolveParameters, OpticsParameters
+
+P = TypeVar("P", Psf, PsfField)
 
 
 @dataclass(frozen=True)
@@ -62,6 +68,37 @@ def channel_psfs(
     )
 
 
+def psfs_or_fields(
+    parameters: DeconvolveParameters, recording: Recording, channels: Sequence[int]
+) -> tuple[Psf | PsfField, ...]:
+    """What `channel_psfs` says, or the PSF fields where the files are those."""
+    if any(is_field_file(path) for path in parameters.psf):
+        return _fields(parameters.psf, recording, len(channels))
+    return channel_psfs(parameters, recording, channels)
+
+
+def _fields(paths: Sequence[Path], recording: Recording, count: int) -> tuple[PsfField, ...]:
+    """The PSF fields of `count` channels: one file for all, or one for each, on the image's voxels."""
+    if len(paths) not in (1, count):
+        raise ParameterError(
+            f"psf: {len(paths)} files for {count} channels. Give one for all, or one for each."
+        )
+    spacing, size = recording.require_voxel_um(), recording.shape[2:]
+    flat = size[0] == 1
+    fields = []
+    for path in paths:
+        field = read_psf_field(path)
+        pairs = list(zip(field.spacing_um, spacing, strict=True))[1 if flat else 0 :]
+        if any(abs(own / image - 1) > 0.01 for own, image in pairs):
+            raise InputError(
+                f"{path.name}: a PSF field on voxels of {_um(field.spacing_um)} um for an image of "
+                f"{_um(spacing)} um. Make the field on the image's voxels."
+            )
+        field = field.noted(f"from {path.name}")
+        fields.append(_named(path, partial(usable_psf, field, size)))
+    return tuple(fields * (count if len(fields) == 1 else 1))
+
+
 def computed_psf(
     optics: OpticsParameters,
     spacing_um: Triple,
@@ -69,6 +106,7 @@ def computed_psf(
     excitation_nm: float | None,
     *,
     planes: int | None = None,
+    layers: Layers | None = None,
 ) -> Psf:
     """The theoretical PSF of `optics`, for images of so many `planes`; None: for none in particular."""
     missing = [
@@ -101,6 +139,7 @@ def computed_psf(
         pinhole_airy_units=optics.pinhole_airy_units,
         sheet_fwhm_um=optics.sheet_fwhm_um,
         illumination_na=optics.illumination_na,
+        layers=layers,
     )
 
 
@@ -200,7 +239,7 @@ def _fitted(psf: Psf, recording: Recording) -> Psf:
     return _named(recording.path, lambda: usable_psf(psf, size))
 
 
-def _named(path: Path, make: Callable[[], Psf]) -> Psf:
+def _named(path: Path, make: Callable[[], P]) -> P:
     """What `make` makes; its errors begin with the name of the file."""
     try:
         return make()

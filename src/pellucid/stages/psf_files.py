@@ -5,12 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pellucid.core.back_projectors import METHODS, BackProjector
 from pellucid.core.beads import BeadPsf, distill
 from pellucid.core.psf import Psf, Triple, fwhm_px, fwhm_um
 from pellucid.data.output import create_output
 from pellucid.data.record import RunRecord, fingerprint, write_record
+from pellucid.data.recording import Recording
 from pellucid.data.writer import ImageDescription
 from pellucid.errors import InputError, ParameterError
 from pellucid.stages.measuring import opened
@@ -44,15 +46,8 @@ def distill_file(
     overwrite: bool,
 ) -> BeadPsf:
     """Distill the PSF of a bead stack and write it with its voxel size and record."""
-    recording = opened(path, parameters)
-    if recording.shape[0] > 1 or (recording.shape[1] > 1 and parameters.channel is None):
-        if parameters.channel is None or parameters.time is None:
-            raise InputError(
-                f"{recording.path.name}: {recording.shape[0]} time points and "
-                f"{recording.shape[1]} channels. Choose one: --channel 0, --time 0."
-            )
-    t, c = _single(parameters.time, "time"), _single(parameters.channel, "channel")
-    found = distill(recording.read(t, c), recording.require_voxel_um(), bead_um=bead_um)
+    recording, counts = bead_stack(path, parameters)
+    found = distill(counts, recording.require_voxel_um(), bead_um=bead_um)
     record = RunRecord("psf beads", {**parameters.plain(), "bead_um": bead_um})
     record.inputs = [fingerprint(file) for file in recording.files]
     record.statistics["beads"] = {
@@ -63,6 +58,19 @@ def distill_file(
     }
     write_psf(found.psf, output, record, overwrite=overwrite)
     return found
+
+
+def bead_stack(path: Path, parameters: InputParameters) -> tuple[Recording, NDArray[Any]]:
+    """A recording of beads and its one (z, y, x) volume that `parameters` choose."""
+    recording = opened(path, parameters)
+    if recording.shape[0] > 1 or (recording.shape[1] > 1 and parameters.channel is None):
+        if parameters.channel is None or parameters.time is None:
+            raise InputError(
+                f"{recording.path.name}: {recording.shape[0]} time points and "
+                f"{recording.shape[1]} channels. Choose one: --channel 0, --time 0."
+            )
+    t, c = _single(parameters.time, "time"), _single(parameters.channel, "channel")
+    return recording, recording.read(t, c)
 
 
 def write_psf(psf: Psf, output: Path, record: RunRecord, *, overwrite: bool) -> None:

@@ -1,5 +1,6 @@
 """`pellucid register` as a stage: views in, transforms and what is made of them out."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,11 +24,12 @@ from pellucid.data.writer import (
     ImageDescription,
     check_output_path,
     plain_errors,
+    remove,
     write_atomically,
 )
 from pellucid.errors import InputError, OutputError, ParameterError, PellucidError, PlanError
 from pellucid.stages.events import FileDone, OnEvent, Warned, ignore
-from pellucid.stages.pair_registration import STARTS, nominal_transforms
+from pellucid.stages.pair_registration import STARTS, check_stated, nominal_transforms
 from pellucid.stages.parameters import RegisterParameters, RegistrationParameters
 from pellucid.stages.registering import reference_channels, register_series
 from pellucid.stages.resources import available_bytes, describe_device, resolve_device
@@ -110,6 +112,7 @@ def plan_registration(parameters: RegisterParameters) -> RegisterPlan:
         parameters.inputs, voxel_um=parameters.voxel_um, axes=parameters.axes,
         time=parameters.time, channel=parameters.channel,
     )  # fmt: skip
+    check_stated(parameters.angles, "--start FILE", transforms=parameters.start not in STARTS)
     nominal = tuple(nominal_transforms(views, parameters.angles, parameters.axis))
     reference_channels(parameters.reference, views[0].channels)
     _check_outputs(parameters)
@@ -164,7 +167,13 @@ def run_registration(plan: RegisterPlan, on_event: OnEvent = ignore) -> Register
 def given_transforms(
     parameters: RegistrationParameters, views: Sequence[ViewSeries]
 ) -> SeriesRegistration | None:
-    """The transforms of the file that `start` names; None where it names a way to begin."""
+    """The transforms of a file that `start` names; None where it names a way to start.
+
+    Raises
+    ------
+    ParameterError : neither a way to start nor a file
+    InputError : a file of other transforms, or none
+    """
     if parameters.start in STARTS:
         return None
     path = Path(parameters.start).expanduser()
@@ -233,12 +242,20 @@ def _write_itk(folder: Path, series: SeriesRegistration) -> list[Path]:
     paths = []
     with plain_errors(folder):
         folder.mkdir(exist_ok=True)
+        _clear(folder, r"view\d+_t\d+\.txt")
         for transform in series.transforms:
             if transform.view > 0:
                 path = folder / f"view{transform.view}_t{transform.time:04}.txt"
                 write_atomically(path, affine_to_itk(transform.world_to_view))
                 paths.append(path)
     return paths
+
+
+def _clear(folder: Path, ours: str) -> None:
+    """Remove what an earlier run wrote, so that a folder holds one run; other files stay."""
+    for path in folder.iterdir():
+        if re.fullmatch(ours, path.name):
+            remove(path)
 
 
 def _write_registered(
@@ -248,6 +265,7 @@ def _write_registered(
     first = plan.views[0]
     shape = (len(first.times), len(first.channels), *first.shape)
     folder.mkdir(exist_ok=True)
+    _clear(folder, r"view\d+\.ome\.zarr")
     paths = []
     for view in plan.views:
         path = folder / f"view{view.number}.ome.zarr"

@@ -7,26 +7,26 @@ import numpy as np
 import torch
 
 from pellucid.core.back_projectors import BackProjector, Figures, figures
-from pellucid.core.deconvolution import back_projector, restorer
+from pellucid.core.deconvolution import back_projector, blur_of, restorer
 from pellucid.core.fourier import Shape
 from pellucid.core.operators import Blur
 from pellucid.core.problem import Observation, Problem
 from pellucid.core.psf import Psf
+from pellucid.core.psf_field import PsfField
 from pellucid.stages.parameters import DeconvolveParameters
 
 
-def peak_bytes(shape: Shape, psf: Psf, parameters: DeconvolveParameters) -> int:
+def peak_bytes(shape: Shape, psf: Psf | PsfField, parameters: DeconvolveParameters) -> int:
     """Memory that the restoration of one (z, y, x) volume takes on its device."""
     # Tensors without memory carry the shapes through the arithmetic.
-    kernel = torch.empty(psf.shape, dtype=torch.float32, device="meta")
     image = torch.empty(shape, dtype=torch.float32, device="meta")
-    problem = Problem((Observation(image, Blur(kernel, shape)),))
+    problem = Problem((Observation(image, blur_of(psf, shape, "meta")),))
     chosen = restorer(back_projector(parameters.method), parameters.iterations)
     return chosen.peak_bytes(problem)
 
 
 def shape_that_fits(
-    shape: Shape, psf: Psf, parameters: DeconvolveParameters, room_bytes: int
+    shape: Shape, psf: Psf | PsfField, parameters: DeconvolveParameters, room_bytes: int
 ) -> Shape | None:
     """The largest crop of `shape` in y and x, in steps of 64 voxels, that fits; None if none."""
     for share in np.arange(0.95, 0.04, -0.05):

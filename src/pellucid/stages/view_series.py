@@ -63,6 +63,11 @@ class ViewSeries:
         return Grid(self.shape, self.voxel_um, frame=f"view {self.number}")
 
     @property
+    def sample(self) -> Recording:
+        """One of the recordings that the volumes come from; all are alike."""
+        return next(iter(self._stored.values())).recording
+
+    @property
     def files(self) -> tuple[Path, ...]:
         """All files that the volumes come from, each once."""
         every = [path for stored in self._stored.values() for path in stored.recording.files]

@@ -1,0 +1,66 @@
+"""What can be chosen when networks are trained and used."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field
+
+from pellucid.stages.parameters import Names, Parameters, Paths, Sizes, SpacingUm
+
+
+def _pair(value: Any) -> Any:
+    return tuple(value.split(",")) if isinstance(value, str) else value
+
+
+Range = Annotated[tuple[float, float], BeforeValidator(_pair)]
+Polish = Literal["auto", "0", "1", "2", "3"]
+
+
+class TrainParameters(Parameters):
+    """A recipe: everything that `pellucid train` can be told."""
+
+    output: Path = Field(description="Folder of the model.")
+    psf: Path = Field(description="PSF file of the microscope.")
+    voxel_um: SpacingUm = Field(None, description="Voxel size z,y,x of the images to restore.")
+    modality: str = Field("unknown", description="Kind of microscope, kept in the card.")
+    source: Literal["simulated", "teacher", "pairs"] = Field(
+        "simulated", description="Simulated structures, recordings with the classical solution, pairs."
+    )
+    recordings: Paths = Field((), description="Recordings, for teacher and pairs.")
+    truths: Paths = Field((), description="What they should become, in the same order, for pairs.")
+    structures: Names = Field(
+        ("filaments", "nuclei", "points", "filaments+nuclei"), description="To train on."
+    )
+    held_out: Names = Field(("shells", "meshes"), description="Structures that stop the training.")
+    peak_photons: Range = Field((15.0, 600.0), description="Brightest voxel, lowest and highest.")
+    background_photons: Range = Field((0.5, 10.0), description="Background, lowest and highest.")
+    shape: Sizes = Field((32, 64, 64), description="Voxels z,y,x of a simulated recording.")
+    patch: Sizes = Field((24, 32, 32), description="Voxels z,y,x of a training patch.")
+    steps: int = Field(1000, ge=1, description="At most this many.")
+    batch: int = Field(1, ge=1, description="Patches a step.")
+    learning_rate: float = Field(2e-3, gt=0, description="At the start.")
+    validate_every: int = Field(100, ge=1, description="Steps between looks and checkpoints.")
+    patience: int = Field(10, ge=1, description="Looks without a new best that end it.")
+    width: int = Field(22, ge=4, le=64, description="Features of the network.")
+    calibration: int = Field(10, ge=2, description="Recordings that the verdict is fitted on.")
+    device: str = Field("auto", description="auto, cpu, cuda or cuda:1.")
+    licence: str = Field("not stated", description="Of the model, kept in the card.")
+    seed: int = Field(0, description="Of everything.")
+    overwrite: bool = Field(False, description="Replace a model that exists.")
+
+
+class RestoreParameters(Parameters):
+    """Everything that `pellucid restore` can be told."""
+
+    input: Path = Field(description="A recording.")
+    model: Path = Field(description="Folder of a model.")
+    output: Path = Field(description=".ome.zarr, .ome.tif or .tif.")
+    polish: Polish = Field("auto", description="Physical iterations after the network.")
+    verdict: Path | None = Field(None, description="Where to write the map of what to believe.")
+    voxel_um: SpacingUm = Field(None, description="Overrides what the file says.")
+    modality: str | None = Field(None, description="Refuse a model of another modality.")
+    time: int = Field(0, ge=0, description="Time point.")
+    channel: int = Field(0, ge=0, description="Channel.")
+    fall_back: bool = Field(False, description="Classical solution where the answer is not believed.")
+    device: str = Field("auto", description="auto, cpu, cuda or cuda:1.")
+    overwrite: bool = Field(False, description="Replace outputs that exist.")

@@ -1,0 +1,206 @@
+"""Networks: equivariant, deterministic, resumable; files that refuse; polish and verdict that work."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from microscopes import LIGHT_SHEET, gaussian_psf
+from pellucid.core.operators import Blur
+from pellucid.core.problem import Problem
+from pellucid.data.model_files import read_model, read_tensors, write_model, write_tensors
+from pellucid.errors import InputError, ParameterError
+from pellucid.networks.features import inputs_of, on_object, wiener_step
+from pellucid.networks.model import Architecture, RestorationNet, count_parameters
+from pellucid.networks.polish import Polished
+from pellucid.networks.restorer import Network
+from pellucid.networks.structures import BANK, simulate, specimen
+from pellucid.networks.training import (
+    RecordedPairs,
+    Schedule,
+    SimulatedPairs,
+    Trainer,
+    held_out_pairs,
+)
+from pellucid.networks.trust import fit, gather, scores, wrong_regions
+
+SHAPE = (12, 24, 24)
+BLUR = Blur(torch.from_numpy(gaussian_psf((5, 5, 5), (3.0, 2.0, 2.0)).astype(np.float32)), SHAPE)
+SMALL = Architecture(width=8)
+
+
+def filled(architecture=SMALL, seed=0):
+    """A network whose last weights are not zero, as after training."""
+    net = RestorationNet(architecture, seed)
+    with torch.no_grad():
+        net.tail.weight.normal_(std=0.05, generator=torch.Generator().manual_seed(seed))
+    return net.eval()
+
+
+def trainer(seed=0):
+    pairs = SimulatedPairs((BLUR,), ("points",), seed=seed)
+    held = held_out_pairs(pairs, ("shells",), 2)
+    schedule = Schedule(steps=6, patch=(8, 16, 16), validate_every=2)
+    return Trainer(RestorationNet(SMALL, seed), pairs, held, schedule)
+
+
+@pytest.mark.parametrize("kind", [*BANK, "filaments+nuclei"])
+@pytest.mark.parametrize("shape", [(10, 24, 24), (1, 32, 30)])
+def test_structures_are_repeatable_and_differ_by_seed(kind, shape):
+    first = specimen(kind, shape, 3)
+    assert first.shape == shape
+    assert first.min() >= 0
+    assert first.max() > 0
+    np.testing.assert_array_equal(first, specimen(kind, shape, 3))
+    assert np.abs(first - specimen(kind, shape, 4)).max() > 0.1
+
+
+def test_the_network_is_small_homogeneous_and_takes_any_size():
+    assert count_parameters(RestorationNet()) < 100_000
+    net = filled()
+    inputs = torch.rand(1, 3, 7, 18, 21, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        out = net(inputs)
+        assert out.shape == (1, 7, 18, 21)
+        torch.testing.assert_close(net(37 * inputs), 37 * out, rtol=1e-4, atol=1e-4)
+        assert torch.equal(net(inputs), out)
+
+
+def test_nothing_reaches_farther_than_the_receptive_radius():
+    net = filled()
+    inputs = torch.rand(1, 3, 4, 96, 8, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    net(inputs)[0, 2, 48, 4].backward()
+    reached = inputs.grad.abs().amax(dim=(0, 1, 2, 4)).nonzero().ravel() - 48
+    assert 12 < reached.abs().max() <= net.receptive_radius[1]
+
+
+def test_the_wiener_step_is_linear_and_sharpens():
+    example = simulate((BLUR,), "points", 1)
+    o = example.problem.observations[0]
+    signal = o.image - o.background
+    sharp = wiener_step(signal, BLUR)
+    torch.testing.assert_close(wiener_step(3 * signal, BLUR), 3 * sharp, rtol=1e-4, atol=1e-2)
+
+    def likeness(x):
+        return float(torch.corrcoef(torch.stack([x[BLUR.window].ravel(), truth]))[0, 1])
+
+    truth = example.truth[BLUR.window].ravel()
+    assert likeness(sharp) > likeness(on_object(signal, BLUR)) + 0.02
+
+
+def test_a_resumed_training_equals_an_uninterrupted_one(tmp_path):
+    whole = trainer()
+    whole.run()
+    half = trainer()
+    half.run(3)
+    write_tensors(tmp_path / "a.safetensors", *half.state())
+    resumed = trainer()
+    resumed.load(*read_tensors(tmp_path / "a.safetensors"))
+    resumed.run()
+    assert [row["held_out"] for row in resumed.curve] == [row["held_out"] for row in whole.curve]
+    for name, value in whole.best.items():
+        assert torch.equal(value, resumed.best[name])
+
+
+def test_bad_training_data_is_refused():
+    problem = simulate((BLUR,), "points", 1).problem
+    truth = torch.rand(SHAPE)
+    with pytest.raises(InputError, match="at least one, got 0"):
+        RecordedPairs((), ())
+    with pytest.raises(InputError, match="pair 0: NaN"):
+        RecordedPairs((problem,), (truth * torch.nan,))
+    with pytest.raises(InputError, match="pair 0: a constant image"):
+        RecordedPairs((problem,), (torch.ones(SHAPE),))
+    with pytest.raises(ParameterError, match="too few"):
+        SimulatedPairs((BLUR,), ())
+    with pytest.raises(ParameterError, match="points is also trained on"):
+        held_out_pairs(SimulatedPairs((BLUR,), ("points",)), ("points",), 1)
+
+
+def test_a_recorded_pair_is_dimmed_and_stays_a_pair():
+    example = simulate((BLUR,), "nuclei", 1)
+    pair = RecordedPairs((example.problem,), (example.truth,), seed=1)(0)
+    share = float(pair.truth.sum() / example.truth.sum())
+    light = pair.inputs[0][BLUR.window].sum() / inputs_of(example.problem)[0][BLUR.window].sum()
+    assert 0.3 <= share < 1
+    assert float(light) == pytest.approx(share, rel=0.05)
+
+
+def test_a_model_for_another_number_of_views_or_planes_is_refused():
+    problem = simulate((BLUR,), "points", 1).problem
+    with pytest.raises(InputError, match="trained for 2 views, got 1"):
+        Network(filled(Architecture(views=2, width=8)))(problem)
+    with pytest.raises(InputError, match="images of one plane"):
+        Network(filled(Architecture(volumetric=False, width=8)))(problem)
+
+
+def test_polish_makes_the_recording_more_likely_and_repairs_darkness():
+    example = simulate((BLUR,), "shells", 1)
+    problem: Problem = example.problem
+
+    class Blind:
+        def estimate(self, problem):
+            return torch.zeros(problem.shape)
+
+    answer = Polished(Blind(), gated=False)(problem)
+    truth = problem.windowed(example.truth)
+    assert answer.stats["iterations"] >= 1
+    assert float((answer.image - truth).norm()) < 0.8 * float(truth.norm())
+
+    class Right:
+        def estimate(self, problem):
+            return example.truth
+
+    gated, free = (Polished(Right(), 2, gated=g)(problem).image for g in (True, False))
+    assert float((gated - truth).norm()) < 0.5 * float((free - truth).norm())
+
+
+def test_the_verdict_tells_inventions_from_truth():
+    evidence, wrong = [], []
+    blur = Blur(BLUR.psf, (16, 48, 48))
+
+    class Inventing:
+        def estimate(self, problem):
+            x = truth.clone()
+            x[:, :, : x.shape[2] // 2] = truth.max() / 3
+            return x
+
+    for seed in range(4):
+        example = simulate((blur,), "shells", seed)
+        truth = example.truth
+        x = Inventing().estimate(example.problem)
+        evidence.append(gather(example.problem, Inventing(), x))
+        wrong.append(wrong_regions(x, truth, blur.window, 1.0))
+    trust = fit(evidence[:3], wrong[:3], evidence[:1])
+    assert scores(trust.believable(evidence[3]), wrong[3])["auroc"] > 0.9
+    perfect = scores(np.array([0.9, 0.8, 0.1]), np.array([False, False, True]))
+    assert (perfect["auroc"], perfect["false_alarms"]) == (1.0, 0.0)
+
+
+def test_model_files_refuse_what_is_not_a_model(tmp_path):
+    weights = filled().state_dict()
+    model = write_model(tmp_path / "m", weights, {"voxel_um": (1, 1, 1)})
+    tensors, card = read_model(model)
+    assert card["voxel_um"] == [1, 1, 1]
+    assert all(torch.equal(tensors[k], v) for k, v in weights.items())
+    torch.save(weights, tmp_path / "net.pt")
+    with pytest.raises(InputError, match="pickle"):
+        read_model(tmp_path / "net.pt")
+    with pytest.raises(InputError, match="no model"):
+        read_model(tmp_path)
+    path = model / "weights.safetensors"
+    path.write_bytes(path.read_bytes()[:-40])
+    with pytest.raises(InputError, match="not those of the card"):
+        read_model(model)
+    with pytest.raises(InputError, match="truncated"):
+        read_tensors(path)
+    card_path = model / "card.json"
+    card_path.write_text(json.dumps({**json.loads(card_path.read_text()), "format": "x"}))
+    with pytest.raises(InputError, match="expected the format"):
+        read_model(model)
+
+
+def test_light_sheet_inputs_have_the_object_s_grid():
+    blur = Blur(torch.from_numpy(LIGHT_SHEET.astype(np.float32)), (12, 20, 20))
+    assert inputs_of(simulate((blur,), "nuclei", 1).problem).shape == (3, *blur.domain_shape)
