@@ -208,6 +208,15 @@ def test_one_bad_time_point_stops_nothing(folder, capsys):
     assert np.isfinite(fused.read(2)).all()
 
 
+def test_a_view_with_nan_is_named(folder, capsys):
+    broken = recorded().views[1].counts.astype(np.float32)
+    broken[3, 4, 5] = np.nan
+    pellucid.write("SPIMB/SPIMB_1.tif", broken, voxel_um=(1, 1, 1), overwrite=True)
+    options = ["--iterations", 1, "--over-time", "once", "--time", "0:2", "-o", "f.ome.zarr"]
+    assert fuse(*options) == 3
+    assert "SPIMB_{t}.tif: 1 of 32768 voxels are NaN" in capsys.readouterr().err
+
+
 def test_a_dry_run_shows_the_plan(folder, capsys):
     assert fuse("-o", "f.ome.zarr", "--dry-run") == 0
     said = capsys.readouterr().out

@@ -202,6 +202,11 @@ def _fused(
             raise InputError(f"{placed.series.name}: not registered. {transform.reason}")
         empty, level = plan.backgrounds[number], plan.parameters.background
         counts: npt.NDArray[Any] = volume.astype(np.float32)
+        if bad := counts.size - int(np.isfinite(counts).sum()):
+            raise InputError(
+                f"{placed.series.name}: {bad} of {counts.size} voxels are NaN or infinite. Replace "
+                "them, or leave this time point out."
+            )
         if empty is not None:
             # the shape of the empty field is taken off and its mean kept, as the camera's level
             level = float(empty.mean())
