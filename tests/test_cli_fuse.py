@@ -237,6 +237,9 @@ def test_what_cannot_be_fused_is_refused_before_work(folder, capsys, monkeypatch
     assert "leaves nothing" in refused("--crop", "90:95,:,:")[1]
     assert "3 files for 2 views" in refused("--psf", "psf.tif", "--psf", "psf.tif")[1]
     (folder / "bad.json").write_text("{}")
+    pellucid.write("plane.tif", recorded().views[0].counts[3], voxel_um=(1, 1, 1))
+    assert main(["fuse", "plane.tif", "plane.tif", *ANGLES, "--psf", "psf.tif", "-o", "f.tif"]) == 1
+    assert "plane.tif: holds one plane" in capsys.readouterr().err
     assert "bad.json" in refused("--transforms", "bad.json")[1]
     monkeypatch.setattr("pellucid.stages.fuse_plan.available_bytes", lambda device: 2**20)
     code, said = refused()
