@@ -208,6 +208,15 @@ def test_one_bad_time_point_stops_nothing(folder, capsys):
     assert np.isfinite(fused.read(2)).all()
 
 
+def test_a_view_with_nan_is_named(folder, capsys):
+    broken = recorded().views[1].counts.astype(np.float32)
+    broken[3, 4, 5] = np.nan
+    pellucid.write("SPIMB/SPIMB_1.tif", broken, voxel_um=(1, 1, 1), overwrite=True)
+    options = ["--iterations", 1, "--over-time", "once", "--time", "0:2", "-o", "f.ome.zarr"]
+    assert fuse(*options) == 3
+    assert "SPIMB_{t}.tif: 1 of 32768 voxels are NaN" in capsys.readouterr().err
+
+
 def test_a_dry_run_shows_the_plan(folder, capsys):
     assert fuse("-o", "f.ome.zarr", "--dry-run") == 0
     said = capsys.readouterr().out
@@ -228,6 +237,9 @@ def test_what_cannot_be_fused_is_refused_before_work(folder, capsys, monkeypatch
     assert "leaves nothing" in refused("--crop", "90:95,:,:")[1]
     assert "3 files for 2 views" in refused("--psf", "psf.tif", "--psf", "psf.tif")[1]
     (folder / "bad.json").write_text("{}")
+    pellucid.write("plane.tif", recorded().views[0].counts[3], voxel_um=(1, 1, 1))
+    assert main(["fuse", "plane.tif", "plane.tif", *ANGLES, "--psf", "psf.tif", "-o", "f.tif"]) == 1
+    assert "plane.tif: holds one plane" in capsys.readouterr().err
     assert "bad.json" in refused("--transforms", "bad.json")[1]
     monkeypatch.setattr("pellucid.stages.fuse_plan.available_bytes", lambda device: 2**20)
     code, said = refused()
@@ -251,3 +263,25 @@ def test_raw_stage_scans_are_fused_without_deskewing_first(folder):
     brightest = [np.argwhere(v > 0.6 * v.max()).mean(0) for v in (fused, upright)]
     size = [np.array(v.shape) for v in (fused, upright)]
     assert np.abs((brightest[0] - size[0] / 2) - (brightest[1] - size[1] / 2)).max() < 2
+
+
+def test_a_file_of_transforms_is_where_registration_starts_and_is_believed_as_it_says(folder, capsys):
+    views = ("SPIMA/SPIMA_{t}.tif", "SPIMB/SPIMB_{t}.tif")
+    assert main(["register", *views, *ANGLES, "--time", "0", "-o", "found.json"]) == 0
+    applied = ["--over-time", "none", "--time", "1", "--method", "average"]
+    assert fuse(*applied, "--start", "found.json", "-o", "a.ome.tif") == 0
+    found, used = (
+        json.loads((folder / name).read_text())["transforms"][1]["world_to_view"]["matrix"]
+        for name in ("found.json", "a_transforms.json")
+    )
+    np.testing.assert_allclose(used, found)
+    assert "found.json" in str(read_record("a.ome.tif")["inputs"])
+    content = json.loads((folder / "found.json").read_text())
+    content["transforms"][1] |= {"how": "failed", "reason": "The views do not agree."}
+    (folder / "failed.json").write_text(json.dumps(content))
+    for option in ("--start", "--transforms"):
+        assert fuse(*applied, option, "failed.json", "-o", "b.ome.tif") == 1
+        assert "could be registered. The views do not agree." in capsys.readouterr().err
+    assert fuse("--start", "none.json", "-o", "b.ome.tif") == 2
+    assert "none.json', which is neither" in capsys.readouterr().err
+    assert not (folder / "b.ome.tif").exists()

@@ -70,10 +70,11 @@ def fuse_lines(outcome: Any) -> list[str]:
     measured = [t.registration for t in outcome.transforms.transforms if t.registration is not None]
     if measured:
         worst = min(measured, key=lambda found: found.ncc_after)
-        sigma = max(max(found.corner_sigma_um) for found in measured if found.converged)
+        sigmas = [max(found.corner_sigma_um) for found in measured if found.converged]
+        known = f", corners known to {max(sigmas):.2g} um" if sigmas else ""
         lines.append(
-            f"registered   {sum(found.converged for found in measured)} of {len(measured)}, "
-            f"correlation {worst.ncc_after:.3f} at least, corners known to {sigma:.2g} um"
+            f"registered   {len(sigmas)} of {len(measured)}, "
+            f"correlation {worst.ncc_after:.3f} at least{known}"
         )
     parts = (f"{name} {seconds:.1f}" for name, seconds in outcome.timings_s.items())
     return [*lines, f"seconds      {', '.join(parts)}"]

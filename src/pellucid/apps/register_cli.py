@@ -75,6 +75,8 @@ def _register(parameters: RegisterParameters, *, dry_run: bool, json: bool) -> i
 
         transform_picture(outcome.series, parameters.picture)
         outcome.outputs.append(parameters.picture)
+        if not json:
+            say(f"wrote {parameters.picture}")
     if json:
         print_json(outcome.to_json())
     if outcome.bad:

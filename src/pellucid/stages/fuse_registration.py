@@ -80,7 +80,9 @@ def applied(
         raise InputError(f"{path.name}: transforms of {given.views} views, and there are {views}.")
     if len(given.times) == 1:
         repeated = [
-            ViewTransform(t, one.view, one.world_to_view, "given")
+            ViewTransform(
+                t, one.view, one.world_to_view, "given" if one.believed else "failed", one.reason
+            )
             for t in times
             for one in given.transforms
         ]

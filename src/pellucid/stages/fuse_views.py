@@ -13,7 +13,7 @@ from pellucid.core.deskew import StageScan, deskew, deskewed_grid
 from pellucid.core.geometry import Affine, Grid, as_triple
 from pellucid.core.psf import Psf
 from pellucid.data.recording import Recording
-from pellucid.errors import ParameterError
+from pellucid.errors import InputError, ParameterError
 from pellucid.stages.deskew_parameters import ScanParameters
 from pellucid.stages.fuse_parameters import FuseParameters
 from pellucid.stages.pair_registration import nominal_transforms
@@ -112,6 +112,13 @@ def placed_series(
         raise ParameterError(
             f"stage_scan: {len(scans)} given for {len(opened)} views. Give one for all, or one each."
         )
+    turned = parameters.axis != "z" and len(set(parameters.angles)) > 1
+    for view in opened if turned else ():
+        if view.shape[0] == 1:
+            raise InputError(
+                f"{view.name}: holds one plane, and views that are turned need stacks. Check the file, "
+                "and that its planes are not taken for time points or channels (--axes)."
+            )
     return tuple(
         PlacedSeries(view, _scan(scans[number % len(scans)], view) if scans else None)
         for number, view in enumerate(opened)

@@ -3,6 +3,7 @@
 import time
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,7 @@ from pellucid.stages.events import (
 from pellucid.stages.fuse_outputs import write_everything
 from pellucid.stages.fuse_plan import FusePlan, cropped, proposed_crop, world_grid
 from pellucid.stages.lanes import ReadAhead
+from pellucid.stages.pair_registration import STARTS
 
 Float32 = npt.NDArray[np.float32]
 Place = tuple[int, int]
@@ -69,6 +71,8 @@ def run_fusion(plan: FusePlan, on_event: OnEvent = ignore) -> FuseOutcome:
     extra = [*plan.parameters.psf, *plan.parameters.background_image]
     if plan.parameters.transforms is not None:
         extra.append(plan.parameters.transforms)
+    if plan.parameters.start not in STARTS:
+        extra.append(Path(plan.parameters.start).expanduser())
     with record.timed("checksums"):
         record.inputs = [fingerprint(path) for path in dict.fromkeys([*files, *extra])]
     waiting = FinishedVolumes.begin(
@@ -198,6 +202,11 @@ def _fused(
             raise InputError(f"{placed.series.name}: not registered. {transform.reason}")
         empty, level = plan.backgrounds[number], plan.parameters.background
         counts: npt.NDArray[Any] = volume.astype(np.float32)
+        if bad := counts.size - int(np.isfinite(counts).sum()):
+            raise InputError(
+                f"{placed.series.name}: {bad} of {counts.size} voxels are NaN or infinite. Replace "
+                "them, or leave this time point out."
+            )
         if empty is not None:
             # the shape of the empty field is taken off and its mean kept, as the camera's level
             level = float(empty.mean())

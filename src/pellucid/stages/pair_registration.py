@@ -11,7 +11,7 @@ import numpy.typing as npt
 from pellucid.core.geometry import Affine, Axis
 from pellucid.core.registration import Registration, StartName, register
 from pellucid.core.starts import view_turn
-from pellucid.core.transform_series import WORLD, SeriesRegistration
+from pellucid.core.transform_series import WORLD, SeriesRegistration, ViewTransform
 from pellucid.errors import ParameterError
 from pellucid.stages.parameters import RegistrationParameters
 from pellucid.stages.view_series import ViewSeries
@@ -92,6 +92,14 @@ class Pairing:
             return self.nominal[view]
         found = self.given.nearest(time_point, view).world_to_view
         return found.with_frames(source=WORLD, target=f"view {view}")
+
+    def applied(self, time_point: int, view: int) -> ViewTransform:
+        """The given or nominal transform as a result; failed where the file says so."""
+        place = self.start(time_point, view)
+        near = None if self.given is None else self.given.nearest(time_point, view)
+        if near is not None and not near.believed:
+            return ViewTransform(time_point, view, place, "failed", near.reason)
+        return ViewTransform(time_point, view, place, "given")
 
     def register(
         self,
@@ -186,6 +194,8 @@ class Pairing:
             found = self._pair(volumes, 0, view, start="translation", mirrored=mirrored)
             if found.converged:
                 return f" Mirrored along {name} it would be believed: flip that axis of the view."
+        if abs(angle_deg) <= 1.0:
+            return " The views were taken as not turned; if they are, give --angles such as 0,90."
         return ""
 
     def _backwards(self, view: int) -> tuple[float, Affine]:

@@ -164,7 +164,8 @@ def run_registration(plan: RegisterPlan, on_event: OnEvent = ignore) -> Register
     record.inputs = [fingerprint(path) for view in views for path in view.files]
     record.statistics = {"device": describe_device(plan.device), "bad": outcome.bad}
     beside = write_record(record, asked.output)
-    on_event(FileDone(asked.output, beside))
+    for path in outcome.outputs:
+        on_event(FileDone(path, beside))
     return outcome
 
 

@@ -82,9 +82,7 @@ def register_series(
     numbers = range(1, len(views))
     pairing = Pairing(views, parameters, nominal, given, psfs, device)
     if parameters.over_time == "none":
-        at = {(t, v): pairing.start(t, v) for t in views[0].times for v in numbers}
-        applied = [ViewTransform(t, v, transform, "given") for (t, v), transform in at.items()]
-        return _series(views, applied)
+        return _series(views, [pairing.applied(t, v) for t in views[0].times for v in numbers])
     known = _known(done)
     measured: dict[Key, Measured] = {}
     times = _times_to_register(views[0], parameters)
