@@ -20,8 +20,8 @@ from pellucid.errors import ParameterError, PlanError
 from pellucid.stages.parameters import DeconvolveParameters
 
 MARGIN = 0.6
-"""Share of the room that tiles may plan with: libraries, measuring, and memory that is freed and not given
-back take the rest. With 0.85, 1.05 GiB were held where 1 GiB was allowed (`benchmarks/large_volumes.py`)."""
+"""Share of the room that tiles may plan with: libraries, measuring, and freed memory take the rest.
+With 0.85, 1.05 GiB were held where 1 GiB was allowed (`benchmarks/large_volumes.py`)."""
 
 
 @dataclass(frozen=True)
