@@ -257,10 +257,12 @@ def difference_left(fixed: Level, moving: Level, fixed_to_moving: Affine) -> Mat
     derivatives, to first order; so D is the solution of a linear fit, next to gain and offset, over
     the voxels that both views share.
     """
-    warped = resample(moving.image, moving.grid, fixed.grid, target_to_source=fixed_to_moving)
     more = QUIET_SIGMA_VOXELS**2 * _base_covariance(fixed.grid)
     quiet = gaussian_blurred(fixed.image, fixed.grid, more)
-    warped = gaussian_blurred(warped, fixed.grid, more)
+    # blurred before it is warped: beyond the moving view's border is nothing, not darkness
+    turned = fixed_to_moving.linear @ more @ fixed_to_moving.linear.T
+    warped = gaussian_blurred(moving.image, moving.grid, turned)
+    warped = resample(warped, moving.grid, fixed.grid, target_to_source=fixed_to_moving)
     shared = resample(
         inside(moving).to(warped), moving.grid, fixed.grid, target_to_source=fixed_to_moving
     )
