@@ -20,7 +20,7 @@ def folder(tmp_path, monkeypatch):
 def test_a_simulated_recording_gets_closer_to_the_truth(folder, capsys, monkeypatch):
     monkeypatch.setattr(demo_deconvolution, "SHAPE", (16, 48, 48))
     monkeypatch.setattr(demo_deconvolution, "MATCHED_ITERATIONS", (2, 4))
-    monkeypatch.setattr(demo_fusion, "SHAPE", (40, 40, 40))
+    monkeypatch.setattr(demo_fusion, "SHAPE", (48, 48, 48))
     monkeypatch.setattr(demo_fusion, "VOXEL_UM", 0.25)
     assert main(["demo", "-o", "shown"]) == 0
     said = capsys.readouterr().out

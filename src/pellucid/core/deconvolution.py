@@ -1,6 +1,7 @@
 """Deconvolve one volume: from camera counts to a Problem, to a Restorer, and back to counts."""
 
 import math
+from dataclasses import replace
 from typing import Any, overload
 
 import numpy as np
@@ -212,11 +213,16 @@ def _check_planes(psf: Psf | PsfField, shape: Shape) -> None:
 
 def roomy(psf: Psf) -> NDArray[np.float32]:
     """Return the values of a PSF in a box of at least `ROOM_FWHM` widths on each side, dark beyond."""
-    padding = []
+    return np.pad(psf.values.astype(np.float32), _room(psf))
+
+
+def _room(psf: Psf) -> list[tuple[int, int]]:
+    """Return the voxels to add on each side of each axis; the centre stays at n // 2."""
+    added = []
     for width, n in zip(fwhm_px(psf), psf.shape, strict=True):
         radius = math.ceil(ROOM_FWHM * width) if math.isfinite(width) and n > 1 else 0
-        padding.append((max(radius - n // 2, 0),) * 2)  # the centre stays at n // 2
-    return np.pad(psf.values.astype(np.float32), padding)
+        added.append((max(radius - n // 2, 0),) * 2)
+    return added
 
 
 def unknown_gain(image: Tensor, background: float) -> float:
@@ -250,7 +256,10 @@ def blur_of(
 ) -> Extended:
     """Return the blur of an image of `shape` on `device`: one that varies for a field."""
     if isinstance(psf, PsfField):
-        return VaryingBlur.of(psf, shape, accuracy=FIELD_ACCURACY, device=device)
+        psfs = np.pad(psf.psfs, [(0, 0), *_room(psf.typical)])
+        return VaryingBlur.of(
+            replace(psf, psfs=psfs), shape, accuracy=FIELD_ACCURACY, device=device
+        )
     return Blur(torch.from_numpy(roomy(psf)).to(device), shape)
 
 
