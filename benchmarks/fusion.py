@@ -8,7 +8,7 @@ correlates with the truth by 0.5 (voxels), the light kept, and seconds, all in o
     python benchmarks/fusion.py                              # 48^3, two and four views, a few minutes
     python benchmarks/fusion.py --structure shells --peak 40 --views 2
     python benchmarks/fusion.py --registered                 # transforms from register(), not the true ones
-    python benchmarks/fusion.py --data ../shared/data        # measured PSFs, a real brain as the object
+    python benchmarks/fusion.py --data REAL_DATA        # measured PSFs, a real brain as the object
     python benchmarks/fusion.py --seeds 11 12 --peak 30 300  # medians of plain iterations over many cases
     python benchmarks/fusion.py --timing 256 --threads 2     # the command on one dual-view time point
 """

@@ -88,3 +88,19 @@ def test_what_a_scan_needs(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("pellucid.stages.deskewing.available_bytes", lambda device: 1000)
     assert main(["deskew", str(plane), *SCAN, "--pixel-um", "0.2", "-o", target]) == 1
     assert "1000 bytes free. Give coarser voxels" in capsys.readouterr().err
+
+
+def test_floats_of_any_width_stay_floats(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    np.save("f64.npy", np.random.default_rng(0).random((10, 12, 12)))
+    scan = ["--axes", "zyx", "--step-um", "0.3", "--angle-deg", "45", "--pixel-um", "0.2"]
+    assert main(["deskew", "f64.npy", *scan, "-o", "up.ome.zarr"]) == 0
+    assert len(np.unique(pellucid.open("up.ome.zarr").read())) > 100
+
+
+def test_the_input_is_not_overwritten(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    pellucid.write("raw.tif", np.ones((10, 12, 12), np.float32), voxel_um=(0.3, 0.2, 0.2))
+    scan = ["--step-um", "0.3", "--angle-deg", "45", "--overwrite"]
+    assert main(["deskew", "raw.tif", *scan, "-o", "raw.tif"]) == 1
+    assert "is an input" in capsys.readouterr().err

@@ -131,13 +131,6 @@ def matched_levels(
     )
 
 
-def cross_blur(fixed_um2: Matrix, moving_um2: Matrix, fixed_to_moving: Affine) -> BlurDifference:
-    """Return each view's blur as the other must receive it, from the covariances of both PSFs."""
-    linear = fixed_to_moving.linear
-    back = np.linalg.inv(linear)
-    return BlurDifference(back @ moving_um2 @ back.T, linear @ fixed_um2 @ linear.T)
-
-
 def from_difference(difference_um2: Matrix, fixed_to_moving: Affine) -> BlurDifference:
     """Return the least blur of both views that makes up for a difference of covariances.
 

@@ -119,7 +119,7 @@ def _whole_lines(path: Path) -> list[dict[str, Any]]:
 def _check_same(found: Mapping[str, Any], wanted: Mapping[str, Any], path: Path) -> None:
     if changed := differences(found, json.loads(json.dumps(wanted))):
         raise OutputError(
-            f"{path.parent.name}/{path.name}: cannot be resumed, since the run was begun otherwise: "
+            f"{path.name}: cannot be resumed, since the run was begun otherwise: "
             f"{'; '.join(changed[:4])}. Restore that, or begin anew with --overwrite."
         )
 

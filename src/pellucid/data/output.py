@@ -1,6 +1,6 @@
 """One way to every output: the suffix chooses the format, the checks come before the work."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +66,12 @@ def create_output(
         f"{path.name}: the suffix chooses the format, and {path.suffix!r} is none. "
         "Use .ome.zarr, .ome.tif or .tif."
     )
+
+
+def check_not_input(output: Path, inputs: Iterable[Path]) -> None:
+    """Raise OutputError where `output` is one of the files that are read: it would replace them."""
+    if output.expanduser().resolve() in {path.expanduser().resolve() for path in inputs}:
+        raise OutputError(f"{output}: is an input. Write to another name.")
 
 
 def stem(path: Path) -> str:

@@ -12,13 +12,13 @@ import torch
 
 from pellucid.core.deskew import PLANES_AT_ONCE, StageScan, deskew, deskewed_grid
 from pellucid.core.geometry import Grid
-from pellucid.data.output import create_output
+from pellucid.data.output import check_not_input, create_output
 from pellucid.data.record import RunRecord, fingerprint, write_record
 from pellucid.data.recording import Recording, open_recordings
 from pellucid.data.writer import ImageDescription, ImageWriter, check_free_space
 from pellucid.errors import InputError, PlanError
 from pellucid.stages.deskew_parameters import DeskewParameters
-from pellucid.stages.events import FileDone, OnEvent, VolumeDone, ignore
+from pellucid.stages.events import FileDone, OnEvent, VolumeDone, Warned, ignore
 from pellucid.stages.lanes import ReadAhead, WriteBehind
 from pellucid.stages.planning import chosen, gib
 from pellucid.stages.resources import available_bytes, describe_device, resolve_device
@@ -89,6 +89,7 @@ def plan_deskew(parameters: DeskewParameters) -> DeskewPlan:
             "as they are with --stage-scan."
         )
     (recording,) = found
+    check_not_input(parameters.output, (recording.path, *recording.files))
     scan = parameters.scan(_pixel_um(parameters, recording))
     planes, height, width = recording.shape[2:]
     if planes < 2:
@@ -116,6 +117,7 @@ def plan_deskew(parameters: DeskewParameters) -> DeskewPlan:
 def run_deskew(plan: DeskewPlan, on_event: OnEvent = ignore) -> Path:
     """Carry out `plan` and write a record beside the output; returns the record's path."""
     record = RunRecord("deskew", plan.parameters.plain())
+    record.inputs = [fingerprint(path) for path in plan.recording.files]
     places = list(np.ndindex(len(plan.times), len(plan.channels)))
 
     def read(place: tuple[int, ...]) -> Volume:
@@ -126,13 +128,14 @@ def run_deskew(plan: DeskewPlan, on_event: OnEvent = ignore) -> Path:
             with record.timed("wait for reading"):
                 volume = reading.result()
             begin = time.perf_counter()
+            name = f"{plan.recording.path.name} t={plan.times[t]} c={plan.channels[c]}"
+            if bad := volume.size - int(np.isfinite(volume).sum()):
+                on_event(Warned(f"{name}: {bad} voxels are NaN or infinite, and spread to neighbours."))
             image = _deskewed(plan, volume)
             seconds = time.perf_counter() - begin
             record.timings_s["deskew"] = record.timings_s.get("deskew", 0.0) + seconds
             _put(writing, out, t, c, image)
-            name = f"{plan.recording.path.name} t={plan.times[t]} c={plan.channels[c]}"
             on_event(VolumeDone(number, len(places), seconds, name))
-    record.inputs = [fingerprint(path) for path in plan.recording.files]
     record.statistics.update(
         grid=plan.grid.to_dict(), scan_to_frame=plan.scan.to(plan.parameters.frame).to_dict()
     )
@@ -150,7 +153,7 @@ def _deskewed(plan: DeskewPlan, volume: Volume) -> Volume:
     image: Volume = deskew(counts, plan.scan, grid=plan.grid)[0].cpu().numpy()
     wanted = np.dtype(plan.image.dtype)
     # interpolated values lie between recorded ones, so rounding is all that integers need
-    return image if wanted == np.float32 else np.rint(image).astype(wanted)
+    return (np.rint(image) if wanted.kind in "ui" else image).astype(wanted, copy=False)
 
 
 def _pixel_um(parameters: DeskewParameters, recording: Recording) -> tuple[float, float]:

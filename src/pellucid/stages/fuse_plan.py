@@ -20,7 +20,7 @@ from pellucid.core.psf import Psf
 from pellucid.core.transform_series import SeriesRegistration
 from pellucid.core.views import LitView, View, proposed_world
 from pellucid.data.finished_volumes import waiting_folder
-from pellucid.data.output import stem
+from pellucid.data.output import check_not_input, stem
 from pellucid.data.recording import open_recording
 from pellucid.data.writer import ImageDescription, check_free_space, check_output_path
 from pellucid.errors import InputError, OutputError, ParameterError, PellucidError, PlanError
@@ -132,6 +132,8 @@ def plan_fusion(parameters: FuseParameters) -> FusePlan:
     )  # fmt: skip
     views = placed_series(parameters, opened)
     _check_output(parameters)
+    read = [path for view in views for path in view.series.files]
+    check_not_input(parameters.output, [*parameters.psf, *read])
     file_given = parameters.transforms is not None or parameters.start not in STARTS
     check_stated(parameters.angles, "--transforms FILE", transforms=file_given)
     reference_channels(parameters.reference, views[0].series.channels)

@@ -10,11 +10,11 @@ from pellucid.core.accelerated import Accelerated
 from pellucid.core.deconvolution import as_volume
 from pellucid.core.psf import Psf
 from pellucid.data.model_files import read_model
-from pellucid.data.output import create_output
+from pellucid.data.output import check_not_input, create_output
 from pellucid.data.record import RunRecord, fingerprint, write_record
 from pellucid.data.recording import open_recording
 from pellucid.data.writer import ImageDescription
-from pellucid.errors import InputError
+from pellucid.errors import InputError, OutputError
 from pellucid.networks.model import Architecture, RestorationNet
 from pellucid.networks.polish import Polished
 from pellucid.networks.restorer import Network
@@ -53,6 +53,12 @@ def restore(parameters: RestoreParameters) -> dict[str, Any]:
     image = as_volume(recording.read(parameters.time, parameters.channel))
     z, y, x = image.shape
     described = ImageDescription((1, 1, z, y, x), "float32", spacing)
+    inputs = (recording.path, *recording.files)
+    check_not_input(parameters.output, inputs)
+    if parameters.verdict is not None:
+        check_not_input(parameters.verdict, inputs)
+        if parameters.verdict.resolve() == parameters.output.resolve():
+            raise OutputError(f"{parameters.verdict}: the verdict would replace the image. Name another.")
     outputs = [create_output(parameters.output, described, overwrite=parameters.overwrite)]
     if parameters.verdict is not None:
         outputs.append(create_output(parameters.verdict, described, overwrite=parameters.overwrite))

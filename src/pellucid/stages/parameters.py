@@ -44,11 +44,13 @@ def _as_several(value: Any) -> Any:
 
 def _bytes(value: Any) -> Any:
     """A size in words (2GiB, 500 MB) as bytes."""
-    found = re.fullmatch(r"\s*([\d.]+)\s*([kMGT]?)(i?)B?\s*", value) if isinstance(value, str) else None
-    if found is None:
+    if not isinstance(value, str):
         return value
+    found = re.fullmatch(r"\s*(\d+\.?\d*)\s*([kmgt]?)(i?)b?\s*", value.lower())
+    if found is None:
+        raise ValueError("a size such as 2GiB")
     base = 1024 if found[3] else 1000
-    return int(float(found[1]) * base ** " kMGT".index(found[2] or " "))
+    return int(float(found[1]) * base ** " kmgt".index(found[2] or " "))
 
 
 Bytes = Annotated[int | None, BeforeValidator(_bytes)]
@@ -88,6 +90,8 @@ def parameter_error(error: ValidationError, names: list[str]) -> ParameterError:
         near = difflib.get_close_matches(name, names, n=1)
         hint = f"Did you mean {near[0]!r}?" if near else f"There are: {', '.join(names)}."
         return ParameterError(f"{name}: no such parameter. {hint}")
+    if first["type"] == "missing" and len(first["loc"]) > 1:
+        return ParameterError(f"{name}: expected more numbers, such as z,y,x.")
     if first["type"] == "missing":
         return ParameterError(f"{name}: needed, and not given. See --help.")
     said = first["msg"].removeprefix("Value error, ").removeprefix("Input should be ")

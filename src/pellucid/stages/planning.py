@@ -11,7 +11,7 @@ from pellucid.core.back_projectors import Figures
 from pellucid.core.deconvolution import back_projector
 from pellucid.core.psf import Psf, fwhm_px
 from pellucid.core.psf_field import PsfField
-from pellucid.data.output import stem
+from pellucid.data.output import check_not_input, stem
 from pellucid.data.recording import Recording, open_recordings
 from pellucid.data.resumable_zarr import listed_core, manifest_path
 from pellucid.data.writer import check_free_space, check_output_path
@@ -246,7 +246,8 @@ def _fitted(
 ) -> FilePlan:
     """The file in one piece where that fits, else by tiles."""
     z, y, x = file.shape[2:]
-    goes_on = manifest_path(file.output).is_file()
+    partial = file.output.with_name(file.output.name + ".partial")
+    goes_on = manifest_path(file.output).is_file() and partial.is_dir()
     if goes_on and not (parameters.resume or parameters.overwrite):
         raise OutputError(
             f"{file.output.name}: an interrupted run of this output is there. Go on with --resume, or "
@@ -329,10 +330,9 @@ def _outputs(parameters: DeconvolveParameters, recordings: list[Recording]) -> l
     if len(set(outputs)) < len(outputs):
         twice = next(path for path in outputs if outputs.count(path) > 1)
         raise OutputError(f"{twice.name}: two inputs would both be written there. Run them apart.")
-    inputs = {file.resolve() for recording in recordings for file in recording.files}
+    inputs = [file for recording in recordings for file in (recording.path, *recording.files)]
     for path in outputs:
-        if path.resolve() in inputs:
-            raise OutputError(f"{path}: is an input. Write to another name.")
+        check_not_input(path, inputs)
         if path.parent.is_dir():
             _check_output(path, parameters.overwrite)
         elif path is target or not path.parent.parent.is_dir():

@@ -236,6 +236,8 @@ def _check_outputs(parameters: RegisterParameters) -> None:
                 raise OutputError(f"{path.name}: expected a name that ends in {suffix}.")
             check_output_path(path, parameters.overwrite)
     for folder in (parameters.itk, parameters.registered):
+        if folder is not None and folder.exists() and not folder.is_dir():
+            raise OutputError(f"{folder}: is a file, and a folder is needed. Name another.")
         if folder is not None and folder.is_dir() and any(folder.iterdir()):
             if not parameters.overwrite:
                 raise OutputError(f"{folder}: exists and holds files. Name another, or --overwrite.")
