@@ -73,14 +73,14 @@ def main() -> None:
                     run.kill()
                     run.wait()
                     kills += 1
+                    if (folder / "killed.ome.zarr").exists():
+                        # killed between the rename and the end: complete, which the bytes must show
+                        listed.unlink(missing_ok=True)
+                        break
                     now = listed.read_bytes().count(b"\n") if listed.is_file() else 0
                     lost += now < finished
                     finished = now
-                    if not (folder / "killed.ome.zarr").exists():
-                        continue
-                    # killed between the rename and the end: complete, which the bytes must show
-                    listed.unlink(missing_ok=True)
-                    break
+                    continue
                 assert code == 0, "a run that goes on failed"
                 break
             results += 1
