@@ -9,12 +9,12 @@ from pydantic import ValidationError
 
 from pellucid import __version__
 from pellucid.apps import network_cli
-from pellucid.apps.deskew_cli import add_deskew
-from pellucid.apps.fuse_cli import add_fuse
-from pellucid.apps.options import as_yaml, given, merged, options_of
+from pellucid.apps.deskew_cli import deskew
+from pellucid.apps.fuse_cli import fuse
+from pellucid.apps.options import as_yaml, asked, given, options_of
 from pellucid.apps.psf_cli import psf_app
 from pellucid.apps.register_cli import register
-from pellucid.apps.stitch_cli import add_stitch
+from pellucid.apps.stitch_cli import stitch
 from pellucid.apps.terminal import (
     ERROR,
     OK,
@@ -36,9 +36,9 @@ app = App(
     suppress_keyboard_interrupt=False,
 )
 app.command(psf_app)
-add_deskew(app)
-add_fuse(app)
-add_stitch(app)
+app.command(deskew)
+app.command(fuse)
+app.command(stitch)
 app.command(register)
 app.command(network_cli.train)
 app.command(network_cli.restore)
@@ -80,12 +80,7 @@ def deconvolve(
     json
         Print JSON for machines, and only that.
     """
-    typed = dict(given(options))
-    typed.update({"inputs": inputs} if inputs else {})
-    typed.update({"output": output} if output else {})
-    parameters = DeconvolveParameters.checked(
-        merged(DeconvolveParameters, "deconvolve", config, typed)
-    )
+    parameters = asked(DeconvolveParameters, "deconvolve", config, options, inputs, output)
     if print_config:
         print(as_yaml(parameters), end="")
         return OK

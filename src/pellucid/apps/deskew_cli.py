@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Any
 
-from cyclopts import App, Parameter
+from cyclopts import Parameter
 
 from pellucid.apps.options import given, options_of
 from pellucid.apps.terminal import OK, Progress, print_json, say
@@ -54,8 +54,3 @@ def deskew(
     if json:
         print_json({**plan.to_json(), "record": record})
     return OK
-
-
-def add_deskew(app: App) -> None:
-    """Make `deskew` a command of `app`."""
-    app.command(deskew)

@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import Annotated, Any
 
-from cyclopts import App, Parameter
+from cyclopts import Parameter
 
-from pellucid.apps.options import as_yaml, given, merged, options_of
+from pellucid.apps.options import as_yaml, asked, options_of
 from pellucid.apps.terminal import OK, SOME_FAILED, Progress, print_json, say
 from pellucid.stages.fuse_parameters import FuseParameters
 
@@ -41,10 +41,7 @@ def fuse(
     json
         Print JSON for machines, and only that.
     """
-    typed = dict(given(options))
-    typed.update({"inputs": inputs} if inputs else {})
-    typed.update({"output": output} if output else {})
-    parameters = FuseParameters.checked(merged(FuseParameters, "fuse", config, typed))
+    parameters = asked(FuseParameters, "fuse", config, options, inputs, output)
     if print_config:
         print(as_yaml(parameters), end="")
         return OK
@@ -78,8 +75,3 @@ def _fuse(parameters: FuseParameters, *, dry_run: bool, json: bool) -> int:
             say(f"  {name}: {why}")
         return SOME_FAILED
     return OK
-
-
-def add_fuse(app: App) -> None:
-    """Make `fuse` a command of `app`."""
-    app.command(fuse)

@@ -7,15 +7,17 @@ the same sentence whether it was typed, written into a YAML file or passed in Py
 import os
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from cyclopts import Parameter
 from pydantic import Field, create_model
 
 from pellucid.errors import ParameterError
 from pellucid.stages.parameters import Parameters
+
+Model = TypeVar("Model", bound=Parameters)
 
 ENVIRONMENT = "PELLUCID_"
 
@@ -52,6 +54,21 @@ def merged(
         if prefix + name.upper() in os.environ
     }
     return {**(read_config(config) if config else {}), **environment, **typed}
+
+
+def asked(
+    model: type[Model],
+    command: str,
+    config: Path | None,
+    options: Parameters,
+    inputs: Sequence[str],
+    output: Path | None,
+) -> Model:
+    """The parameters of a command: from its YAML file, the environment, and what was typed."""
+    typed = dict(given(options))
+    typed.update({"inputs": inputs} if inputs else {})
+    typed.update({"output": output} if output else {})
+    return model.checked(merged(model, command, config, typed))
 
 
 def given(options: Parameters) -> dict[str, Any]:

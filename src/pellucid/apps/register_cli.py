@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from pellucid.apps.options import as_yaml, given, merged, options_of
+from pellucid.apps.options import as_yaml, asked, options_of
 from pellucid.apps.terminal import ERROR, OK, SOME_FAILED, Progress, print_json, say
 from pellucid.stages.parameters import RegisterParameters
 
@@ -40,10 +40,7 @@ def register(
     json
         Print JSON for machines, and only that.
     """
-    typed = dict(given(options))
-    typed.update({"inputs": inputs} if inputs else {})
-    typed.update({"output": output} if output else {})
-    parameters = RegisterParameters.checked(merged(RegisterParameters, "register", config, typed))
+    parameters = asked(RegisterParameters, "register", config, options, inputs, output)
     if print_config:
         print(as_yaml(parameters), end="")
         return OK

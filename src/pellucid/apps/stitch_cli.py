@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
-from cyclopts import App, Parameter
+from cyclopts import Parameter
 
-from pellucid.apps.options import as_yaml, given, merged, options_of
+from pellucid.apps.options import as_yaml, asked, options_of
 from pellucid.apps.terminal import OK, Progress, print_json, say
 from pellucid.stages.stitch_parameters import StitchParameters
 
@@ -42,10 +42,7 @@ def stitch(
     json
         Print JSON for machines, and only that.
     """
-    typed = dict(given(options))
-    typed.update({"inputs": inputs} if inputs else {})
-    typed.update({"output": output} if output else {})
-    parameters = StitchParameters.checked(merged(StitchParameters, "stitch", config, typed))
+    parameters = asked(StitchParameters, "stitch", config, options, inputs, output)
     if print_config:
         print(as_yaml(parameters), end="")
         return OK
@@ -118,8 +115,3 @@ def placed_lines(outcome: Any) -> list[str]:
             )
     parts = (f"{name} {seconds:.1f}" for name, seconds in outcome.timings_s.items())
     return [*lines, f"seconds      {', '.join(parts)}"]
-
-
-def add_stitch(app: App) -> None:
-    """Make `stitch` a command of `app`."""
-    app.command(stitch)
