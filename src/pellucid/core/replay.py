@@ -120,7 +120,7 @@ def decided(restorer: Accelerated, sample: Problem, start: float) -> Schedule:
             stretches[-1] = replace(last, steps=(*last.steps, (which, momentum)))
     return Schedule(
         projectors, _ending_plainly(stretches, lost), start,
-        1e-3 * float(sample.observations[0].image.mean()), _neighbourhood(sample),
+        1e-3 * float(sample.observations[0].image.mean(dtype=torch.float64)), _neighbourhood(sample),
     )  # fmt: skip
 
 
