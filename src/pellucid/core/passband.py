@@ -90,7 +90,7 @@ def butterworth(blur: Blur, cutoff_px: Lengths, steepness: float, order: float) 
     return in_pieces(gain, radius_squared(blur, cutoff_px))
 
 
-def in_pieces(change: Callable[[Tensor], None], spectrum: Tensor) -> Tensor:
+def in_pieces(change: Callable[[Tensor], object], spectrum: Tensor) -> Tensor:
     """Change a spectrum in place, voxel by voxel, to the same bits on any number of threads.
 
     Vectorised exponentials differ in the last bit from those of the few voxels left at the end of a

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -43,6 +44,12 @@ class Recording:
     time_step_s: float | None
     files: tuple[Path, ...]
     _source: Source = field(repr=False, compare=False)
+    _opened_as: tuple[str | None, int | None] = field(default=(None, None), repr=False, compare=False)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Open files do not travel: another process opens the path, wherever it stands.
+        voxel_um = None if None in self.stated_um else self.stated_um
+        return _opened_again, (self.path.absolute(), voxel_um, *self._opened_as)
 
     @property
     def voxel_um(self) -> tuple[float, float, float] | None:
@@ -147,7 +154,12 @@ def open_recording(
         time_step_s=stated.time_step_s,
         files=source.files,
         _source=source,
+        _opened_as=(axes, image),
     )
+
+
+def _opened_again(path: Path, voxel_um: Any, axes: str | None, image: int | None) -> Recording:
+    return open_recording(path, voxel_um=voxel_um, axes=axes, image=image)
 
 
 def open_recordings(
