@@ -141,6 +141,14 @@ class InputParameters(Parameters):
     channel: str | None = Field(None, description="Channels to take, by number or name: 0,2.")
 
 
+class MeasureParameters(InputParameters):
+    """Everything that `pellucid measure` can be told."""
+
+    input: str = Field(description="A TIFF, OME-TIFF, OME-Zarr or .npy.")
+    output: Path | None = Field(None, description="Write the figures as JSON to this file.")
+    overwrite: bool = Field(False, description="Replace an output that exists.")
+
+
 class DeconvolveParameters(OpticsParameters, InputParameters):
     """Everything that `pellucid deconvolve` can be told."""
 

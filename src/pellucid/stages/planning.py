@@ -170,12 +170,18 @@ def plan_deconvolution(parameters: DeconvolveParameters) -> Plan:
     OutputError : an output that exists or cannot be written
     PlanError : too little memory or disk, with what would fit
     """
-    device = resolve_device(parameters.device)
+    resolve_device(parameters.device)
     recordings = [
         recording
         for spec in parameters.inputs
         for recording in open_recordings(spec, voxel_um=parameters.voxel_um, axes=parameters.axes)
     ]
+    return plan_recordings(parameters, recordings)
+
+
+def plan_recordings(parameters: DeconvolveParameters, recordings: list[Recording]) -> Plan:
+    """The plan for recordings that are open already, in place of `parameters.inputs`."""
+    device = resolve_device(parameters.device)
     outputs = _outputs(parameters, recordings)
     room = _room(parameters, device)
     files: list[FilePlan] = []
