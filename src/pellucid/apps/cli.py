@@ -8,7 +8,7 @@ from cyclopts import App, CycloptsError, Parameter
 from pydantic import ValidationError
 
 from pellucid import __version__
-from pellucid.apps import network_cli
+from pellucid.apps import network_cli, recipe_cli
 from pellucid.apps.deskew_cli import deskew
 from pellucid.apps.fuse_cli import fuse
 from pellucid.apps.options import as_yaml, asked, given, options_of
@@ -47,6 +47,8 @@ app.command(stitch)
 app.command(register)
 app.command(network_cli.train)
 app.command(network_cli.restore)
+app.command(recipe_cli.run)
+app.command(recipe_cli.plan)
 
 _OWN = frozenset({"inputs", "output"})
 DeconvolveOptions: Any = options_of(DeconvolveParameters, without=_OWN)
