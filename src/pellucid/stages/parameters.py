@@ -67,7 +67,8 @@ Paths = Annotated[tuple[Path, ...], BeforeValidator(_as_several)]
 class Parameters(BaseModel):
     """Base of every parameter model: frozen, and a name that does not exist is refused."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    # in YAML, channel: 0 is a number, and typed it is text
+    model_config = ConfigDict(frozen=True, extra="forbid", coerce_numbers_to_str=True)
 
     @classmethod
     def checked(cls, values: Mapping[str, Any]) -> Self:

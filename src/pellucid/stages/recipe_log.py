@@ -22,6 +22,8 @@ WITHOUT_EFFECT = frozenset({"overwrite", "resume", "memory", "report", "picture"
 WRITTEN = frozenset({"output", "itk", "bigstitcher", "picture", "registered", "verdict"})
 """Parameters that name outputs; every other path is an input."""
 
+MADE_OTHERWISE = "what it takes was made otherwise"
+
 
 @dataclass(frozen=True)
 class Verdict:
@@ -94,7 +96,7 @@ class RecipeLog:
         if changed := _without_steps(differences(before, now)):
             return Verdict(False, "; ".join(changed[:4]))
         if before != now:
-            return Verdict(False, "what it takes was made otherwise")
+            return Verdict(False, MADE_OTHERWISE)
         if state == "begun":
             return Verdict(False, "it was interrupted", goes_on=True)
         if state == "removed":

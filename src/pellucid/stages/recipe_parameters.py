@@ -77,9 +77,9 @@ class Step:
         return tuple(dict.fromkeys(_references(self.values)))
 
     @property
-    def source(self) -> str:
-        """Name of the parameter that says what the step takes."""
-        return "inputs" if self.command in TAKE_SEVERAL else "input"
+    def place(self) -> str:
+        """Name and command, for sentences."""
+        return self.name if self.name == self.command else f"{self.name} ({self.command})"
 
     def parameters(self, made: Mapping[str, Sequence[Path]], **more: Any) -> Parameters:
         """The command's parameters, with what earlier steps made in place of their names."""
@@ -87,7 +87,7 @@ class Step:
         try:
             return COMMANDS[self.command].checked({**values, **more})
         except ParameterError as error:
-            raise ParameterError(f"{self.name} ({self.command}): {error}") from error
+            raise ParameterError(f"{self.place}: {error}") from error
 
 
 @dataclass(frozen=True)

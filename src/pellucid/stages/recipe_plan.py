@@ -13,7 +13,7 @@ from typing import Any
 
 from pellucid.data.writer import check_free_space
 from pellucid.errors import OutputError, ParameterError, PellucidError
-from pellucid.stages.recipe_log import RecipeLog, Verdict, identity_of, log_path
+from pellucid.stages.recipe_log import MADE_OTHERWISE, RecipeLog, Verdict, identity_of, log_path
 from pellucid.stages.recipe_parameters import COMMANDS, PLACEHOLDER, Recipe, Step
 from pellucid.stages.recipe_work import Work, planned
 
@@ -169,9 +169,7 @@ def planned_steps(
 
 def named(steps: Sequence[Step], error: PellucidError) -> PellucidError:
     """The error with the name of its step before it."""
-    name, command = steps[-1].name, steps[-1].command
-    place = name if name == command else f"{name} ({command})"
-    return type(error)(f"{place}: {error}")
+    return type(error)(f"{steps[-1].place}: {error}")
 
 
 def _grouped(recipe: Recipe) -> list[tuple[Step, ...]]:
@@ -202,7 +200,7 @@ def _judged(jobs: Sequence[Job], log: RecipeLog) -> list[Job]:
         identities[job.name] = identity_of(job.steps, job.files, identities, checksums)
         verdicts[job.name] = log.judged(job.name, identities[job.name])
         again = [name for name in job.takes if not verdicts[name].skip]
-        if verdicts[job.name].skip and again:
+        if again and (verdicts[job.name].skip or verdicts[job.name].reason == MADE_OTHERWISE):
             verdicts[job.name] = Verdict(False, f"{again[0]} is done again")
     for job in reversed(jobs):
         needed = [other.name for other in jobs if job.name in other.takes and not verdicts[other.name].skip]
