@@ -67,7 +67,8 @@ Paths = Annotated[tuple[Path, ...], BeforeValidator(_as_several)]
 class Parameters(BaseModel):
     """Base of every parameter model: frozen, and a name that does not exist is refused."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    # in YAML, channel: 0 is a number, and typed it is text
+    model_config = ConfigDict(frozen=True, extra="forbid", coerce_numbers_to_str=True)
 
     @classmethod
     def checked(cls, values: Mapping[str, Any]) -> Self:
@@ -141,6 +142,14 @@ class InputParameters(Parameters):
     )
     time: str | None = Field(None, description="Time points to take: 3, 0:3, or 0,2,5.")
     channel: str | None = Field(None, description="Channels to take, by number or name: 0,2.")
+
+
+class MeasureParameters(InputParameters):
+    """Everything that `pellucid measure` can be told."""
+
+    input: str = Field(description="A TIFF, OME-TIFF, OME-Zarr or .npy.")
+    output: Path | None = Field(None, description="Write the figures as JSON to this file.")
+    overwrite: bool = Field(False, description="Replace an output that exists.")
 
 
 class DeconvolveParameters(OpticsParameters, InputParameters):

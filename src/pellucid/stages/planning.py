@@ -174,12 +174,18 @@ def plan_deconvolution(parameters: DeconvolveParameters) -> Plan:
     OutputError : an output that exists or cannot be written
     PlanError : too little memory or disk, with what would fit
     """
-    place = _workplace(parameters)
+    _workplace(parameters)  # what cannot be had is refused before files are opened
     recordings = [
         recording
         for spec in parameters.inputs
         for recording in open_recordings(spec, voxel_um=parameters.voxel_um, axes=parameters.axes)
     ]
+    return plan_recordings(parameters, recordings)
+
+
+def plan_recordings(parameters: DeconvolveParameters, recordings: list[Recording]) -> Plan:
+    """The plan for recordings that are open already, in place of `parameters.inputs`."""
+    place = _workplace(parameters)
     outputs = _outputs(parameters, recordings)
     files: list[FilePlan] = []
     shared: dict[object, _Optics] = {}
