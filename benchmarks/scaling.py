@@ -2,9 +2,11 @@
 
     python benchmarks/scaling.py workers --repeats 3
     python benchmarks/scaling.py scheduler --tasks 10000
+    python benchmarks/scaling.py serial
 
 Workers have one thread each. The scheduler runs in a process of its own, whose processor seconds and
-the bytes of whose connections (`ss`, Linux) are counted between the first task and the last.
+the bytes of whose connections (`ss`, Linux) are counted between the first task and the last. What is
+serial is done by the command itself, before the first tile and after the last.
 """
 
 import argparse
@@ -27,12 +29,15 @@ import pellucid
 from pellucid.core.psf_theory import gaussian
 from pellucid.core.simulation import STRUCTURES, Camera, record
 from pellucid.data.manifest import Manifest
+from pellucid.data.ome_zarr_writer import OmeZarrWriter
+from pellucid.data.writer import ImageDescription
 from pellucid.stages.cluster import opened
 from pellucid.stages.cluster_choice import Local, Scheduler
 from pellucid.stages.deconvolve import run
 from pellucid.stages.events import TileDone
 from pellucid.stages.parameters import DeconvolveParameters
 from pellucid.stages.planning import plan_deconvolution
+from pellucid.stages.volume_statistics import LazyVolume, measured
 from trivial_tiles import TrivialTiles
 
 VOXEL_UM = (0.3, 0.1, 0.1)
@@ -85,6 +90,29 @@ def workers(repeats: int) -> None:
                 f"arithmetic takes {np.median(tiles[1]):.2f} s and {np.median(tiles[2]):.2f} s",
                 flush=True,
             )
+
+
+def serial() -> None:
+    """Print the processor seconds of measuring a volume, and of making the pyramid of an output."""
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        file = plan_deconvolution(make(folder)).files[0]
+        assert file.tiles is not None
+        million = np.prod(SHAPE) / 1e6
+        begin, clock = time.process_time(), time.perf_counter()
+        measured(LazyVolume(file.recording, 0, 0), file.tiles.tiling, None)
+        measuring, clock = time.process_time() - begin, time.perf_counter() - clock
+        image = ImageDescription((1, 1, *SHAPE), voxel_um=VOXEL_UM)
+        restored = np.random.default_rng(0).gamma(2.0, 10.0, SHAPE).astype(np.float32)
+        with OmeZarrWriter(folder / "pyramid.ome.zarr", image) as writer:
+            writer.write(0, 0, restored)
+            begin = time.process_time()
+        pyramid = time.process_time() - begin
+        print(
+            f"{million:.1f} million voxels, s of a processor for a million: measuring "
+            f"{measuring / million:.3f} ({clock / million:.3f} s of the clock), pyramid "
+            f"{pyramid / million:.3f}"
+        )
 
 
 def processor_s(process: int) -> float:
@@ -158,18 +186,23 @@ def scheduler(tasks: int) -> None:
         own, through = time.process_time() - own, connection_bytes(port) - through
         print(
             f"{tasks} tasks that do nothing, two workers: {1e3 * used / tasks:.2f} ms of the scheduler's "
-            f"processor, {1e3 * own / tasks:.2f} ms of the client's, {through / tasks:.0f} bytes through the "
-            f"scheduler (both ways) for each; {tasks / wall:.0f} tasks a second"
+            f"processor, {1e3 * own / tasks:.2f} ms of the client's, {through / tasks:.0f} bytes through "
+            f"the scheduler (both ways) for each; {tasks / wall:.0f} tasks a second"
         )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("what", choices=("workers", "scheduler"))
+    parser.add_argument("what", choices=("workers", "scheduler", "serial"))
     parser.add_argument("--tasks", type=int, default=10_000)
     parser.add_argument("--repeats", type=int, default=3)
     asked = parser.parse_args()
-    scheduler(asked.tasks) if asked.what == "scheduler" else workers(asked.repeats)
+    if asked.what == "scheduler":
+        scheduler(asked.tasks)
+    elif asked.what == "workers":
+        workers(asked.repeats)
+    else:
+        serial()
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from pellucid.apps.demo_cluster import worker_killed
 from pellucid.apps.demo_deconvolution import on_real_data, on_simulation
 from pellucid.apps.demo_fusion import dual_view
 from pellucid.apps.demo_part import Part
@@ -17,7 +18,7 @@ def run_demo(output: Path, data: Path | None) -> None:
     if data is not None:
         parts = [_shown(output, on_real_data(output, data))]
     else:
-        parts = [_shown(output, make(output)) for make in (on_simulation, dual_view)]
+        parts = [_shown(output, make(output)) for make in (on_simulation, dual_view, worker_killed)]
     _report(output, parts)
 
 
