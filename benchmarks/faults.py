@@ -29,7 +29,7 @@ from pellucid.core.psf_theory import gaussian
 from pellucid.core.simulation import STRUCTURES, Camera, record
 
 VOXEL_UM = (0.3, 0.1, 0.1)
-SHAPE = (16, 384, 640)
+SHAPE = (12, 256, 512)
 RUN = "import sys; from pellucid.apps.cli import main; sys.exit(main())"
 OUTPUT = "killed.ome.zarr"
 QUIET = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
@@ -50,7 +50,7 @@ def started(folder: Path, output: str, *more: str) -> subprocess.Popen[bytes]:
     """The command, running."""
     return subprocess.Popen(
         [sys.executable, "-c", RUN, "deconvolve", "raw.ome.zarr", "--psf", "psf.tif", "-o", output,
-         "--tile", "16,128,128", "--iterations", "4", *more],
+         "--tile", "12,128,128", "--iterations", "4", *more],
         cwd=folder, **QUIET,
     )  # fmt: skip
 
@@ -153,6 +153,7 @@ class Trial:
             known = listed(self.folder)
             os.kill(process, signal.SIGKILL)
             count.kills += 1
+            print(f"{count.kills}: {sum('tile' in part for part in known)} of 8 tiles finished", flush=True)
         code = run.wait()
         if (self.folder / OUTPUT).exists():
             # killed between the rename and the end: complete, which the bytes must show
@@ -191,7 +192,7 @@ def main() -> None:
             print(
                 f"{asked.of}: {count.kills} kills over {count.results} results: {count.equal} of "
                 f"{count.results} equal byte for byte, {count.lost} times a finished tile was lost "
-                f"(tiles finished when a run ended early: {count.finished} of 15)",
+                f"(tiles finished when a run ended early: {count.finished} of 8)",
                 flush=True,
             )
 

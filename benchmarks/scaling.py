@@ -41,7 +41,7 @@ from pellucid.stages.volume_statistics import LazyVolume, measured
 from trivial_tiles import TrivialTiles
 
 VOXEL_UM = (0.3, 0.1, 0.1)
-SHAPE = (64, 512, 512)
+SHAPE = (64, 384, 512)
 TICKS = os.sysconf("SC_CLK_TCK")
 
 
