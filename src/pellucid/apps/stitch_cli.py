@@ -6,8 +6,9 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from pellucid.apps.options import as_yaml, given, merged, options_of
+from pellucid.apps.options import given, merged, options_of, yaml_text
 from pellucid.apps.terminal import OK, SOME_FAILED, Progress, print_json, say
+from pellucid.data.plain_json import plain_json
 from pellucid.stages.parameters import DeconvolveParameters
 from pellucid.stages.stitch_parameters import StitchParameters
 
@@ -64,7 +65,8 @@ def stitch(
     sharpening = {name: values.pop(name) for name in SHARPENING if name in values}
     parameters = StitchParameters.checked(values)
     if print_config:
-        print(as_yaml(parameters), end="")
+        both = {**parameters.plain(), **{name: plain_json(value) for name, value in sharpening.items()}}
+        print(yaml_text(both), end="")
         return OK
     if sharpening:
         return _stitch_sharply(parameters, sharpening, dry_run=dry_run, json=json)
