@@ -98,6 +98,7 @@ def deconvolve(
 
 def _deconvolve(parameters: DeconvolveParameters, *, dry_run: bool, json: bool) -> int:
     from pellucid.apps.text import counted, plan_text
+    from pellucid.stages.cluster_choice import opened_engine
     from pellucid.stages.deconvolve import run
     from pellucid.stages.planning import plan_deconvolution
     from pellucid.stages.resources import describe_device
@@ -113,8 +114,11 @@ def _deconvolve(parameters: DeconvolveParameters, *, dry_run: bool, json: bool) 
         say(f"{counted(plan.total, 'volume')} on {describe_device(plan.device)}")
         for sentence in plan.psf_notes():
             say(f"psf: {sentence}")
-    with Progress(plan.steps, quiet=json) as progress:
-        outcome = run(plan, progress)
+    with opened_engine(parameters.cluster) as engine:
+        if parameters.cluster is not None and not json:
+            say(engine.described)
+        with Progress(plan.steps, quiet=json) as progress:
+            outcome = run(plan, progress, engine)
     if parameters.report:
         from pellucid.apps.report import write_reports
 

@@ -42,7 +42,7 @@ def _as_several(value: Any) -> Any:
     return value if isinstance(value, (list, tuple)) else (value,)
 
 
-def _bytes(value: Any) -> Any:
+def size_in_bytes(value: Any) -> Any:
     """A size in words (2GiB, 500 MB) as bytes."""
     if not isinstance(value, str):
         return value
@@ -53,7 +53,7 @@ def _bytes(value: Any) -> Any:
     return int(float(found[1]) * base ** " kmgt".index(found[2] or " "))
 
 
-Bytes = Annotated[int | None, BeforeValidator(_bytes)]
+Bytes = Annotated[int | None, BeforeValidator(size_in_bytes)]
 Iterations = Annotated[int | None, BeforeValidator(_none_for_auto)]
 Counts = Annotated[float | None, BeforeValidator(_none_for_auto)]
 Numbers = Annotated[tuple[float, ...], BeforeValidator(listed)]
@@ -94,7 +94,9 @@ def parameter_error(error: ValidationError, names: list[str]) -> ParameterError:
     if first["type"] == "missing" and len(first["loc"]) > 1:
         return ParameterError(f"{name}: expected more numbers, such as z,y,x.")
     if first["type"] == "missing":
-        return ParameterError(f"{name}: needed, and not given. See --help.")
+        missing = [str(e["loc"][0]) for e in error.errors() if e["type"] == "missing"]
+        flags = " ".join(f"--{one.replace('_', '-')}" for one in missing)
+        return ParameterError(f"{', '.join(missing)}: needed, and not given ({flags}). See --help.")
     said = first["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
     return ParameterError(f"{name}: expected {said}, got {first['input']!r}.")
 
@@ -178,6 +180,11 @@ class DeconvolveParameters(OpticsParameters, InputParameters):
         None, description="Most memory to use, such as 2GiB; larger volumes are restored by tiles."
     )
     tile: Sizes = Field(None, description="Voxels z,y,x of the tiles' cores; else chosen.")
+    cluster: str | None = Field(
+        None,
+        description="Who makes the tiles: local:N workers of this machine, tcp://host:port of a Dask "
+        "scheduler, or a SLURM file (slurm.yaml).",
+    )
     resume: bool = Field(False, description="Go on with an interrupted run of tiles.")
     overwrite: bool = Field(False, description="Replace outputs that exist.")
     report: bool = Field(False, description="Write a report with pictures beside each output.")
