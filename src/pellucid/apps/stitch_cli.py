@@ -96,6 +96,7 @@ def _stitch_sharply(
 ) -> int:
     from pellucid.apps.placement_picture import drawn_placement
     from pellucid.apps.text import plan_text as deconvolution_text
+    from pellucid.stages.cluster_choice import opened_engine
     from pellucid.stages.mosaic_deconvolving import plan_mosaic, run_mosaic
 
     shared = {name: getattr(parameters, name) for name in ("inputs", "output", "overwrite", "ome_zarr")}
@@ -114,8 +115,11 @@ def _stitch_sharply(
     if not json:
         tiles = plan.stitching
         say(f"{len(tiles.tiles.names)} tiles, {len(tiles.pairs)} overlaps to compare")
-    with Progress(plan.deconvolution.steps, quiet=json) as progress:
-        outcome = run_mosaic(plan, progress)
+    with opened_engine(plan.parameters.cluster) as engine:
+        if plan.parameters.cluster is not None and not json:
+            say(engine.described)
+        with Progress(plan.deconvolution.steps, quiet=json) as progress:
+            outcome = run_mosaic(plan, progress, engine)
     outcome.outputs += drawn_placement(plan.stitching, outcome, plan.stitching.output)
     return _told(outcome, json=json)
 
