@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -46,7 +46,7 @@ from pellucid.stages.stitching import Mosaic
 from pellucid.stages.tile_plan import tile_peak_bytes
 from pellucid.stages.tiling_run import VolumeTask
 from pellucid.stages.training import photon_problem
-from pellucid.stages.volume_statistics import LazyVolume, VolumeStatistics
+from pellucid.stages.volume_statistics import LazyVolume, measured
 
 Volume = npt.NDArray[Any]
 Made = TypeVar("Made")
@@ -246,24 +246,23 @@ def _tiles(plan: Plan, file: FilePlan, c: int, piece: Volume) -> tuple[Volume, f
     asked, tiling, psf = plan.parameters, file.tiles.tiling, file.psfs[c]
     assert isinstance(psf, Psf)
     kernel = roomy(usable_psf(psf, file.shape[2:]))
-    (noise, level), spent = _timed(lambda: (estimate_noise(piece), float(estimate_background(piece))))
-    measuring = spent * min(MAX_VOXELS, math.prod(file.shape[2:])) / piece.size
-    gain = noise.gain if noise.reliable and noise.gain > 0 else max(float(piece.max()) - level, 1.0) / 1000
-    start = max(float(piece.mean()) - level, 1e-3) / gain
-    statistics = VolumeStatistics(
-        level, {}, gain, level, 0.0, start, {}, level, level, (), 0
-    )  # fmt: skip
+    z, y, x = piece.shape
+    alone = Tiling((z, y, x), (z, y, x), (0, 0, 0), (1, 1, 1), 0)
+    _, sampling = _timed(lambda: estimate_noise(piece))
+    sliced = cast(LazyVolume, piece)  # an array is sliced as a volume on disk is
+    statistics, passing = _timed(lambda: measured(sliced, alone, asked.background))
+    voxels = math.prod(file.shape[2:])
+    sampled = sampling * min(MAX_VOXELS, voxels) / piece.size
+    measuring = sampled + max(passing - sampling, 0.0) * voxels / piece.size
     volume = LazyVolume(file.recording, 0, 0)
     task = VolumeTask(volume, kernel, statistics, None, asked, plan.device)
     deciding = 0.0
     if asked.iterations is None:
         restorer = Accelerated(back_projector(asked.method), seed=asked.seed)
         problem = task.problem(piece)
-        schedule, deciding = _timed(lambda: decided(restorer, problem, start))
+        schedule, deciding = _timed(lambda: decided(restorer, problem, statistics.start))
         task = replace(task, schedule=schedule)
-    z, y, x = piece.shape
-    alone = Tiling((z, y, x), (z, y, x), (0, 0, 0), (1, 1, 1), 0).tile(0)
-    (core, _), each = _timed(lambda: task.restored(alone, piece))
+    (core, _), each = _timed(lambda: task.restored(alone.tile(0), piece))
     here = tile_peak_bytes((z, y, x), kernel, asked)
     sizes = [_size(tile) for tile in tiling]
     costs = {size: grown(here, tile_peak_bytes(size, kernel, asked)) for size in set(sizes)}
