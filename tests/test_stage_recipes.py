@@ -309,3 +309,41 @@ def test_a_real_volume_goes_through_all_steps(folder, data_folder, capsys):
     middle = tuple(n // 2 for n in before.shape)
     # the shell is hollow: its centre becomes darker against its wall
     assert after[middle] / after.max() < 0.8 * before[middle] / before.max()
+
+
+def test_the_time_of_every_step_is_told_from_a_piece(folder, capsys):
+    # what it tells is compared with reality in benchmarks/recipes.py
+    steps = [
+        {"deskew": {"input": "raw.ome.zarr", "step_um": 0.3, "angle_deg": 45}},
+        {"name": "auto", "deconvolve": {"psf": "psf.tif", "tile": "64,120,128", "iterations": 3}},
+        {"fuse": {"inputs": ["raw.ome.zarr", "raw.ome.zarr"], "angles": "0,0", "psf": "psf.tif",
+                  "over_time": "none", "iterations": 1}},
+        {"name": "again", "stitch": STITCH, "keep": False},
+        {"deconvolve": SHARP},
+        "measure",
+    ]  # fmt: skip
+    write(steps)
+    assert main(["plan", "r.yaml", "--json"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert all(step["seconds"] > 0 for step in plan["steps"])
+    assert plan["seconds"] == pytest.approx(sum(step["seconds"] for step in plan["steps"]))
+    # tiles that an earlier step makes have no overlaps yet to compare
+    Path("one").mkdir()
+    write([{"deconvolve": {"inputs": "tiles", "output": "one", **SHARP}},
+           {"stitch": {"inputs": [{"step": "deconvolve"}], "grid": "2x2", "overlap": "0,0.1,0.1"}}])  # fmt: skip
+    assert main(["plan", "r.yaml"]) == 0
+    out = capsys.readouterr().out
+    assert "without stitch" in out
+    assert "Nothing was started." in out
+
+
+def test_a_recipe_and_a_mosaic_on_local_workers(folder, capsys):
+    pytest.importorskip("distributed")
+    steps = [
+        {"stitch": {**STITCH, "picture": False}, "keep": False},
+        {"deconvolve": {**SHARP, "tile": "8,118,128"}},
+    ]
+    assert run(steps) == 0
+    alone = image("deconvolve")
+    assert run(steps, "--cluster", "local:2", "--overwrite") == 0
+    np.testing.assert_array_equal(image("deconvolve"), alone)

@@ -110,9 +110,14 @@ def read_config(path: Path) -> dict[str, Any]:
 
 def as_yaml(parameters: Parameters) -> str:
     """All parameters as a YAML file that `--config` takes."""
+    return yaml_text(parameters.plain())
+
+
+def yaml_text(content: Mapping[str, Any]) -> str:
+    """JSON types as YAML."""
     import yaml
 
-    text: str = yaml.safe_dump(parameters.plain(), sort_keys=False, allow_unicode=True)
+    text: str = yaml.safe_dump(dict(content), sort_keys=False, allow_unicode=True)
     return text
 
 

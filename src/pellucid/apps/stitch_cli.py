@@ -6,8 +6,9 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from pellucid.apps.options import as_yaml, given, merged, options_of
+from pellucid.apps.options import given, merged, options_of, yaml_text
 from pellucid.apps.terminal import OK, SOME_FAILED, Progress, print_json, say
+from pellucid.data.plain_json import plain_json
 from pellucid.stages.parameters import DeconvolveParameters
 from pellucid.stages.stitch_parameters import StitchParameters
 
@@ -64,7 +65,8 @@ def stitch(
     sharpening = {name: values.pop(name) for name in SHARPENING if name in values}
     parameters = StitchParameters.checked(values)
     if print_config:
-        print(as_yaml(parameters), end="")
+        both = {**parameters.plain(), **{name: plain_json(value) for name, value in sharpening.items()}}
+        print(yaml_text(both), end="")
         return OK
     if sharpening:
         return _stitch_sharply(parameters, sharpening, dry_run=dry_run, json=json)
@@ -94,6 +96,7 @@ def _stitch_sharply(
 ) -> int:
     from pellucid.apps.placement_picture import drawn_placement
     from pellucid.apps.text import plan_text as deconvolution_text
+    from pellucid.stages.cluster_choice import opened_engine
     from pellucid.stages.mosaic_deconvolving import plan_mosaic, run_mosaic
 
     shared = {name: getattr(parameters, name) for name in ("inputs", "output", "overwrite", "ome_zarr")}
@@ -112,8 +115,11 @@ def _stitch_sharply(
     if not json:
         tiles = plan.stitching
         say(f"{len(tiles.tiles.names)} tiles, {len(tiles.pairs)} overlaps to compare")
-    with Progress(plan.deconvolution.steps, quiet=json) as progress:
-        outcome = run_mosaic(plan, progress)
+    with opened_engine(plan.parameters.cluster) as engine:
+        if plan.parameters.cluster is not None and not json:
+            say(engine.described)
+        with Progress(plan.deconvolution.steps, quiet=json) as progress:
+            outcome = run_mosaic(plan, progress, engine)
     outcome.outputs += drawn_placement(plan.stitching, outcome, plan.stitching.output)
     return _told(outcome, json=json)
 

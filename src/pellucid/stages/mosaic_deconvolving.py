@@ -6,6 +6,7 @@ read is blended from the microscope's tiles that touch it.
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -16,6 +17,7 @@ from pellucid.data.source import RECORDING_AXES, Array, Calibration
 from pellucid.data.writer import ImageDescription
 from pellucid.errors import InputError
 from pellucid.stages.deconvolve import run
+from pellucid.stages.engine import Engine, InProcess
 from pellucid.stages.events import OnEvent, ignore
 from pellucid.stages.parameters import DeconvolveParameters
 from pellucid.stages.planning import Plan, plan_recordings
@@ -91,8 +93,13 @@ def plan_mosaic(stitching: StitchParameters, deconvolving: DeconvolveParameters)
     return MosaicPlan(plan, plan_recordings(deconvolving, [_recording(plan, image)]))
 
 
-def run_mosaic(plan: MosaicPlan, on_event: OnEvent = ignore) -> StitchOutcome:
-    """Carry out `plan`: place the tiles, then deconvolve the mosaic while it is blended."""
+def run_mosaic(
+    plan: MosaicPlan, on_event: OnEvent = ignore, engine: Engine = InProcess()
+) -> StitchOutcome:
+    """Carry out `plan`: place the tiles, then deconvolve the mosaic while it is blended.
+
+    Where it is cut, each worker of `engine` blends what it deconvolves.
+    """
     tiles = plan.stitching
     record = RunRecord("stitch", tiles.parameters.plain())
     outcome = StitchOutcome(plan.deconvolution.total, names=tiles.tiles.names)
@@ -100,7 +107,7 @@ def run_mosaic(plan: MosaicPlan, on_event: OnEvent = ignore) -> StitchOutcome:
     outcome.placement, outcome.shape = mosaic.placement, mosaic.shape
     positions = write_positions(mosaic)
     recording = _recording(tiles, tiles.image(mosaic.shape), positions, mosaic)
-    sharp = run(plan_recordings(plan.parameters, [recording]), on_event)
+    sharp = run(plan_recordings(plan.parameters, [recording]), on_event, engine)
     record.inputs = [fingerprint(path) for path in tiles.tiles.files]
     record.statistics.update(mosaic.facts(), warnings=list(outcome.warnings))
     outcome.outputs += [*sharp.outputs, positions]
@@ -109,6 +116,13 @@ def run_mosaic(plan: MosaicPlan, on_event: OnEvent = ignore) -> StitchOutcome:
     outcome.warnings += sharp.warnings
     outcome.timings_s = record.timings_s
     return outcome
+
+
+class MosaicRecording(Recording):
+    """A stitched image that was never written; it travels as where its tiles lie."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _recording_of, (self.path, self._source)
 
 
 def _recording(
@@ -120,9 +134,12 @@ def _recording(
     # the positions are an input too: tiles that lie elsewhere are another mosaic
     files = (*plan.tiles.files, *(() if positions is None else (positions,)))
     source = MosaicSource(image, files, mosaic)
+    return _recording_of(Path(f"mosaic of {len(plan.tiles.names)} tiles"), source)
+
+
+def _recording_of(name: Path, source: MosaicSource) -> Recording:
     stated = source.calibration
-    name = Path(f"mosaic of {len(plan.tiles.names)} tiles")
-    return Recording(
-        name, image.shape, source.dtype, stated.spacing_um, stated.channels, stated.time_step_s,
-        files, source,
+    return MosaicRecording(
+        name, source.image.shape, source.dtype, stated.spacing_um, stated.channels,
+        stated.time_step_s, source.files, source,
     )  # fmt: skip

@@ -14,6 +14,7 @@ from pellucid.data.writer import ImageDescription
 from pellucid.stages import deconvolve, deskewing, fusing, measuring, network_restoring, stitching
 from pellucid.stages import mosaic_deconvolving as mosaic
 from pellucid.stages import register_files as registering
+from pellucid.stages.cluster_choice import opened_engine
 from pellucid.stages.events import OnEvent
 from pellucid.stages.fuse_plan import FusePlan, plan_fusion
 from pellucid.stages.parameters import Parameters
@@ -118,7 +119,8 @@ def _mosaic(stitch: Any, sharpen: Any) -> Work:
 
 
 def _run_mosaic(plan: mosaic.MosaicPlan, on_event: OnEvent) -> Ran:
-    return _of(mosaic.run_mosaic(plan, on_event))
+    with opened_engine(plan.parameters.cluster) as engine:
+        return _of(mosaic.run_mosaic(plan, on_event, engine))
 
 
 def _register(parameters: Any) -> Work:
@@ -171,7 +173,8 @@ def _image(file: FilePlan, dtype: str) -> ImageDescription:
 
 
 def _run_deconvolve(plan: Plan, on_event: OnEvent) -> Ran:
-    return _of(deconvolve.run(plan, on_event))
+    with opened_engine(plan.parameters.cluster) as engine:
+        return _of(deconvolve.run(plan, on_event, engine))
 
 
 def _restore(parameters: Any) -> Work:
