@@ -285,11 +285,11 @@ def continued(x: Tensor, before: Tensor, beta: float) -> Tensor:
     """Return x (x / before)^beta with the light of x: geometric momentum."""
     if beta < LEAST_MOMENTUM or x is before:
         return x
-    p = torch.add(before, 1e-6 * float(x.mean()), out=empty(tuple(x.shape), x))
+    p = torch.add(before, 1e-6 * float(x.mean(dtype=torch.float64)), out=empty(tuple(x.shape), x))
     torch.div(x, p, out=p)
     steepest = LARGEST_STEP ** (1 / beta)
     p.clamp_(steepest**-2, steepest).pow_(beta).mul_(x)
-    return p.mul_(float(x.sum() / p.sum()))
+    return p.mul_(float(x.sum(dtype=torch.float64) / p.sum(dtype=torch.float64)))
 
 
 def coarse_iterations(factors: Shape) -> int:
@@ -327,7 +327,7 @@ def thinned(problem: Problem, held_out: float, seed: int) -> tuple[Problem, Prob
         for z in range(0, len(image), THINNED_PLANES):  # the draws need many times their planes
             planes = slice(z, z + THINNED_PLANES)
             image[planes], rest[planes] = thin(o.image[planes], photons, 1 - held_out, generator)
-        background = max(o.background, 1e-3 * float(o.image.mean()))
+        background = max(o.background, 1e-3 * float(o.image.mean(dtype=torch.float64)))
         kept.append(Observation(image.clamp_min_(0), o.operator, (1 - held_out) * background))
         held.append(Observation(rest, o.operator, held_out * background))
     return Problem(tuple(kept), problem.window), Problem(tuple(held), problem.window)

@@ -33,6 +33,7 @@ from pellucid.core.passband import (
     centred,
     fwhm_of,
     gain_at_cutoff,
+    in_pieces,
     magnitude,
     radius_squared,
     widths_of,
@@ -80,7 +81,7 @@ class Gaussian(BackProjector):
     def transfer(self, blur: Blur) -> Tensor:
         # the transform of exp(-4 ln2 x^2 / fwhm^2) is exp(-(pi fwhm f)^2 / (4 ln2))
         exponent = radius_squared(blur, fwhm_of(blur)) * (np.pi**2 / (4 * np.log(2)))
-        return centred(blur, torch.exp(-exponent))
+        return centred(blur, in_pieces(torch.exp_, exponent.neg_()))
 
 
 @dataclass(frozen=True)

@@ -80,7 +80,10 @@ class Schedule:
 
 
 def start_of(problems: Iterable[Problem]) -> float:
-    """Return the flat start of samples together: their mean photons above background."""
+    """Return the flat start of samples together: their mean photons above background.
+
+    For samples in memory; a volume on disk has its start measured in passing, with its noise.
+    """
     light, mean, voxels = 0.0, 0.0, 0
     for problem in problems:
         o = problem.observations[0]
@@ -120,7 +123,7 @@ def decided(restorer: Accelerated, sample: Problem, start: float) -> Schedule:
             stretches[-1] = replace(last, steps=(*last.steps, (which, momentum)))
     return Schedule(
         projectors, _ending_plainly(stretches, lost), start,
-        1e-3 * float(sample.observations[0].image.mean()), _neighbourhood(sample),
+        1e-3 * float(sample.observations[0].image.mean(dtype=torch.float64)), _neighbourhood(sample),
     )  # fmt: skip
 
 

@@ -119,7 +119,8 @@ def mismatch(o: Observation, x: Tensor) -> tuple[Tensor, float]:
     The divergence sum(y log(y / m) - y + m) / voxels is taken on at most about 16 slabs.
     """
     ratio = empty(tuple(o.image.shape), o.image)
-    floor = 1e-6 * float(o.image.mean().clamp_min(1e-30))  # relative to the data, never absolute
+    # relative to the data, never absolute; in float64, so that threads do not change it
+    floor = 1e-6 * max(float(o.image.mean(dtype=torch.float64)), 1e-30)
     every = max(1, o.image.shape[0] // (16 * SLAB))
     sums: list[tuple[float, int]] = []
 
@@ -206,7 +207,8 @@ class _BiggsAndrews(_HeavyBall):
         if len(self.steps) < 2:
             return 0.0
         before, last = self.steps
-        ratio = float(torch.sum(last * before) / torch.sum(before * before).clamp_min(1e-30))
+        length = torch.sum(before * before, dtype=torch.float64).clamp_min(1e-30)
+        ratio = float(torch.sum(last * before, dtype=torch.float64) / length)
         return min(max(ratio, 0.0), 1.0)
 
     def learn(self, corrected: Tensor) -> None:
@@ -240,8 +242,8 @@ def inverse_sensitivity(seen: list[Tensor]) -> Tensor:
 
 def flat_start(problem: Problem, visible: Tensor) -> Tensor:
     """Return a constant object that explains the total light, dark where it is not visible."""
-    light = sum(float((o.image - o.background).mean()) for o in problem.observations)
-    level = max(light, 1e-3 * sum(float(o.image.mean()) for o in problem.observations))
+    light = sum(float((o.image - o.background).mean(dtype=torch.float64)) for o in problem.observations)
+    level = max(light, 1e-3 * sum(float(o.image.mean(dtype=torch.float64)) for o in problem.observations))
     return visible.to(problem.observations[0].image.dtype).mul_(level / len(problem.observations))
 
 

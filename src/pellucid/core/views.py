@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pellucid.core.deconvolution import Array, as_volume, image_shape, in_photons, usable_psf
 from pellucid.core.geometry import Affine, Grid, as_triple
-from pellucid.core.noise import Noise, estimate_background, estimate_noise
+from pellucid.core.noise import Noise, check_background, estimate_background, estimate_noise
 from pellucid.core.psf import Psf
 from pellucid.core.slab_sampling import SlabSample, plane_distances_um
 from pellucid.errors import FrameError, InputError
@@ -139,6 +139,7 @@ def prepared(view: View, device: str | torch.device | None) -> LitView:
     """Return the view in photons, read noise added to both image and background (Snyder 1993)."""
     image = as_volume(view.image, device)
     counts = image.cpu().numpy()
+    check_background(view.background, float(counts.min()), float(counts.max()))
     camera = view.noise or estimate_noise(counts)
     level = float(estimate_background(counts)) if view.background is None else view.background
     photons, expected, gain = in_photons(image, level, camera)

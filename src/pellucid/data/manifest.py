@@ -3,6 +3,10 @@
 The first line states what the run is (parameters and inputs); every other line is one finished part.
 A line is written only after the part itself is on the disk, so a part may be done twice and is never
 believed done when it is not.
+
+Several processes, on several machines, may finish parts of one run. Each appends to a list of its own
+beside the manifest (appending to one file from many machines loses lines on NFS), and whoever opens the
+manifest next takes these lists in.
 """
 
 import json
@@ -44,12 +48,14 @@ class Manifest:
         if lines:
             _check_same(lines[0], self._head, path)
             self._done = {line["part"]: line["facts"] for line in lines[1:]}
-        if lines:
             # the line that an interruption cut short is written over
             os.truncate(path, _length_of_whole_lines(path))
+            self.take_in()
         else:
+            for file in files_beside(path):
+                file.unlink(missing_ok=True)
             path.write_bytes(b"")
-            self._append(self._head)
+            self._append(_line(self._head))
             synchronise_folder(path.parent)
 
     def __contains__(self, part: str) -> bool:
@@ -67,15 +73,101 @@ class Manifest:
 
     def record(self, part: str, facts: Mapping[str, Any] | None = None) -> None:
         """Record that `part` is done; whatever belongs to it must be on the disk already."""
-        content = plain_json(facts or {})
-        self._append({"part": part, "facts": content})
-        self._done[part] = content
+        self._append(_part_line(part, facts))
+        self.note(part, facts)
 
-    def _append(self, line: Mapping[str, Any]) -> None:
-        with self.path.open("ab") as file:
-            file.write(json.dumps(line, allow_nan=False).encode() + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
+    def note(self, part: str, facts: Mapping[str, Any] | None = None) -> None:
+        """Remember that `part` is done, which a list beside the manifest says already."""
+        self._done[part] = plain_json(facts or {})
+
+    def take_in(self) -> None:
+        """Move what the lists beside the manifest hold into it."""
+        for file in files_beside(self.path, LIST_SUFFIX):
+            lines = _whole_lines(file)
+            if lines and not differences(lines[0], json.loads(json.dumps(self._head))):
+                new = {line["part"]: line["facts"] for line in lines[1:]}
+                on_disk = {line["part"] for line in _whole_lines(self.path)[1:]}
+                self._append(b"".join(_part_line(p, new[p]) for p in new if p not in on_disk))
+                self._done |= new
+            file.unlink(missing_ok=True)
+
+    def remove(self) -> None:
+        """Delete the manifest and what lies beside it: the run is over."""
+        remove_manifest(self.path)
+
+    def _append(self, lines: bytes) -> None:
+        _append(self.path, lines)
+
+
+LIST_SUFFIX = ".list.jsonl"
+TASK_SUFFIX = ".task"
+
+
+def files_beside(path: Path, suffix: str = "") -> list[Path]:
+    """Lists and tasks of other processes that belong to the manifest at `path`."""
+    endings = (suffix,) if suffix else (LIST_SUFFIX, TASK_SUFFIX)
+    return sorted(
+        file
+        for file in path.parent.iterdir()
+        if file.name.startswith(f"{path.name}.") and file.name.endswith(endings)
+    )
+
+
+def remove_manifest(path: Path) -> None:
+    """Delete a manifest and what lies beside it."""
+    for file in [path, *files_beside(path)]:
+        file.unlink(missing_ok=True)
+
+
+def record_beside(
+    path: Path, process: str, part: str, facts: Mapping[str, Any] | None = None
+) -> None:
+    """Record that `part` is done in the list that `process` keeps beside the manifest at `path`.
+
+    Raises
+    ------
+    OutputError : there is no manifest: the run is over, or its disk is not the one seen here
+    """
+    own = path.with_name(f"{path.name}.{process}{LIST_SUFFIX}")
+    line = _part_line(part, facts)
+    try:
+        _append(own, line)
+    except FileNotFoundError:
+        try:
+            with path.open("rb") as manifest:
+                head = manifest.readline()
+        except FileNotFoundError:
+            raise OutputError(
+                f"{path}: no such manifest, so {part!r} cannot be listed. Is the run over?"
+            ) from None
+        own.touch()
+        _append(own, head + line)
+        synchronise_folder(own.parent)
+
+
+def _line(content: Mapping[str, Any]) -> bytes:
+    return json.dumps(content, allow_nan=False).encode() + b"\n"
+
+
+def _part_line(part: str, facts: Mapping[str, Any] | None) -> bytes:
+    return _line({"part": part, "facts": plain_json(facts or {})})
+
+
+def _append(path: Path, lines: bytes) -> None:
+    """Append whole lines to a file that is there, on the disk when this returns; or nothing at all."""
+    handle = os.open(path, os.O_WRONLY | os.O_APPEND | getattr(os, "O_BINARY", 0))
+    try:
+        length = os.fstat(handle).st_size
+        try:
+            written = os.write(handle, lines)
+            if written < len(lines):
+                os.write(handle, lines[written:])  # says why: the disk is full
+            os.fsync(handle)
+        except OSError:
+            os.ftruncate(handle, length)
+            raise
+    finally:
+        os.close(handle)
 
 
 def synchronise(path: Path) -> None:

@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,13 +22,37 @@ from pellucid.data.pyramid import (
     plan_levels,
 )
 from pellucid.data.source import Array
-from pellucid.data.writer import ImageDescription, ImageWriter, write_atomically
+from pellucid.data.writer import ImageDescription, ImageWriter, plain_errors, write_atomically
 
 Version = Literal["0.4", "0.5"]
 
 # Contrast limits come from the finest level that has at most this many voxels.
 WINDOW_SAMPLE_VOXELS = 2**22
 WINDOW_PERCENTILES = (0.1, 99.9)
+
+
+@dataclass(frozen=True)
+class StoredArray:
+    """The finest level of an image in the making, as any process may write into it.
+
+    Parameters
+    ----------
+    path : of the array, absolute
+    driver : tensorstore's name of its format
+    block_zyx : what is written at once; see `OmeZarrWriter.block_zyx`
+    """
+
+    path: Path
+    driver: str
+    block_zyx: Triple
+
+    def write(self, t: int, c: int, pixels: Array, origin: Triple) -> tuple[float, float]:
+        """Return the range of a (z, y, x) block once it is on the disk."""
+        with plain_errors(self.path.parent.with_suffix("")):  # the name without .partial
+            kvstore = {"driver": "file", "path": str(self.path)}
+            store = tensorstore.open({"driver": self.driver, "kvstore": kvstore}).result()
+            _write_blocks(store, t, c, pixels, origin, self.block_zyx)
+        return _finite_range(pixels)
 
 
 class OmeZarrWriter(ImageWriter):
@@ -77,11 +102,7 @@ class OmeZarrWriter(ImageWriter):
         low, high = _finite_range(pixels)
         with self._lock:
             self._range[c] = (min(self._range[c][0], low), max(self._range[c][1], high))
-        # One shard at a time: what is encoded at once stays bounded however large the block is.
-        for start, stop in _blocks(origin, pixels.shape, self.block_zyx):
-            inside = tuple(slice(a - o, b - o) for a, b, o in zip(start, stop, origin, strict=True))
-            where = tuple(slice(a, b) for a, b in zip(start, stop, strict=True))
-            self._stores[0][(t, c, *where)].write(pixels[inside]).result()
+        _write_blocks(self._stores[0], t, c, pixels, origin, self.block_zyx)
 
     def _finish(self) -> None:
         times, channels = self.image.shape[:2]
@@ -167,6 +188,16 @@ class OmeZarrWriter(ImageWriter):
             "codecs": [_sharding([1, 1, *chunk], self._dtype.itemsize)],
         }
         return {"driver": "zarr3", "kvstore": store, "metadata": metadata}
+
+
+def _write_blocks(
+    store: Any, t: int, c: int, pixels: Array, origin: Triple, block: Triple
+) -> None:
+    """Write one shard at a time: what is encoded at once stays bounded however large `pixels` is."""
+    for start, stop in _blocks(origin, pixels.shape, block):
+        inside = tuple(slice(a - o, b - o) for a, b, o in zip(start, stop, origin, strict=True))
+        where = tuple(slice(a, b) for a, b in zip(start, stop, strict=True))
+        store[(t, c, *where)].write(pixels[inside]).result()
 
 
 def _sharding(chunk: list[int], itemsize: int) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import tensorstore
 
 from pellucid.data.manifest import Manifest, synchronise
-from pellucid.data.ome_zarr_writer import OmeZarrWriter
+from pellucid.data.ome_zarr_writer import OmeZarrWriter, StoredArray
 from pellucid.data.pyramid import Triple
 from pellucid.data.source import Array
 from pellucid.data.writer import ImageDescription, remove
@@ -27,6 +27,14 @@ def listed_core(output: Path) -> Triple | None:
     except (OSError, ValueError, KeyError):
         return None
     return z, y, x
+
+
+def write_part(
+    stored: StoredArray, t: int, c: int, block: Array | None, shape: Triple, origin: Triple
+) -> dict[str, Any]:
+    """Write one part (None: zeros, which take no space); returns what is to be listed of it."""
+    span = (0.0, 0.0) if block is None else stored.write(t, c, block, origin)
+    return {"voxels": shape, "c": c, "range": span}
 
 
 class ResumableZarr(OmeZarrWriter):
@@ -64,18 +72,19 @@ class ResumableZarr(OmeZarrWriter):
         )  # fmt: skip
         self._head, self._resume = head, resume
 
-    def put_part(
-        self, part: str, t: int, c: int, block: Array | None, shape: Triple, origin: Triple,
-        facts: Mapping[str, Any],
-    ) -> None:  # fmt: skip
-        """Write one part (None: zeros, which take no space), then record that it is there."""
-        low = high = 0.0
-        if block is None:
-            self._count_written(shape)
-        else:
-            self.write(t, c, block, *origin)  # returns once the chunks are synchronised to the disk
-            low, high = float(block.min()), float(block.max())
-        self.done.record(part, {**facts, "voxels": shape, "c": c, "range": (low, high)})
+    @property
+    def stored(self) -> StoredArray:
+        """What a process, this one or another, needs to write parts of level 0."""
+        driver = "zarr3" if self.version == "0.5" else "zarr"
+        return StoredArray((self.partial_path / "0").absolute(), driver, self.block_zyx)
+
+    def count(self, facts: Mapping[str, Any]) -> None:
+        """Take note of a part that is written and listed, by the facts that `write_part` gave."""
+        self._count_written(facts["voxels"])
+        c = facts["c"]
+        (low, high), known = facts["range"], self._range[c]
+        with self._lock:
+            self._range[c] = (min(known[0], low), max(known[1], high))
 
     def _begin(self) -> None:
         listed = manifest_path(self.path)
@@ -97,14 +106,11 @@ class ResumableZarr(OmeZarrWriter):
         for part in self.done:
             facts = self.done.facts(part)
             if "voxels" in facts:
-                self._count_written(facts["voxels"])
-                low, high = facts["range"]
-                known = self._range[facts["c"]]
-                self._range[facts["c"]] = (min(known[0], low), max(known[1], high))
+                self.count(facts)
 
     def _discard(self) -> None:
         """Keep everything: it is what the next run goes on with."""
 
     def _ended(self, complete: bool) -> None:
         if complete:
-            remove(manifest_path(self.path))
+            self.done.remove()

@@ -93,7 +93,9 @@ def parameter_error(error: ValidationError, names: list[str]) -> ParameterError:
     if first["type"] == "missing" and len(first["loc"]) > 1:
         return ParameterError(f"{name}: expected more numbers, such as z,y,x.")
     if first["type"] == "missing":
-        return ParameterError(f"{name}: needed, and not given. See --help.")
+        missing = [str(e["loc"][0]) for e in error.errors() if e["type"] == "missing"]
+        flags = " ".join(f"--{one.replace('_', '-')}" for one in missing)
+        return ParameterError(f"{', '.join(missing)}: needed, and not given ({flags}). See --help.")
     said = first["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
     return ParameterError(f"{name}: expected {said}, got {first['input']!r}.")
 

@@ -274,10 +274,13 @@ def _fitted(
     left = room - (file.host_bytes if device == "cpu" else 0)
     widest = max(file.psfs, key=lambda psf: math.prod(psf.shape))
     crop = shape_that_fits((z, y, x), widest, parameters, left)
+    if len(psfs) < len(file.psfs):
+        remedy = "Tiles need one PSF for all places: give one (--psf FILE) in place of the field"
+    else:
+        remedy = "Write float32 OME-Zarr (.ome.zarr), which is made by tiles"
     raise PlanError(
         f"{file.recording.path.name}: a volume of {(z, y, x)} needs {gib(needed)} and {device} has "
-        f"{gib(room)} free. Write float32 OME-Zarr (.ome.zarr), which is made by tiles"
-        + (f", or take a crop: {crop} would fit." if crop else ".")
+        f"{gib(room)} free. {remedy}" + (f", or take a crop: {crop} would fit." if crop else ".")
     )
 
 

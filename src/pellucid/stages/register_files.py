@@ -1,7 +1,8 @@
 """`pellucid register` as a stage: views in, transforms and what is made of them out."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -132,8 +133,19 @@ def plan_registration(parameters: RegisterParameters) -> RegisterPlan:
     return RegisterPlan(parameters, views, nominal, given, _psfs(parameters, views), device)
 
 
-def run_registration(plan: RegisterPlan, on_event: OnEvent = ignore) -> RegisterOutcome:
-    """Register, and write transforms, what was asked for beside them, and a record.
+def run_registration(
+    plan: RegisterPlan,
+    on_event: OnEvent = ignore,
+    draw: Callable[[SeriesRegistration, Path], None] | None = None,
+) -> RegisterOutcome:
+    """Register, and write transforms and a record, then what was asked for beside them.
+
+    Each output is whole or not there. Transforms that were found are kept with their record, even
+    where something beside them fails.
+
+    Parameters
+    ----------
+    draw : writes the picture, where one was asked for
 
     Raises
     ------
@@ -149,24 +161,48 @@ def run_registration(plan: RegisterPlan, on_event: OnEvent = ignore) -> Register
             views, asked, on_event, nominal=plan.nominal, given=plan.given, psfs=plan.psfs,
             device=plan.device,
         )  # fmt: skip
-    outcome = RegisterOutcome(series)
+    record.inputs = [fingerprint(path) for view in views for path in view.files]
+    outcome = RegisterOutcome(series, [asked.output])
+    record.statistics = {"device": describe_device(plan.device), "bad": outcome.bad}
     grids = [view.grid for view in views]
     write_transforms(asked.output, series, grids, [view.name for view in views], asked.plain())
-    outcome.outputs.append(asked.output)
-    if asked.itk is not None:
-        outcome.outputs += _write_itk(asked.itk, series)
-    if asked.bigstitcher is not None:
-        write_bigstitcher(asked.bigstitcher, series, grids, views[0].channels)
-        outcome.outputs.append(asked.bigstitcher)
-    if asked.registered is not None:
-        with record.timed("resample"):
-            outcome.outputs += _write_registered(asked.registered, plan, series, on_event)
-    record.inputs = [fingerprint(path) for view in views for path in view.files]
-    record.statistics = {"device": describe_device(plan.device), "bad": outcome.bad}
     beside = write_record(record, asked.output)
+    try:
+        for paths in _written_beside(plan, series, record, draw):
+            outcome.outputs += paths
+    except PellucidError as error:
+        raise type(error)(
+            f"{error} The transforms are whole in {asked.output.name}: make the rest from them, with "
+            f"--start {asked.output.name} --over-time none and another output."
+        ) from error
+    finally:
+        record.statistics["outputs"] = [str(path) for path in outcome.outputs]
+        write_record(record, asked.output)
     for path in outcome.outputs:
         on_event(FileDone(path, beside))
     return outcome
+
+
+def _written_beside(
+    plan: RegisterPlan,
+    series: SeriesRegistration,
+    record: RunRecord,
+    draw: Callable[[SeriesRegistration, Path], None] | None,
+) -> Iterator[list[Path]]:
+    """Write what was asked for beside the transforms, one thing after the other."""
+    asked = plan.parameters
+    if asked.itk is not None:
+        yield _write_itk(asked.itk, series)
+    if asked.bigstitcher is not None:
+        grids = [view.grid for view in plan.views]
+        write_bigstitcher(asked.bigstitcher, series, grids, plan.views[0].channels)
+        yield [asked.bigstitcher]
+    if asked.picture is not None and draw is not None:
+        draw(series, asked.picture)
+        yield [asked.picture]
+    if asked.registered is not None:
+        with record.timed("resample"):
+            yield _write_registered(asked.registered, plan, series)
 
 
 def given_transforms(
@@ -247,15 +283,28 @@ def _check_outputs(parameters: RegisterParameters) -> None:
 
 def _write_itk(folder: Path, series: SeriesRegistration) -> list[Path]:
     paths = []
-    with plain_errors(folder):
-        folder.mkdir(exist_ok=True)
-        _clear(folder, r"view\d+_t\d+\.txt")
+    with plain_errors(folder), _whole(folder, r"view\d+_t\d+\.txt"):
         for transform in series.transforms:
             if transform.view > 0:
                 path = folder / f"view{transform.view}_t{transform.time:04}.txt"
                 write_atomically(path, affine_to_itk(transform.world_to_view))
                 paths.append(path)
     return paths
+
+
+@contextmanager
+def _whole(folder: Path, ours: str) -> Iterator[None]:
+    """A folder with all that one run writes into it, or with nothing of it; other files stay."""
+    is_new = not folder.exists()
+    folder.mkdir(exist_ok=True)
+    _clear(folder, ours)
+    try:
+        yield
+    except BaseException:
+        _clear(folder, ours)
+        if is_new and not any(folder.iterdir()):
+            folder.rmdir()
+        raise
 
 
 def _clear(folder: Path, ours: str) -> None:
@@ -266,24 +315,23 @@ def _clear(folder: Path, ours: str) -> None:
 
 
 def _write_registered(
-    folder: Path, plan: RegisterPlan, series: SeriesRegistration, on_event: OnEvent
+    folder: Path, plan: RegisterPlan, series: SeriesRegistration
 ) -> list[Path]:
     """Each view on the voxels of the first; volumes that cannot be had are NaN."""
     first = plan.views[0]
     shape = (len(first.times), len(first.channels), *first.shape)
-    folder.mkdir(exist_ok=True)
-    _clear(folder, r"view\d+\.ome\.zarr")
     paths = []
-    for view in plan.views:
-        path = folder / f"view{view.number}.ome.zarr"
-        image = ImageDescription(
-            shape, "float32", first.voxel_um, view.channels, first.time_step_s
-        )
-        with create_output(path, image, overwrite=plan.parameters.overwrite) as out:
-            for t, c in np.ndindex(shape[:2]):
-                placed = series.at(first.times[t], view.number)
-                out.write(t, c, _registered(view, placed, t, c, plan))
-        paths.append(path)
+    with _whole(folder, r"view\d+\.ome\.zarr"):
+        for view in plan.views:
+            path = folder / f"view{view.number}.ome.zarr"
+            image = ImageDescription(
+                shape, "float32", first.voxel_um, view.channels, first.time_step_s
+            )
+            with create_output(path, image, overwrite=plan.parameters.overwrite) as out:
+                for t, c in np.ndindex(shape[:2]):
+                    placed = series.at(first.times[t], view.number)
+                    out.write(t, c, _registered(view, placed, t, c, plan))
+            paths.append(path)
     return paths
 
 

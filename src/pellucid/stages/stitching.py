@@ -14,7 +14,7 @@ from pellucid.core.blending import PlacedTile, blended_block
 from pellucid.core.flat_field import estimated_flat_field, tile_gains
 from pellucid.core.geometry import Triple, as_triple
 from pellucid.core.linking import linked
-from pellucid.core.noise import estimate_background
+from pellucid.core.noise import check_background, estimate_background
 from pellucid.core.pairwise import Link, pairwise_shift
 from pellucid.core.placement import Placement, place
 from pellucid.data.output import stem
@@ -153,10 +153,13 @@ def _doubts(plan: StitchPlan, placed: Placement) -> Iterator[str]:
 
 def _background(plan: StitchPlan, c: int) -> float:
     """Counts that are no light: the lowest that the middle planes of the tiles show."""
-    if plan.parameters.background is not None:
-        return plan.parameters.background
     tiles = plan.tiles.tiles(plan.parameters.at_time, c)
-    return min(float(estimate_background(np.asarray(t[t.shape[0] // 2])[None])) for t in tiles)
+    middles = (np.asarray(tile[tile.shape[0] // 2])[None] for tile in tiles)
+    if (stated := plan.parameters.background) is not None:
+        ends = np.array([(plane.min(), plane.max()) for plane in middles], np.float64)
+        check_background(stated, float(ends.min()), float(ends.max()))
+        return stated
+    return min(float(estimate_background(plane)) for plane in middles)
 
 
 def _light(plan: StitchPlan, c: int, warn: Callable[[str], None]) -> Light:

@@ -104,7 +104,9 @@ def open_tiles(parameters: StitchParameters) -> TileSet:
         _check_alike(recording, recordings[0], same_shape=alike)
     voxel = recordings[0].voxel_um
     places = np.array([file.place for file in files])
-    if parameters.positions is not None:
+    if files[0].unit == "voxel":
+        nominal = places
+    elif files[0].unit == "micrometre":
         nominal = places / recordings[0].require_voxel_um()
     else:
         kept = 1.0 - np.array(parameters.overlap_zyx)

@@ -4,11 +4,13 @@ Everything that a tile needs to know of its volume is measured once (`VolumeStat
 kept in the list of finished parts; so a tile depends on the recording, this and its number alone.
 """
 
-import time
+import itertools
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from functools import partial
+from functools import cached_property, partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,12 +25,13 @@ from pellucid.core.problem import Observation, Problem
 from pellucid.core.psf import Psf
 from pellucid.core.replay import Replay, Schedule, Stretch, decided
 from pellucid.core.richardson_lucy import RichardsonLucy
-from pellucid.core.tiling import Tile
+from pellucid.core.tiling import Tile, Tiling
+from pellucid.data.ome_zarr_writer import StoredArray
 from pellucid.data.record import RunRecord, fingerprint, package_versions, write_record
-from pellucid.data.resumable_zarr import ResumableZarr, manifest_path
+from pellucid.data.resumable_zarr import ResumableZarr, manifest_path, write_part
 from pellucid.data.writer import ImageDescription
 from pellucid.errors import PellucidError
-from pellucid.stages.engine import run_tasks
+from pellucid.stages.engine import Done, Engine, InProcess
 from pellucid.stages.events import FileDone, OnEvent, TileDone, Warned
 from pellucid.stages.parameters import DeconvolveParameters
 from pellucid.stages.planning import FilePlan, Plan
@@ -37,7 +40,8 @@ from pellucid.stages.volume_statistics import LazyVolume, VolumeStatistics, meas
 
 Float32 = npt.NDArray[np.float32]
 
-WITHOUT_EFFECT = ("output", "overwrite", "resume", "report", "memory", "tile", "device", "format")
+WITHOUT_EFFECT = ("output", "overwrite", "resume", "report", "memory", "tile", "device", "format",
+                  "cluster")
 """Parameters that do not decide a result, or whose effect the head of the list states itself."""
 
 
@@ -56,6 +60,11 @@ class VolumeTask:
     schedule: Schedule | None
     parameters: DeconvolveParameters
     device: str
+
+    @cached_property
+    def dark(self) -> frozenset[int]:
+        """Numbers of the tiles without light."""
+        return frozenset(self.statistics.empty)
 
     def read(self, tile: Tile) -> npt.NDArray[Any]:
         """Return the counts of a tile and its halo."""
@@ -86,7 +95,50 @@ class VolumeTask:
         return RichardsonLucy(self.parameters.iterations, projector, start=self.statistics.start)
 
 
-def run_tiled(plan: Plan, file: FilePlan, on_event: OnEvent) -> tuple[Any, list[str]]:
+TileKey = tuple[int, int, int]
+"""(t, c) in the output, and the number of a tile."""
+
+
+@dataclass(frozen=True)
+class RestoredTiles:
+    """The task of restoring the tiles of all volumes of one output."""
+
+    tiling: Tiling
+    volumes: dict[tuple[int, int], VolumeTask]
+    stored: StoredArray
+
+    def part(self, key: TileKey) -> str:
+        """See `Task.part`."""
+        t, c, index = key
+        return f"t{t} c{c} tile {index}"
+
+    def read(self, key: TileKey) -> npt.NDArray[Any] | None:
+        """Return the counts of a tile and its halo; None where there is no light."""
+        t, c, index = key
+        volume = self.volumes[t, c]
+        return None if index in volume.dark else volume.read(self.tiling.tile(index))
+
+    def compute(
+        self, key: TileKey, read: npt.NDArray[Any] | None
+    ) -> tuple[Float32 | None, dict[str, Any]]:
+        """Return the core of a tile in counts above background, and what the restorer said."""
+        if read is None:
+            return None, {}
+        t, c, index = key
+        return self.volumes[t, c].restored(self.tiling.tile(index), read)
+
+    def write(self, key: TileKey, made: tuple[Float32 | None, dict[str, Any]]) -> dict[str, Any]:
+        """Write the core of a tile; returns what is listed of it."""
+        t, c, index = key
+        core, facts = made
+        z, y, x = self.tiling.tile(index).core
+        shape = (z.stop - z.start, y.stop - y.start, x.stop - x.start)
+        return facts | write_part(self.stored, t, c, core, shape, (z.start, y.start, x.start))
+
+
+def run_tiled(
+    plan: Plan, file: FilePlan, on_event: OnEvent, engine: Engine = InProcess()
+) -> tuple[Path, list[str]]:
     """Carry out one file of a plan by tiles; returns its record's path, and warnings.
 
     Raises
@@ -100,25 +152,34 @@ def run_tiled(plan: Plan, file: FilePlan, on_event: OnEvent) -> tuple[Any, list[
     record.inputs = [fingerprint(path) for path in [*file.recording.files, *asked.psf]]
     writer = _writer(plan, file, record)
     file.output.parent.mkdir(exist_ok=True)
-    volumes = []
-    with _can_go_on(file), writer:
-        total = len(file.tiles.tiling) * file.shape[0] * file.shape[1]
-        for t, c in np.ndindex(file.shape[:2]):
-            task, prepared_s = _prepared(plan, file, writer, t, c)
-            record.timings_s["measure"] = record.timings_s.get("measure", 0.0) + prepared_s
-            ran_away = _run_volume(file, task, writer, (t, c), total, record, on_event)
-            if ran_away:
-                warnings.append(
-                    f"{file.name(file.times[t], file.channels[c])}: {ran_away} tiles left the data; "
-                    "they are unlike the rest of the volume. Give a number of iterations."
-                )
-                on_event(Warned(warnings[-1]))
-            volumes.append({
-                "t": file.times[t], "c": file.channels[c], **asdict(task.statistics),
-                "schedule": None if task.schedule is None else schedule_json(task.schedule),
-                "tiles_that_ran_away": ran_away,
-            })  # fmt: skip
     tiling = file.tiles.tiling
+    with _can_go_on(file), writer:
+        with record.timed("measure"):
+            prepared = {
+                (t, c): _prepared(plan, file, writer, t, c) for t, c in np.ndindex(file.shape[:2])
+            }
+        tiles = RestoredTiles(tiling, prepared, writer.stored)
+        _restore(file, tiles, writer, record, engine, on_event)
+        ran_away = Counter(
+            place
+            for place in prepared
+            for index in range(len(tiling))
+            if writer.done.facts(tiles.part((*place, index))).get("ran_away")
+        )
+    volumes = [
+        {
+            "t": file.times[t], "c": file.channels[c], **asdict(task.statistics),
+            "schedule": None if task.schedule is None else schedule_json(task.schedule),
+            "tiles_that_ran_away": ran_away[t, c],
+        }
+        for (t, c), task in prepared.items()
+    ]  # fmt: skip
+    for place, count in ran_away.items():
+        warnings.append(
+            f"{file.name(*task_place(file, place))}: {count} tiles left the data; "
+            "they are unlike the rest of the volume. Give a number of iterations."
+        )
+        on_event(Warned(warnings[-1]))
     record.statistics = {
         "device": describe_device(plan.device), "shape_tczyx": file.shape, "voxel_um": file.voxel_um,
         "peak_bytes_planned": tiling.peak_bytes, "tiles": len(tiling), "core_zyx": tiling.core_shape,
@@ -129,49 +190,28 @@ def run_tiled(plan: Plan, file: FilePlan, on_event: OnEvent) -> tuple[Any, list[
     return path, warnings
 
 
-def _run_volume(
+def _restore(
     file: FilePlan,
-    task: VolumeTask,
+    tiles: RestoredTiles,
     writer: ResumableZarr,
-    place: tuple[int, int],
-    total: int,
     record: RunRecord,
+    engine: Engine,
     on_event: OnEvent,
-) -> int:
-    """Restore and write the tiles of one volume that are not there yet; returns how many ran away."""
-    assert file.tiles is not None
-    tiling = file.tiles.tiling
-    t, c = place
-    empty = set(task.statistics.empty)
-    name = file.name(*task_place(file, place))
-    parts = {index: f"t{t} c{c} tile {index}" for index in range(len(tiling))}
+) -> None:
+    """Restore and write the tiles that are not there yet."""
+    keys = [(*place, index) for place in tiles.volumes for index in range(len(tiles.tiling))]
+    number = itertools.count(1 + sum(tiles.part(key) in writer.done for key in keys))
 
-    def read(index: int) -> Any:
-        begin = time.perf_counter()
-        counts = None if index in empty else task.read(tiling.tile(index))
-        record.timings_s["read"] = record.timings_s.get("read", 0.0) + time.perf_counter() - begin
-        return counts
+    def on_done(done: Done[TileKey]) -> None:
+        writer.count(done.facts)
+        for part, seconds in done.timings_s.items():
+            name = "deconvolve" if part == "compute" else part
+            record.timings_s[name] = record.timings_s.get(name, 0.0) + seconds
+        t, c, index = done.key
+        what = f"{file.name(*task_place(file, (t, c)))} tile {index}"
+        on_event(TileDone(next(number), len(keys), done.timings_s["compute"], what))
 
-    def compute(index: int, counts: Any) -> Any:
-        begin = time.perf_counter()
-        core, facts = (None, {}) if counts is None else task.restored(tiling.tile(index), counts)
-        seconds = time.perf_counter() - begin
-        record.timings_s["deconvolve"] = record.timings_s.get("deconvolve", 0.0) + seconds
-        return core, {**facts, "seconds": round(seconds, 3)}
-
-    def write(index: int, made: Any) -> None:
-        begin = time.perf_counter()
-        core, facts = made
-        box = tiling.tile(index).core
-        z, y, x = (part.stop - part.start for part in box)
-        origin = (box[0].start, box[1].start, box[2].start)
-        writer.put_part(parts[index], t, c, core, (z, y, x), origin, facts)
-        record.timings_s["write"] = record.timings_s.get("write", 0.0) + time.perf_counter() - begin
-        number = sum("tile" in part for part in writer.done)
-        on_event(TileDone(number, total, facts["seconds"], f"{name} tile {index}"))
-
-    run_tasks([i for i, part in parts.items() if part not in writer.done], read, compute, write)
-    return sum(bool(writer.done.facts(part).get("ran_away")) for part in parts.values())
+    engine.run(keys, tiles, writer.done, on_done)
 
 
 def task_place(file: FilePlan, place: tuple[int, int]) -> tuple[int, int]:
@@ -181,10 +221,9 @@ def task_place(file: FilePlan, place: tuple[int, int]) -> tuple[int, int]:
 
 def _prepared(
     plan: Plan, file: FilePlan, writer: ResumableZarr, t: int, c: int
-) -> tuple[VolumeTask, float]:
+) -> VolumeTask:
     """What is known of a volume: from the list of parts, or measured now and listed."""
     assert file.tiles is not None
-    begin = time.perf_counter()
     asked, tiling = plan.parameters, file.tiles.tiling
     volume = LazyVolume(file.recording, *task_place(file, (t, c)))
     psf = file.psfs[c]
@@ -209,11 +248,10 @@ def _prepared(
     facts = writer.done.facts(part)
     listed = dict(facts["statistics"], empty=tuple(facts["statistics"]["empty"]))
     decisions = facts["schedule"]
-    task = make(
+    return make(
         statistics=VolumeStatistics(**listed),
         schedule=None if decisions is None else schedule_of(decisions),
     )
-    return task, time.perf_counter() - begin
 
 
 def schedule_json(schedule: Schedule) -> dict[str, Any]:
