@@ -20,14 +20,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import cho_factor, cho_solve
 
+from pellucid.core.bending import penalties
 from pellucid.core.gauss_newton import Model
 from pellucid.core.geometry import Affine, Grid, Triple
-from pellucid.core.transform_field import (
-    TransformField,
-    axis_weights,
-    control_points,
-    cubic_spline,
-)
+from pellucid.core.transform_field import TransformField, axis_weights, control_points
 from pellucid.errors import InputError, ParameterError
 
 Array = NDArray[np.float64]
@@ -47,10 +43,6 @@ FALSE_SHARE = 0.1
 
 MOST_STEEP = 0.5
 """Of a field, um per um; one specimen is not stretched by half, and at 1 a field may fold."""
-
-SLOPE_SHARE = 1.0
-"""Weight of the slope in the bending energy: 3 % of it for one wave over the volume; where no chunk
-holds the field it becomes constant, instead of going on as it bends at the last chunk."""
 
 MOST_INFLATION = 100.0
 """Of a predicted chunk's variance over a measured one's: those on which all hangs say little of noise."""
@@ -200,7 +192,7 @@ class _Problem:
         variances = np.array([c.centre_sigma_um**2 for c in chunks])
         farthest = float(np.linalg.norm(values[:, 0], axis=1).max())
         range_um = max(farthest, 10 * float(np.sqrt(np.median(variances))))
-        return cls(rows, values, counts, variances, *_penalties(knots), range_um)
+        return cls(rows, values, counts, variances, *penalties(knots), range_um)
 
     def coefficients(self, state: "_State", knots: Grid) -> Array:
         return state.solution.reshape(*knots.shape, 3)
@@ -374,43 +366,3 @@ def _chunk_values(coarse: Affine, chunk: ChunkMeasurement) -> Array:
     centre = np.asarray(chunk.centre_um)
     change = (own.linear - np.eye(3)).T * np.asarray(chunk.half_um)[:, None] / np.sqrt(3)
     return np.concatenate([(own.apply(centre) - centre)[None], change])
-
-
-def _penalties(knots: Grid) -> tuple[Array, Array]:
-    """Return the matrices of the bending energy and of the mean square, per volume V.
-
-    The first is (L^4 / V) int |d2u/dp2|^2 dV + (L^2 / V) int |du/dp|^2 dV with L the longest side
-    covered. The integrals of products of splines are products of integrals along the axes; Gauss
-    points make them exact.
-    """
-    grams = [[_gram(knots, axis, order) for order in range(3)] for axis in range(3)]
-    sides = [(n - 3) * s for n, s in zip(knots.shape, knots.spacing_um, strict=True) if n > 1]
-    length, unknowns = max(sides, default=1.0), int(np.prod(knots.shape))
-    bending, slope = np.zeros((unknowns, unknowns)), np.zeros((unknowns, unknowns))
-
-    def term(orders: tuple[int, int, int]) -> Array:
-        z, y, x = (grams[axis][order] for axis, order in enumerate(orders))
-        product: Array = np.kron(np.kron(z, y), x)
-        return product
-
-    for i in range(3):
-        once = [int(a == i) for a in range(3)]
-        slope += term((once[0], once[1], once[2]))
-        for j in range(3):
-            twice = [int(a == i) + int(a == j) for a in range(3)]
-            bending += term((twice[0], twice[1], twice[2]))
-    volume = float(np.prod(sides))
-    return (length**4 * bending + SLOPE_SHARE * length**2 * slope) / volume, term((0, 0, 0)) / volume
-
-
-def _gram(knots: Grid, axis: int, order: int) -> Array:
-    """Return (n, n): integrals of products of the basis' derivatives of an order over what it covers."""
-    n, step = knots.shape[axis], knots.spacing_um[axis]
-    if n == 1:
-        return np.full((1, 1), float(order == 0))
-    nodes, weights = np.polynomial.legendre.leggauss(4)
-    places = (np.arange(1, n - 2)[:, None] + (nodes + 1) / 2).ravel()
-    size = np.tile(weights / 2, n - 3) * step
-    basis = cubic_spline(places[:, None] - np.arange(n), order) / step**order
-    gram: Array = (basis * size[:, None]).T @ basis
-    return gram
