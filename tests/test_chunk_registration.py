@@ -223,3 +223,29 @@ def test_a_damaged_chunk_is_one_without_signal(tmp_path, files):
     made = task.compute((0, 1, 0), task.read((0, 1, 0)))
     assert made.transform is None
     assert "cannot be read" in made.reason
+
+
+def test_the_command_fuses_through_the_field_of_a_file(tmp_path, files):
+    from pellucid.apps.cli import main
+
+    field = tmp_path / "field.json"
+    assert main([
+        "register", *files, "--angles", "0,0", "--chunks", "48", "-o", str(field), "--device", "cpu",
+        "--json",
+    ]) == 0  # fmt: skip
+    straight = tmp_path / "straight.json"
+    content = json.loads(field.read_text())
+    for transform in content["transforms"]:
+        transform.pop("field", None)
+    straight.write_text(json.dumps(content))
+    fused = []
+    for name, transforms in (("through", field), ("without", straight)):
+        out = tmp_path / f"{name}.ome.zarr"
+        assert main([
+            "fuse", *files, "--transforms", str(transforms), "--method", "average", "-o", str(out),
+            "--cover", "overlap", "--no-projections", "--device", "cpu", "--json",
+        ]) == 0  # fmt: skip
+        fused.append(open_recording(out).read())
+    through, without = (image[20:76, 20:76, 20:76] for image in fused)
+    # what coincides has the more contrast
+    assert through.var() > 1.02 * without.var()

@@ -12,9 +12,9 @@ import numpy.typing as npt
 import torch
 
 from pellucid.core.descent import peak_bytes
+from pellucid.core.field_resampling import sampled
 from pellucid.core.geometry import Affine
 from pellucid.core.psf_preparation import prepare
-from pellucid.core.resampling import resample
 from pellucid.core.transform_series import WORLD, SeriesRegistration, ViewTransform
 from pellucid.data.bigstitcher import write_bigstitcher
 from pellucid.data.manifest import remove_manifest
@@ -375,5 +375,7 @@ def _registered(
         volume = torch.from_numpy(view.read(t, c).astype(np.float32)).to(plan.device)
     except (PellucidError, OSError):
         return np.full(first.shape, np.nan, np.float32)
-    moved = placed.world_to_view.with_frames(source="view 0", target=view.grid.frame)
-    return resample(volume, view.grid, first.grid, target_to_source=moved).cpu().numpy()
+    frames = {"source": "view 0", "target": view.grid.frame}
+    field = None if placed.field is None else placed.field.with_frames(**frames)
+    sample = sampled(view.grid, first.grid, placed.world_to_view.with_frames(**frames), field)
+    return sample.forward(volume).cpu().numpy()
