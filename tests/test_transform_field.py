@@ -183,7 +183,7 @@ def displaced(chunk, rng):
 @pytest.mark.parametrize("model", ["translation", "affine"])
 def test_a_known_field_is_found(model):
     fit = fit_field(TURN, SIDE, measured(model=model))
-    assert np.median(error_um(fit, 3.0)) < 0.2
+    assert np.median(error_um(fit, 3.0)) < 0.25
     assert not fit.outliers
     assert all(c.used for c in fit.chunks)
 
@@ -208,7 +208,7 @@ def test_a_fifth_of_the_chunks_false_are_found_and_a_tenth_missing_are_filled(mo
     assert {c.reason for c in filled} == {"Empty."}
     used = np.median([c.sigma_um for c in fit.chunks if c.used])
     assert np.median([c.sigma_um for c in filled]) > used
-    assert np.median(error_um(fit, 3.0)) < 0.3
+    assert np.median(error_um(fit, 3.0)) < 0.35
 
 
 def test_the_data_choose_how_stiff_the_field_is():

@@ -44,6 +44,11 @@ FALSE_SHARE = 0.1
 MOST_STEEP = 0.5
 """Of a field, um per um; one specimen is not stretched by half, and at 1 a field may fold."""
 
+LEAST_EXTRA_VOXELS = 0.1
+"""Added to every chunk's uncertainty, of the finest voxel, one component: where structure is uneven
+within a chunk, its transform is that of the structure and not of the middle. Chunks of nuclei, 64
+voxels wide in a field of 3 voxels, were off by 0.1 where their uncertainties said 0.03."""
+
 MOST_INFLATION = 100.0
 """Of a predicted chunk's variance over a measured one's: those on which all hangs say little of noise."""
 
@@ -159,7 +164,8 @@ def fit_field(
     if any(c.centre_sigma_um <= 0 or not np.isfinite(c.centre_sigma_um) for c in measured):
         raise ParameterError("chunks: expected a positive, finite corner_sigma_um of each transform.")
     knots = control_points(fixed, intervals or _intervals(fixed, chunks))
-    problem = _Problem.of(coarse, knots, measured)
+    finest = min(s for s, n in zip(fixed.spacing_um, fixed.shape, strict=True) if n > 1)
+    problem = _Problem.of(coarse, knots, measured, (LEAST_EXTRA_VOXELS * finest) ** 2)
     state = _likeliest(problem, knots, coarse)
     field = TransformField(coarse, knots, problem.coefficients(state, knots)).straightened()
     verdicts = _verdicts(problem, state, chunks, knots)
@@ -182,14 +188,16 @@ class _Problem:
     range_um: float
 
     @classmethod
-    def of(cls, coarse: Affine, knots: Grid, chunks: Sequence[ChunkMeasurement]) -> "_Problem":
+    def of(
+        cls, coarse: Affine, knots: Grid, chunks: Sequence[ChunkMeasurement], least_um2: float
+    ) -> "_Problem":
         rows = np.stack([_chunk_rows(knots, c) for c in chunks])
         values = np.stack([_chunk_values(coarse, c) for c in chunks])
         # a transform that could not stretch says nothing about how displacement changes
         counts = np.array([4 if c.model == "affine" else 1 for c in chunks])
         for row, value, count in zip(rows, values, counts, strict=True):
             row[count:], value[count:] = 0, 0
-        variances = np.array([c.centre_sigma_um**2 for c in chunks])
+        variances = np.array([c.centre_sigma_um**2 + least_um2 for c in chunks])
         farthest = float(np.linalg.norm(values[:, 0], axis=1).max())
         range_um = max(farthest, 10 * float(np.sqrt(np.median(variances))))
         return cls(rows, values, counts, variances, *penalties(knots), range_um)
