@@ -1,6 +1,7 @@
 """Registration in chunks: one chunk, files in chunks, interruption, and what is refused."""
 
 import json
+import pickle
 from functools import cache
 
 import numpy as np
@@ -16,6 +17,7 @@ from pellucid.data.recording import open_recording
 from pellucid.data.transform_file import read_transforms
 from pellucid.data.writer import ImageDescription
 from pellucid.errors import InputError, OutputError, ParameterError
+from pellucid.stages.chunk_registration import ChunkTask
 from pellucid.stages.coarse_views import few_voxels
 from pellucid.stages.engine import InProcess
 from pellucid.stages.parameters import RegisterParameters
@@ -213,8 +215,6 @@ def test_a_damaged_chunk_is_one_without_signal(tmp_path, files):
         def __getitem__(self, box):
             raise InputError("view0: a chunk cannot be read.")
 
-    from pellucid.stages.chunk_registration import ChunkTask
-
     volume = LazyVolume(open_recording(files[0]), 0, 0)
     task = ChunkTask(
         chunked(FIXED, (48, 48, 48)), (FIXED, MOVING),
@@ -224,6 +224,18 @@ def test_a_damaged_chunk_is_one_without_signal(tmp_path, files):
     made = task.compute((0, 1, 0), task.read((0, 1, 0)))
     assert made.transform is None
     assert "cannot be read" in made.reason
+
+
+def test_a_task_travels_and_reads_the_same_elsewhere(files):
+    volumes = [(LazyVolume(open_recording(file), 0, 0),) for file in files]
+    task = ChunkTask(
+        chunked(FIXED, (48, 48, 48)), (FIXED, MOVING), {(0, n): v for n, v in enumerate(volumes)},
+        {(0, 1): SAME}, "affine", None, "cpu",
+    )  # fmt: skip
+    here, there = task.read((0, 1, 5)), pickle.loads(pickle.dumps(task)).read((0, 1, 5))
+    assert np.array_equal(here.fixed, there.fixed)
+    assert np.array_equal(here.moving, there.moving)
+    assert here.moving_grid == there.moving_grid
 
 
 def test_the_command_fuses_through_the_field_of_a_file(tmp_path, files):

@@ -5,6 +5,7 @@ No view is ever whole in memory. A chunk is described by its number and a plan t
 """
 
 import dataclasses
+import itertools
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -148,11 +149,13 @@ def register_chunks(
     )
     keys = [(*pair, index) for pair in good for index in range(len(tiling))]
 
+    finished = itertools.count(sum(task.part(key) in listed for key in keys))
+
     def tell(done: Done[ChunkKey]) -> None:
         t, view, index = done.key
         what = f"{views[view].name} t={views[0].times[t]} chunk {index}"
-        number = sum("chunk" in part for part in listed)
-        on_event(TileDone(number - 1, len(keys), done.timings_s.get("compute", 0.0), what))
+        seconds = done.timings_s.get("compute", 0.0)
+        on_event(TileDone(next(finished), len(keys), seconds, what))
 
     engine.run(keys, task, listed, tell)
     transforms = [first_view(t) for t in views[0].times]
