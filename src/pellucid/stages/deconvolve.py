@@ -15,6 +15,7 @@ from pellucid.core.deconvolution import deconvolve
 from pellucid.core.psf import fwhm_um
 from pellucid.data.record import RunRecord, fingerprint, write_record
 from pellucid.errors import PellucidError, PlanError
+from pellucid.stages.engine import Engine, InProcess
 from pellucid.stages.events import FileDone, OnEvent, VolumeDone, VolumeFailed, Warned, ignore
 from pellucid.stages.lanes import ReadAhead, WriteBehind
 from pellucid.stages.planning import FilePlan, Plan
@@ -93,8 +94,10 @@ class Outcome:
         }
 
 
-def run(plan: Plan, on_event: OnEvent = ignore) -> Outcome:
+def run(plan: Plan, on_event: OnEvent = ignore, engine: Engine = InProcess()) -> Outcome:
     """Carry out `plan`: read, restore and write every volume, with a record beside every output.
+
+    Volumes that are cut into tiles are made by `engine`, the others by this process.
 
     A volume that fails in a series becomes NaN (zero in integers), and the series goes on; a file
     of which every volume failed gets no output. An error in writing ends the run; nothing that is
@@ -116,7 +119,7 @@ def run(plan: Plan, on_event: OnEvent = ignore) -> Outcome:
     outcome = series.outcome
     for file in plan.files:
         if file.tiles is not None:
-            path, warnings = run_tiled(plan, file, on_event)
+            path, warnings = run_tiled(plan, file, on_event, engine)
             outcome.outputs.append(file.output)
             outcome.records.append(path)
             outcome.warnings += warnings

@@ -65,6 +65,11 @@ OnDone = Callable[[Done[Key]], None]
 class Engine(Protocol):
     """Somewhere to do tasks."""
 
+    @property
+    def described(self) -> str:
+        """Where the work is done, in words."""
+        ...
+
     def run(
         self, keys: Sequence[Key], task: Task[Key], listed: Manifest, on_done: OnDone[Key]
     ) -> None:
@@ -78,6 +83,8 @@ class Engine(Protocol):
 @dataclass(frozen=True)
 class InProcess:
     """This process: one piece is read ahead and one written behind while one is computed."""
+
+    described = "this process"
 
     def run(
         self, keys: Sequence[Key], task: Task[Key], listed: Manifest, on_done: OnDone[Key]

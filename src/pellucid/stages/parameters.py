@@ -50,7 +50,7 @@ def _cubed(value: Any) -> Any:
     return (0, 0, 0) if sizes == ("auto",) else sizes * 3 if len(sizes) == 1 else sizes
 
 
-def _bytes(value: Any) -> Any:
+def size_in_bytes(value: Any) -> Any:
     """A size in words (2GiB, 500 MB) as bytes."""
     if not isinstance(value, str):
         return value
@@ -61,7 +61,7 @@ def _bytes(value: Any) -> Any:
     return int(float(found[1]) * base ** " kmgt".index(found[2] or " "))
 
 
-Bytes = Annotated[int | None, BeforeValidator(_bytes)]
+Bytes = Annotated[int | None, BeforeValidator(size_in_bytes)]
 Iterations = Annotated[int | None, BeforeValidator(_none_for_auto)]
 Counts = Annotated[float | None, BeforeValidator(_none_for_auto)]
 Numbers = Annotated[tuple[float, ...], BeforeValidator(listed)]
@@ -82,7 +82,8 @@ Paths = Annotated[tuple[Path, ...], BeforeValidator(_as_several)]
 class Parameters(BaseModel):
     """Base of every parameter model: frozen, and a name that does not exist is refused."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    # in YAML, channel: 0 is a number, and typed it is text
+    model_config = ConfigDict(frozen=True, extra="forbid", coerce_numbers_to_str=True)
 
     @classmethod
     def checked(cls, values: Mapping[str, Any]) -> Self:
@@ -158,6 +159,14 @@ class InputParameters(Parameters):
     channel: str | None = Field(None, description="Channels to take, by number or name: 0,2.")
 
 
+class MeasureParameters(InputParameters):
+    """Everything that `pellucid measure` can be told."""
+
+    input: str = Field(description="A TIFF, OME-TIFF, OME-Zarr or .npy.")
+    output: Path | None = Field(None, description="Write the figures as JSON to this file.")
+    overwrite: bool = Field(False, description="Replace an output that exists.")
+
+
 class DeconvolveParameters(OpticsParameters, InputParameters):
     """Everything that `pellucid deconvolve` can be told."""
 
@@ -186,6 +195,11 @@ class DeconvolveParameters(OpticsParameters, InputParameters):
         None, description="Most memory to use, such as 2GiB; larger volumes are restored by tiles."
     )
     tile: Sizes = Field(None, description="Voxels z,y,x of the tiles' cores; else chosen.")
+    cluster: str | None = Field(
+        None,
+        description="Who makes the tiles: local:N workers of this machine, tcp://host:port of a Dask "
+        "scheduler, or a SLURM file (slurm.yaml).",
+    )
     resume: bool = Field(False, description="Go on with an interrupted run of tiles.")
     overwrite: bool = Field(False, description="Replace outputs that exist.")
     report: bool = Field(False, description="Write a report with pictures beside each output.")
@@ -261,6 +275,11 @@ class RegisterParameters(RegistrationParameters, ViewParameters):
         None,
         description="auto, or voxels of the first view (one number or z,y,x): register in chunks of "
         "this size, and fit one smooth field to them.",
+    )
+    cluster: str | None = Field(
+        None,
+        description="Who registers the chunks: local:N workers of this machine, tcp://host:port of a "
+        "Dask scheduler, or a SLURM file (slurm.yaml).",
     )
     resume: bool = Field(False, description="Go on with an interrupted registration in chunks.")
     overwrite: bool = Field(False, description="Replace outputs that exist.")

@@ -16,13 +16,17 @@ from pellucid.data.recording import Recording, open_recordings
 from pellucid.data.resumable_zarr import listed_core, manifest_path
 from pellucid.data.writer import check_free_space, check_output_path
 from pellucid.errors import OutputError, ParameterError, PlanError
+from pellucid.stages.cluster_choice import Workplace, workplace
 from pellucid.stages.parameters import SUFFIXES, DeconvolveParameters
 from pellucid.stages.psf_choice import psfs_or_fields
 from pellucid.stages.resources import available_bytes, describe_device, resolve_device
 from pellucid.stages.restoring import back_projector_figures, peak_bytes, shape_that_fits
-from pellucid.stages.tile_plan import TilePlan, plan_tiles, resident_bytes
+from pellucid.stages.tile_plan import MARGIN, TilePlan, plan_tiles, resident_bytes
 
 IMAGE_SUFFIXES = (".zarr", ".tif", ".tiff")
+
+TILES_OF_A_WORKER = 2
+"""At least, so that none waits long for the last."""
 
 
 @dataclass(frozen=True)
@@ -170,25 +174,30 @@ def plan_deconvolution(parameters: DeconvolveParameters) -> Plan:
     OutputError : an output that exists or cannot be written
     PlanError : too little memory or disk, with what would fit
     """
-    device = resolve_device(parameters.device)
+    _workplace(parameters)  # what cannot be had is refused before files are opened
     recordings = [
         recording
         for spec in parameters.inputs
         for recording in open_recordings(spec, voxel_um=parameters.voxel_um, axes=parameters.axes)
     ]
+    return plan_recordings(parameters, recordings)
+
+
+def plan_recordings(parameters: DeconvolveParameters, recordings: list[Recording]) -> Plan:
+    """The plan for recordings that are open already, in place of `parameters.inputs`."""
+    place = _workplace(parameters)
     outputs = _outputs(parameters, recordings)
-    room = _room(parameters, device)
     files: list[FilePlan] = []
     shared: dict[object, _Optics] = {}
     for recording, output in zip(recordings, outputs, strict=True):
         file = _plan_file(parameters, recording, output, shared)
-        files.append(_fitted(file, parameters, device, room))
+        files.append(_fitted(file, parameters, place))
     for folder in {file.output.parent for file in files}:
         mine = [file.output_bytes for file in files if file.output.parent == folder]
         # Integers wait as float32 until their range is known.
         waiting = 2 * max(mine) if parameters.dtype == "uint16" else 0
         check_free_space(_existing(folder), sum(mine) + waiting)
-    return Plan(parameters, tuple(files), device, room)
+    return Plan(parameters, tuple(files), place.device, place.room_bytes)
 
 
 def _plan_file(
@@ -227,6 +236,13 @@ def _optics(
     return _Optics(psfs, tuple(figures[psf] for psf in psfs), max(peaks))
 
 
+def _workplace(parameters: DeconvolveParameters) -> Workplace:
+    if parameters.cluster is not None:
+        return workplace(parameters.cluster, parameters.device, parameters.memory)
+    device = resolve_device(parameters.device)
+    return Workplace(device, 1, _room(parameters, device))
+
+
 def _room(parameters: DeconvolveParameters, device: str) -> int | None:
     """Memory that may be used beyond what is held already; None where nobody says."""
     free = available_bytes(device)
@@ -241,10 +257,9 @@ def _room(parameters: DeconvolveParameters, device: str) -> int | None:
     return allowed if free is None else min(free, allowed)
 
 
-def _fitted(
-    file: FilePlan, parameters: DeconvolveParameters, device: str, room: int | None
-) -> FilePlan:
-    """The file in one piece where that fits, else by tiles."""
+def _fitted(file: FilePlan, parameters: DeconvolveParameters, place: Workplace) -> FilePlan:
+    """The file in one piece where that fits, else by tiles; always by tiles on a cluster."""
+    device, room = place.device, place.room_bytes
     z, y, x = file.shape[2:]
     partial = file.output.with_name(file.output.name + ".partial")
     goes_on = manifest_path(file.output).is_file() and partial.is_dir()
@@ -255,7 +270,8 @@ def _fitted(
         )
     needed = file.peak_bytes + (file.host_bytes if device == "cpu" else 0)
     fits = room is None or needed <= room
-    if fits and parameters.tile is None and not (goes_on and parameters.resume):
+    in_one = fits and parameters.tile is None and parameters.cluster is None
+    if in_one and not (goes_on and parameters.resume):
         return file
     psfs = [psf for psf in file.psfs if not isinstance(psf, PsfField)]
     is_tileable = file.output.name.lower().endswith(".zarr") and parameters.dtype == "float32"
@@ -264,11 +280,14 @@ def _fitted(
         asked = parameters.model_copy(update={"tile": parameters.tile or core})
         itemsize = file.recording.dtype.itemsize
         tiles = plan_tiles((z, y, x), tuple(psfs), asked, itemsize, room)
+        if asked.tile is None:
+            tiles = _shared_out(tiles, file, tuple(psfs), asked, place)
         return replace(file, tiles=tiles, peak_bytes=tiles.tiling.peak_bytes, host_bytes=0)
     if fits:
         raise ParameterError(
-            "tile: tiles are written as float32 OME-Zarr, with one PSF for all places. Name a "
-            ".ome.zarr output, or leave the tile out."
+            f"{'tile' if parameters.tile else 'cluster'}: tiles are written as float32 OME-Zarr, with "
+            "one PSF for all places. Name a .ome.zarr output, or leave the "
+            f"{'tile' if parameters.tile else 'cluster'} out."
         )
     assert room is not None
     left = room - (file.host_bytes if device == "cpu" else 0)
@@ -282,6 +301,25 @@ def _fitted(
         f"{file.recording.path.name}: a volume of {(z, y, x)} needs {gib(needed)} and {device} has "
         f"{gib(room)} free. {remedy}" + (f", or take a crop: {crop} would fit." if crop else ".")
     )
+
+
+def _shared_out(
+    tiles: TilePlan,
+    file: FilePlan,
+    psfs: tuple[Psf, ...],
+    parameters: DeconvolveParameters,
+    place: Workplace,
+) -> TilePlan:
+    """Tiles small enough for every worker to get some, if the output's chunks allow them."""
+    volumes, itemsize = file.shape[0] * file.shape[1], file.recording.dtype.itemsize
+    z, y, x = file.shape[2:]
+    while place.workers > 1 and volumes * len(tiles.tiling) < TILES_OF_A_WORKER * place.workers:
+        room = int(0.7 * tiles.tiling.peak_bytes / MARGIN)
+        try:
+            tiles = plan_tiles((z, y, x), psfs, parameters, itemsize, room)
+        except PlanError:
+            break
+    return tiles
 
 
 def chosen(selection: str | None, size: int, axis: str, recording: Recording) -> tuple[int, ...]:

@@ -41,7 +41,9 @@ from pellucid.stages.resources import available_bytes, describe_device, resolve_
 from pellucid.stages.view_series import ViewSeries, open_views
 
 Float32 = npt.NDArray[np.float32]
-WITHOUT_EFFECT = ("output", "overwrite", "resume", "device", "itk", "bigstitcher", "picture", "registered")
+WITHOUT_EFFECT = (
+    "output", "overwrite", "resume", "device", "cluster", "itk", "bigstitcher", "picture", "registered",
+)  # fmt: skip
 """Parameters that do not decide which transforms chunks have."""
 
 BYTES_AS_READ = 8
@@ -130,6 +132,8 @@ def plan_registration(parameters: RegisterParameters) -> RegisterPlan:
     given, psfs = given_transforms(parameters, views), _psfs(parameters, views)
     if parameters.resume and parameters.chunks is None:
         raise ParameterError("resume: only a registration in chunks can be gone on with (--chunks).")
+    if parameters.cluster is not None and parameters.chunks is None:
+        raise ParameterError("cluster: only a registration in chunks has parts to share out (--chunks).")
     room = available_bytes(device)
     if parameters.chunks is None:
         needed = max(

@@ -23,9 +23,7 @@ def resolve_device(wanted: str) -> str:
     ------
     ParameterError : a device that is not there, or no name of one
     """
-    import torch
-
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    count = gpu_count()
     if wanted == "auto":
         return "cuda:0" if count else "cpu"
     if wanted == "cpu":
@@ -39,12 +37,21 @@ def resolve_device(wanted: str) -> str:
     raise ParameterError(f"device: {wanted} was asked for and {there}. Use auto or cpu.")
 
 
+def gpu_count() -> int:
+    """How many GPUs this machine offers."""
+    import torch
+
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+
 def describe_device(device: str) -> str:
     """The device in words: its name, and how many processors a CPU gives to the work."""
     import torch
 
     if device == "cpu":
         return f"cpu ({torch.get_num_threads()} threads)"
+    if not gpu_count():
+        return f"{device} (of other machines)"
     return f"{device} ({torch.cuda.get_device_name(device)})"
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -71,6 +72,12 @@ class TileSet:
     def names(self) -> tuple[str, ...]:
         """File names."""
         return tuple(recording.path.name for recording in self.recordings)
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """All files that the tiles come from, each once."""
+        files = [path for recording in self.recordings for path in recording.files]
+        return tuple(dict.fromkeys(files))
 
     @property
     def shapes(self) -> list[tuple[int, int, int]]:
