@@ -24,9 +24,9 @@ from pellucid.errors import ParameterError
 Shape = tuple[int, int, int]
 
 CHUNK_VOXELS = 96
-"""Finest voxels along a chunk's core where nobody says: 0.1 to 0.2 voxel from views of 20 photons, and
-an affine map is exact to 0.1 voxel where a field of 3 voxels bends within 300
-(`benchmarks/chunk_registration.py`)."""
+"""Finest voxels along a chunk's core where nobody says: with its overlap 120, the size at which whole
+views are registered reliably. Where structure is dense, 43 were enough in
+`benchmarks/chunk_registration.py`."""
 
 OVERLAP_SHARE = 0.125
 """Of the core, added on each side: the border within which blur is not matched is lost again."""
