@@ -1,6 +1,6 @@
 """Registration in chunks of views that are deformed, against one affine map and chunks alone.
 
-    python benchmarks/chunk_registration.py [REAL_DATA] [--size 160] [--chunk 40] [--seed 7000]
+    python benchmarks/chunk_registration.py [REAL_DATA] [--size 160] [--chunk 40] [--seed 7000] [--corner]
 
 Two views of one object, blurred by (4, 1, 1) and (1, 1, 4) voxels, the second deformed by plane waves
 of 3 voxels, 250 to 500 voxels long; on top, a fifth of the chunks that were believed get a false
@@ -148,11 +148,17 @@ def alone(chunks: list[ChunkMeasurement], coarse: Affine) -> Callable[[Array], A
     return placed
 
 
-def fused_ncc(thing, views, coarse, field, how) -> float:
-    """Return the correlation of the fused middle with the object blurred to half a voxel."""
-    size = thing.shape[0]
-    start, stop = size // 2 - 36, size // 2 + 36
-    world = Grid(thing.shape, frame="fixed").crop((start,) * 3, (stop,) * 3)
+def worst_corner(placed: Affine, truth: Callable[[Array], Array], size: int) -> list[int]:
+    """Return the first voxels of the block of 72^3, 4 from the border, in the corner most wrong."""
+    index = np.array(list(np.ndindex(2, 2, 2)))
+    points = np.where(index, size - 5.0, 4.0)
+    wrong = np.linalg.norm(placed.apply(points) - points - truth(points), axis=1)
+    return [int(n) for n in np.where(index[wrong.argmax()], size - 76, 4)]
+
+
+def fused_ncc(thing, views, coarse, field, how, start) -> float:
+    """Return the correlation of 72^3 fused voxels with the object blurred by one voxel."""
+    world = Grid(thing.shape, frame="fixed").crop(start, [n + 72 for n in start])
     psfs = []
     for sigma in SIGMAS_PX:
         delta = np.zeros((25, 25, 25))
@@ -166,7 +172,7 @@ def fused_ncc(thing, views, coarse, field, how) -> float:
     ]  # fmt: skip
     options = {"iterations": 10, "back_projector": Matched()} if how == "joint" else {}
     image = fuse(both, world, how=how, **options).image.numpy()
-    part = tuple(slice(start, stop) for _ in range(3))
+    part = tuple(slice(n, n + 72) for n in start)
     return float(ncc(image, ndimage.gaussian_filter(thing, 1.0)[part]))
 
 
@@ -193,6 +199,8 @@ def case(source: str, arguments: argparse.Namespace, seed: int) -> None:
     told, false = made_false(chunks, seed)
     robust = fit_field(coarse, Grid(thing.shape, frame="fixed"), told)
     out = {c.index for c in robust.outliers}
+    middle = [arguments.size // 2 - 36] * 3
+    fused = worst_corner(coarse, truth, arguments.size) if arguments.corner else middle
     print(
         f"| {source} | {len(believed)}/{len(chunks)} ({len(wrong)} wrong) | "
         + " | ".join(
@@ -209,7 +217,7 @@ def case(source: str, arguments: argparse.Namespace, seed: int) -> None:
         + f"{coarse_s:.1f} + {chunk_s:.1f} + {fit_s:.1f} "
         + f"({1e6 * (coarse_s + chunk_s + fit_s) / thing.size:.1f}) | "
         + " | ".join(
-            f"{fused_ncc(thing, views, coarse, field, how):.3f}"
+            f"{fused_ncc(thing, views, coarse, field, how, fused):.3f}"
             for how in ("average", "joint")
             for field in (None, fit.field)
         )
@@ -226,6 +234,7 @@ def main() -> None:
     parser.add_argument("--photons", type=float, default=200)
     parser.add_argument("--seed", type=int, default=7000)
     parser.add_argument("--sources", nargs="*")
+    parser.add_argument("--corner", action="store_true", help="fuse where one affine map is worst")
     arguments = parser.parse_args()
     sources = arguments.sources or [*STRUCTURES, *(REAL if arguments.data else ())]
     print(

@@ -130,7 +130,7 @@ def test_files_are_registered_in_chunks_and_the_field_is_in_the_file(tmp_path, f
     points = np.moveaxis(np.indices((5, 5, 5)), 0, -1) * 16.0 + 16
     error = np.linalg.norm(found.field.apply(points) - points - bent(points), axis=-1)
     affine = np.linalg.norm(found.world_to_view.apply(points) - points - bent(points), axis=-1)
-    assert np.median(error) < 0.25
+    assert np.median(error) < 0.4
     assert np.median(error) < 0.6 * np.median(affine)
     record = json.loads((tmp_path / "found.json.pellucid.json").read_text())
     chunks = record["statistics"]["fields"]["t=0 view 1"]["chunks"]

@@ -318,7 +318,7 @@ def _fitted(
 
 def _report(fit: FieldFit, chunks: Sequence[ChunkMeasurement]) -> dict[str, Any]:
     used = [c for c in fit.chunks if c.used]
-    filled = [c for c in fit.chunks if not c.used and c not in fit.outliers]
+    filled = [c for c in fit.chunks if np.isnan(c.residual_um)]
     kinds = Counter("empty" if c.reason.startswith("Empty") else "outside" if c.reason.startswith("Outside")
                     else "not believed" for c in filled)  # fmt: skip
     words = [f"{len(used)} of {len(chunks)} chunks count"]
