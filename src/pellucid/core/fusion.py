@@ -20,11 +20,11 @@ from pellucid.core.accelerated import Accelerated
 from pellucid.core.averaging import Weighting, averaged, on_other_grid
 from pellucid.core.back_projectors import BackProjector, Matched, WienerButterworth
 from pellucid.core.deconvolution import image_shape
+from pellucid.core.field_resampling import sampled
 from pellucid.core.geometry import Grid, as_triple
 from pellucid.core.operators import Blur, Composed
 from pellucid.core.problem import Observation, Problem, Restored, Window
 from pellucid.core.psf import Psf
-from pellucid.core.resampling import Resample
 from pellucid.core.richardson_lucy import RichardsonLucy
 from pellucid.core.rotated_psf import rotated_psf
 from pellucid.core.slab_sampling import SlabSample, sampling_variance_px
@@ -124,9 +124,12 @@ def joint_problem(views: Sequence[LitView], world: Grid) -> Problem:
     cropped = [_cropped(view, world) for view in views]
     blurs = [_blur(view, views[0], world) for view in cropped]
     behind = [extended_grid(v.grid, blur) for v, blur in zip(cropped, blurs, strict=True)]
-    domain, window = _widened(world, cropped, behind, blurs)
+    farthest_um = max(view.displaced_um for view in views)
+    domain, window = _grown(*_widened(world, cropped, behind, blurs), farthest_um)
     observations = [
-        Observation(v.photons, blur @ SlabSample(domain, grid, v.world_to_view), v.background)
+        Observation(
+            v.photons, blur @ SlabSample(domain, grid, v.world_to_view, v.field), v.background
+        )
         for v, blur, grid in zip(cropped, blurs, behind, strict=True)
     ]
     return Problem(tuple(observations), window)
@@ -138,12 +141,14 @@ def resampled_problem(views: Sequence[LitView], world: Grid) -> Problem:
     Voxels that a view does not reach take the average of the views that do. Interpolated counts are
     no longer Poisson, and voxels of equal noise are counted several times.
     """
-    filler, _ = averaged(*on_equal_terms(views), world)
+    fields = [view.field for view in views]
+    filler, _ = averaged(*on_equal_terms(views), world, fields=fields)
     images = []
     for view in views:
         assert view.brightness is not None
         scale = view.brightness * view.voxel_um3 / views[0].voxel_um3
-        image, inside = on_other_grid(view.photons, Resample(view.grid, world, view.world_to_view))
+        sample = sampled(view.grid, world, view.world_to_view, view.field)
+        image, inside = on_other_grid(view.photons, sample)
         images.append(torch.where(inside, image, filler * scale + view.background).clamp_min_(0))
     psfs = [
         rotated_psf(_psf(view), view.grid.spacing_um, view.world_to_view.linear, world.spacing_um)
@@ -170,14 +175,15 @@ def covered(views: Sequence[LitView], world: Grid) -> Tensor:
     """
     seen = torch.zeros(world.shape, device=views[0].photons.device)
     for view in views:
-        sample = Resample(view.grid, world, view.world_to_view)
+        sample = sampled(view.grid, world, view.world_to_view, view.field)
         seen = torch.maximum(seen, sample.forward(torch.ones_like(view.photons)))
     return (seen > 0.5).to(seen)
 
 
 def averaged_light(views: Sequence[LitView], world: Grid, weighting: Weighting) -> Tensor:
     """Return the weighted average in photons per voxel of the first view, not negative."""
-    return averaged(*on_equal_terms(views), world, weighting)[0].clamp_min_(0)
+    fields = [view.field for view in views]
+    return averaged(*on_equal_terms(views), world, weighting, fields)[0].clamp_min_(0)
 
 
 def _checked_world(views: Sequence[View], world: Grid | None) -> Grid:
@@ -261,7 +267,9 @@ def sharpened(psf: NDArray[np.float64], variance_px: NDArray[np.float64]) -> NDA
 def _cropped(view: LitView, world: Grid) -> LitView:
     """Return the part of a view that the light of `world` reaches."""
     corners = view.grid.um_to_index.apply(view.world_to_view.apply(world.corners_um()))
-    reach = [n // 2 + 1 for n in _psf(view).shape]
+    # light is displaced in the world, where the view's transform does not stretch by much
+    displaced = np.ceil(view.displaced_um / np.asarray(view.grid.spacing_um)).astype(int)
+    reach = [n // 2 + 1 for n in _psf(view).shape] + np.where(np.array(view.grid.shape) > 1, displaced, 0)
     start = np.maximum(np.floor(corners.min(0)).astype(int) - reach, 0)
     stop = np.minimum(np.ceil(corners.max(0)).astype(int) + reach + 1, view.grid.shape)
     if (start >= stop).any():
@@ -289,6 +297,18 @@ def _widened(
     origin = as_triple(world.index_to_um.apply(-before.astype(float)), "origin")
     inside = [slice(int(b), int(b) + n) for b, n in zip(before, world.shape, strict=True)]
     return Grid((z, y, x), world.spacing_um, origin, world.frame), (inside[0], inside[1], inside[2])
+
+
+def _grown(domain: Grid, window: Window, farthest_um: float) -> tuple[Grid, Window]:
+    """Return the object's grid with room around it for light that comes from so far away."""
+    if farthest_um == 0:
+        return domain, window
+    flat = np.asarray(domain.shape) == 1
+    margin = np.where(flat, 0, np.ceil(farthest_um / np.asarray(domain.spacing_um))).astype(int)
+    z, y, x = (int(n + 2 * m) for n, m in zip(domain.shape, margin, strict=True))
+    origin = as_triple(domain.index_to_um.apply(-margin.astype(float)), "origin")
+    inside = [slice(s.start + int(m), s.stop + int(m)) for s, m in zip(window, margin, strict=True)]
+    return Grid((z, y, x), domain.spacing_um, origin, domain.frame), (inside[0], inside[1], inside[2])
 
 
 def _reached(blur: Blur) -> NDArray[np.int64]:
