@@ -20,7 +20,7 @@ from pellucid.core.averaging import Weighting, averaged, on_other_grid
 from pellucid.core.back_projectors import BackProjector, Matched, WienerButterworth
 from pellucid.core.deconvolution import image_shape
 from pellucid.core.geometry import Grid
-from pellucid.core.joint_operators import extended_grid, sharpened, widened
+from pellucid.core.joint_operators import extended_grid, reached_box, sharpened, widened
 from pellucid.core.operators import Blur, Composed
 from pellucid.core.problem import Observation, Problem, Restored
 from pellucid.core.psf import Psf
@@ -239,17 +239,13 @@ def _blur(view: LitView, first: LitView, world: Grid) -> Blur:
 
 def _cropped(view: LitView, world: Grid) -> LitView:
     """Return the part of a view that the light of `world` reaches."""
-    corners = view.grid.um_to_index.apply(view.world_to_view.apply(world.corners_um()))
-    reach = [n // 2 + 1 for n in _psf(view).shape]
-    start = np.maximum(np.floor(corners.min(0)).astype(int) - reach, 0)
-    stop = np.minimum(np.ceil(corners.max(0)).astype(int) + reach + 1, view.grid.shape)
-    if (start >= stop).any():
+    box = reached_box(view.grid, view.world_to_view, _psf(view).shape, world)
+    if box is None:
         raise InputError(
             f"fuse: the view {view.grid.frame!r} does not reach the world of the result. Check its "
             "transform, or leave the view out."
         )
-    box = tuple(slice(int(a), int(b)) for a, b in zip(start, stop, strict=True))
-    grid = view.grid.crop(start.tolist(), stop.tolist())
+    grid = view.grid.crop([part.start for part in box], [part.stop for part in box])
     return replace(view, photons=view.photons[box].contiguous(), grid=grid)
 
 

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from pellucid.core.fourier import Shape
 from pellucid.core.geometry import Affine, Grid, as_triple
 from pellucid.core.operators import Blur
 from pellucid.core.problem import Window
@@ -37,6 +38,18 @@ def widened(
     origin = as_triple(world.index_to_um.apply(-before.astype(float)), "origin")
     inside = [slice(int(b), int(b) + n) for b, n in zip(before, world.shape, strict=True)]
     return Grid((z, y, x), world.spacing_um, origin, world.frame), (inside[0], inside[1], inside[2])
+
+
+def reached_box(grid: Grid, world_to_view: Affine, psf: Shape, world: Grid) -> Window | None:
+    """Return the voxels of a view that light from `world` reaches through a PSF; None where none is."""
+    corners = grid.um_to_index.apply(world_to_view.apply(world.corners_um()))
+    reach = [n // 2 + 1 for n in psf]
+    start = np.maximum(np.floor(corners.min(0)).astype(int) - reach, 0)
+    stop = np.minimum(np.ceil(corners.max(0)).astype(int) + reach + 1, grid.shape)
+    if (start >= stop).any():
+        return None
+    z, y, x = (slice(int(a), int(b)) for a, b in zip(start, stop, strict=True))
+    return z, y, x
 
 
 def _reached(blur: Blur) -> NDArray[np.int64]:
