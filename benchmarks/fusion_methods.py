@@ -3,17 +3,19 @@
 import time
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from pellucid.core import fusion, joint_coarsening
 from pellucid.core.back_projectors import Matched, WienerButterworth
-from pellucid.core.fusion import fuse
 from pellucid.core.geometry import Grid
 from pellucid.core.multiview import MultiViewRecording
+from pellucid.core.problem import Restored
 from pellucid.core.psf import fwhm_px
 from pellucid.core.quality import ncc
 from pellucid.core.resolution import resolution_along_axes
@@ -31,6 +33,22 @@ class Method:
     name: str
     options: dict[str, Any]
     views: int | None = None
+    most: int | None = None
+    factors: tuple[int, ...] = joint_coarsening.FACTORS
+
+    def __call__(self, views: Sequence[View], world: Grid) -> Restored:
+        """Fuse; `most` bounds the guarded steps on the finest grid, `factors` are its coarse grids."""
+        chosen = fusion._restorer
+
+        def bounded(projector: Any, iterations: int | None, update: Any, seed: int) -> Any:
+            restorer = chosen(projector, iterations, update, seed)
+            return restorer if self.most is None else replace(restorer, max_iterations=self.most)
+
+        with (
+            patch.object(fusion, "_restorer", bounded),
+            patch.object(joint_coarsening, "FACTORS", self.factors),
+        ):
+            return fusion.fuse(views[: self.views], world, **self.options)
 
 
 def methods() -> Iterator[Method]:
@@ -50,6 +68,9 @@ def methods() -> Iterator[Method]:
         for n in (3, 10):
             yield Method(f"{short}, virtual views {n}", plain(how, n, VirtualViews()))
         yield Method(f"{short}, guarded", {"how": how})
+    for most in (2, 3):
+        yield Method(f"joint, guarded, {most} on the finest grid", {"how": "joint"}, most=most)
+    yield Method("joint, guarded from flat", {"how": "joint"}, factors=(1,))
 
 
 def plain(how: str, n: int, projector: Any, update: str = "additive") -> dict[str, Any]:
@@ -71,7 +92,7 @@ def scored(
     begin = time.process_time()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", RunawayWarning)
-        restored = fuse(views[: method.views], world, **method.options)
+        restored = method(views, world)
     seconds = time.process_time() - begin
     whole: NDArray[np.float32] = restored.image.numpy()
     image = whole[inner]
