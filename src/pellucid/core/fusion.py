@@ -13,7 +13,6 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from pellucid.core.accelerated import Accelerated
@@ -21,9 +20,10 @@ from pellucid.core.averaging import Weighting, averaged, on_other_grid
 from pellucid.core.back_projectors import BackProjector, Matched, WienerButterworth
 from pellucid.core.deconvolution import image_shape
 from pellucid.core.field_resampling import sampled
-from pellucid.core.geometry import Grid, as_triple
+from pellucid.core.geometry import Grid
+from pellucid.core.joint_operators import extended_grid, reached_box, sharpened, widened
 from pellucid.core.operators import Blur, Composed
-from pellucid.core.problem import Observation, Problem, Restored, Window
+from pellucid.core.problem import Observation, Problem, Restored
 from pellucid.core.psf import Psf
 from pellucid.core.richardson_lucy import RichardsonLucy
 from pellucid.core.rotated_psf import rotated_psf
@@ -124,8 +124,9 @@ def joint_problem(views: Sequence[LitView], world: Grid) -> Problem:
     cropped = [_cropped(view, world) for view in views]
     blurs = [_blur(view, views[0], world) for view in cropped]
     behind = [extended_grid(v.grid, blur) for v, blur in zip(cropped, blurs, strict=True)]
-    farthest_um = max(view.displaced_um for view in views)
-    domain, window = _grown(*_widened(world, cropped, behind, blurs), farthest_um)
+    transforms = [view.world_to_view for view in cropped]
+    displaced_um = max(view.displaced_um for view in views)
+    domain, window = widened(world, transforms, behind, blurs, displaced_um)
     observations = [
         Observation(
             v.photons, blur @ SlabSample(domain, grid, v.world_to_view, v.field), v.background
@@ -200,12 +201,6 @@ def _checked_world(views: Sequence[View], world: Grid | None) -> Grid:
     return proposed_world(views) if world is None else world
 
 
-def extended_grid(grid: Grid, blur: Blur) -> Grid:
-    """Return the grid of the object behind a blurred image: object voxel = image voxel + margin."""
-    origin = grid.index_to_um.apply(-np.asarray(blur.margin, dtype=np.float64))
-    return Grid(blur.domain_shape, grid.spacing_um, as_triple(origin, "origin"), grid.frame)
-
-
 def _lit(views: list[LitView]) -> list[LitView]:
     for number, view in enumerate(views):
         if view.dark:
@@ -248,72 +243,16 @@ def _blur(view: LitView, first: LitView, world: Grid) -> Blur:
     return Blur(torch.from_numpy(kernel).to(view.photons), image_shape(view.photons))
 
 
-def sharpened(psf: NDArray[np.float64], variance_px: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the PSF that, after a blur of small variance on each axis, is `psf`; the same sum.
-
-    Sampling the object blurs it a little, and the microscope did not: without this the restored
-    object would be too sharp. To second order, psf - sum_d variance_d / 2 d^2 psf / dx_d^2.
-    """
-    result = psf.copy()
-    for axis, variance in enumerate(variance_px):
-        if psf.shape[axis] > 1:
-            edges = [(1, 1) if a == axis else (0, 0) for a in range(3)]
-            result -= variance / 2 * np.diff(np.pad(psf, edges), 2, axis)
-    result = np.maximum(result, 0)
-    normalised: NDArray[np.float64] = result * (psf.sum() / result.sum())
-    return normalised
-
-
 def _cropped(view: LitView, world: Grid) -> LitView:
     """Return the part of a view that the light of `world` reaches."""
-    corners = view.grid.um_to_index.apply(view.world_to_view.apply(world.corners_um()))
-    # light is displaced in the world, where the view's transform does not stretch by much
-    displaced = np.ceil(view.displaced_um / np.asarray(view.grid.spacing_um)).astype(int)
-    reach = [n // 2 + 1 for n in _psf(view).shape] + np.where(np.array(view.grid.shape) > 1, displaced, 0)
-    start = np.maximum(np.floor(corners.min(0)).astype(int) - reach, 0)
-    stop = np.minimum(np.ceil(corners.max(0)).astype(int) + reach + 1, view.grid.shape)
-    if (start >= stop).any():
+    box = reached_box(view.grid, view.world_to_view, _psf(view).shape, world, view.displaced_um)
+    if box is None:
         raise InputError(
             f"fuse: the view {view.grid.frame!r} does not reach the world of the result. Check its "
             "transform, or leave the view out."
         )
-    box = tuple(slice(int(a), int(b)) for a, b in zip(start, stop, strict=True))
-    grid = view.grid.crop(start.tolist(), stop.tolist())
+    grid = view.grid.crop([part.start for part in box], [part.stop for part in box])
     return replace(view, photons=view.photons[box].contiguous(), grid=grid)
-
-
-def _widened(
-    world: Grid, views: Sequence[LitView], behind: Sequence[Grid], blurs: Sequence[Blur]
-) -> tuple[Grid, Window]:
-    """Return `world` grown over all that sends light into the views, and where `world` lies in it."""
-    low, high = np.zeros(3), np.asarray(world.shape) - 1.0
-    for view, grid, blur in zip(views, behind, blurs, strict=True):
-        corners = np.array(list(np.ndindex(2, 2, 2))) * (_reached(blur) - 1)
-        view_to_index = world.um_to_index @ view.world_to_view.inverse() @ grid.index_to_um
-        places: NDArray[np.float64] = view_to_index.apply(corners)
-        low, high = np.minimum(low, places.min(0)), np.maximum(high, places.max(0))
-    before = -np.floor(low + 1e-6).astype(int)
-    z, y, x = (int(n) for n in np.ceil(high - 1e-6).astype(int) + before + 1)
-    origin = as_triple(world.index_to_um.apply(-before.astype(float)), "origin")
-    inside = [slice(int(b), int(b) + n) for b, n in zip(before, world.shape, strict=True)]
-    return Grid((z, y, x), world.spacing_um, origin, world.frame), (inside[0], inside[1], inside[2])
-
-
-def _grown(domain: Grid, window: Window, farthest_um: float) -> tuple[Grid, Window]:
-    """Return the object's grid with room around it for light that comes from so far away."""
-    if farthest_um == 0:
-        return domain, window
-    flat = np.asarray(domain.shape) == 1
-    margin = np.where(flat, 0, np.ceil(farthest_um / np.asarray(domain.spacing_um))).astype(int)
-    z, y, x = (int(n + 2 * m) for n, m in zip(domain.shape, margin, strict=True))
-    origin = as_triple(domain.index_to_um.apply(-margin.astype(float)), "origin")
-    inside = [slice(s.start + int(m), s.stop + int(m)) for s, m in zip(window, margin, strict=True)]
-    return Grid((z, y, x), domain.spacing_um, origin, domain.frame), (inside[0], inside[1], inside[2])
-
-
-def _reached(blur: Blur) -> NDArray[np.int64]:
-    """Return the shape of the object that the image sees; the blur's domain is an FFT size larger."""
-    return np.add(blur.range_shape, blur.psf.shape) - 1
 
 
 def _restorer(
