@@ -11,7 +11,8 @@ from pellucid.core.operators import Blur
 from pellucid.core.problem import Problem
 from pellucid.data.model_files import read_model, read_tensors, write_model, write_tensors
 from pellucid.errors import InputError, ParameterError
-from pellucid.networks.features import inputs_of, on_object, wiener_step
+from pellucid.networks.features import inputs_of, on_object
+from pellucid.networks.wiener import wiener_step
 from pellucid.networks.model import Architecture, RestorationNet, count_parameters
 from pellucid.networks.polish import Polished
 from pellucid.networks.restorer import Network

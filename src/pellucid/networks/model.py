@@ -8,7 +8,7 @@ import torch.nn.functional as nn
 from torch import Tensor
 
 from pellucid.errors import ParameterError
-from pellucid.networks.features import CHANNELS
+from pellucid.networks.features import channels
 
 LEAK = 0.1
 """Slope of the last rectifier in training, so that a dark voxel can still learn."""
@@ -24,12 +24,14 @@ class Architecture:
     volumetric : False for images of one plane
     width : features at either scale
     positioned : whether features are weighted by where they are, for blur that varies
+    refining : whether it refines the estimate of a network before it
     """
 
     views: int = 1
     volumetric: bool = True
     width: int = 22
     positioned: bool = False
+    refining: bool = False
 
     def __post_init__(self) -> None:
         if self.views < 1 or not 4 <= self.width <= 64:
@@ -60,7 +62,7 @@ class RestorationNet(torch.nn.Module):
         w = a.width
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.head = self._conv(cells * CHANNELS * a.views, w)
+            self.head = self._conv(cells * channels(a.refining) * a.views, w)
             self.fine = self._conv(w, w)
             self.down = torch.nn.Conv3d(w, w, self.block, stride=self.block, bias=False)
             self.coarse = torch.nn.ModuleList([self._conv(w, w) for _ in range(3)])
@@ -87,7 +89,7 @@ class RestorationNet(torch.nn.Module):
         return (24, 24, 24) if self.architecture.volumetric else (0, 24, 24)
 
     def forward(self, inputs: Tensor, places: Tensor | None = None) -> Tensor:
-        """Return (n, z, y, x) photons of n objects from (n, views * 3, z, y, x) inputs, any size.
+        """Return (n, z, y, x) photons of n objects from (n, views * channels, z, y, x) inputs, any size.
 
         Parameters
         ----------
@@ -108,7 +110,7 @@ class RestorationNet(torch.nn.Module):
         x = nn.relu(self.join(x + self.up(deep)))
         missing = _from_blocks(self.tail(x), self.block)[:, 0]
         # Views share the start: the mean of their Wiener steps.
-        start = padded[:, 1::CHANNELS].mean(dim=1)
+        start = padded[:, 1 :: channels(self.architecture.refining)].mean(dim=1)
         out = nn.leaky_relu(start + missing, LEAK if self.training else 0.0)
         return out[:, : shape[0], : shape[1], : shape[2]]
 

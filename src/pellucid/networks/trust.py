@@ -12,7 +12,7 @@ from pellucid.core.noise import Noise
 from pellucid.core.problem import Observation, Problem
 from pellucid.core.residual import reblur_residual
 from pellucid.errors import InputError
-from pellucid.networks.features import wiener_step
+from pellucid.networks.wiener import wiener_step
 from pellucid.networks.polish import Estimator, smooth
 from pellucid.networks.training import dimmed, window_of
 

@@ -38,6 +38,7 @@ class TrainParameters(Parameters):
     patch: Sizes = Field((24, 32, 32), description="Voxels z,y,x of a training patch.")
     steps: int = Field(1000, ge=1, description="At most this many.")
     batch: int = Field(1, ge=1, description="Patches a step.")
+    reuse: int = Field(3, ge=1, description="Steps that one simulated recording serves.")
     learning_rate: float = Field(2e-3, gt=0, description="At the start.")
     validate_every: int = Field(100, ge=1, description="Steps between looks and checkpoints.")
     patience: int = Field(10, ge=1, description="Looks without a new best that end it.")

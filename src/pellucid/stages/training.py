@@ -57,7 +57,7 @@ def train(parameters: TrainParameters, on_look: OnLook = lambda trainer: None) -
     architecture = Architecture(volumetric=parameters.shape[0] > 1, width=parameters.width)
     net = RestorationNet(architecture, parameters.seed)
     schedule = Schedule(
-        parameters.steps, parameters.batch, parameters.patch, parameters.learning_rate,
+        parameters.steps, parameters.batch, parameters.reuse, parameters.patch, parameters.learning_rate,
         parameters.validate_every, parameters.patience, parameters.seed,
     )  # fmt: skip
     trainer = Trainer(net, pairs, held_out, schedule, resolve_device(parameters.device))
