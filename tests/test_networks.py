@@ -11,8 +11,8 @@ from pellucid.core.operators import Blur
 from pellucid.core.problem import Problem
 from pellucid.data.model_files import read_model, read_tensors, write_model, write_tensors
 from pellucid.errors import InputError, ParameterError
+from pellucid.networks.evidence import gather
 from pellucid.networks.features import inputs_of, on_object
-from pellucid.networks.wiener import wiener_step
 from pellucid.networks.model import Architecture, RestorationNet, count_parameters
 from pellucid.networks.polish import Polished
 from pellucid.networks.restorer import Network
@@ -24,7 +24,8 @@ from pellucid.networks.training import (
     Trainer,
     held_out_pairs,
 )
-from pellucid.networks.trust import fit, gather, scores, wrong_regions
+from pellucid.networks.trust import fit, scores, wrong_regions
+from pellucid.networks.wiener import wiener_step
 
 SHAPE = (12, 24, 24)
 BLUR = Blur(torch.from_numpy(gaussian_psf((5, 5, 5), (3.0, 2.0, 2.0)).astype(np.float32)), SHAPE)
@@ -172,7 +173,7 @@ def test_the_verdict_tells_inventions_from_truth():
         truth = example.truth
         x = Inventing().estimate(example.problem)
         evidence.append(gather(example.problem, Inventing(), x))
-        wrong.append(wrong_regions(x, truth, blur.window, 1.0))
+        wrong.append(wrong_regions(example.problem, x, truth))
     trust = fit(evidence[:3], wrong[:3], evidence[:1])
     assert scores(trust.believable(evidence[3]), wrong[3])["auroc"] > 0.9
     perfect = scores(np.array([0.9, 0.8, 0.1]), np.array([False, False, True]))

@@ -36,7 +36,8 @@ def recipe(folder, **values):
 def test_a_recipe_becomes_a_model_with_a_card(folder):
     card = json.loads((folder / "model" / "card.json").read_text())
     assert card["voxel_um"] == pytest.approx(VOXEL)
-    assert [row["step"] for row in card["curve"]] == [2, 4]
+    assert [[row["step"] for row in curve] for curve in card["curves"]] == [[2], [2]]
+    assert [net["refining"] for net in card["networks"]] == [False, True]
     assert not (folder / "model.checkpoint").exists()
 
 

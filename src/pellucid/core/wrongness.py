@@ -86,7 +86,8 @@ def wrongness(
     if overall == 0:
         raise InputError("wrongness: expected a truth that is not all zero. Use another one.")
     light = np.sqrt(by_region(true**2, region))
-    error = np.sqrt(by_region((gain * seen + offset - true) ** 2, region)) / np.maximum(light, EMPTY * overall)
+    off = np.sqrt(by_region((gain * seen + offset - true) ** 2, region))
+    error = off / np.maximum(light, EMPTY * overall)
     # A haze that the truth lacks is taken away, but an offset that the fit would add is no structure.
     structure = gain * seen + min(offset, 0.0)
     near = tuple(max(1, round(f)) for f in resolution_px)

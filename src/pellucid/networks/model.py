@@ -96,6 +96,22 @@ class RestorationNet(torch.nn.Module):
         places : (n, 3, z, y, x) coordinates, for a positioned network
         """
         shape = inputs.shape[2:]
+        padded, x, deep = self._encoded(inputs, places)
+        x = nn.relu(self.join(x + self.up(deep)))
+        missing = _from_blocks(self.tail(x), self.block)[:, 0]
+        # Views share the start: the mean of their Wiener steps.
+        start = padded[:, 1 :: channels(self.architecture.refining)].mean(dim=1)
+        out = nn.leaky_relu(start + missing, LEAK if self.training else 0.0)
+        return out[:, : shape[0], : shape[1], : shape[2]]
+
+    def inner(self, inputs: Tensor, places: Tensor | None = None) -> Tensor:
+        """Return the innermost features (n, width, z / 4, y / 4, x / 4), what the net sees in its inputs.
+
+        Planes are not divided; sizes are rounded up.
+        """
+        return self._encoded(inputs, places)[2]
+
+    def _encoded(self, inputs: Tensor, places: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         padded = _padded(inputs, [2 * b for b in self.block])
         x = nn.relu(self.head(_to_blocks(padded, self.block)))
         if self.place is not None:
@@ -107,12 +123,7 @@ class RestorationNet(torch.nn.Module):
         deep = nn.relu(self.down(x))
         for conv in self.coarse:
             deep = deep + nn.relu(conv(deep))
-        x = nn.relu(self.join(x + self.up(deep)))
-        missing = _from_blocks(self.tail(x), self.block)[:, 0]
-        # Views share the start: the mean of their Wiener steps.
-        start = padded[:, 1 :: channels(self.architecture.refining)].mean(dim=1)
-        out = nn.leaky_relu(start + missing, LEAK if self.training else 0.0)
-        return out[:, : shape[0], : shape[1], : shape[2]]
+        return padded, x, deep
 
 
 def count_parameters(net: torch.nn.Module) -> int:

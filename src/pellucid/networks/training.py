@@ -18,8 +18,8 @@ from pellucid.core.operators import LinearOperator
 from pellucid.core.problem import Observation, Problem, Window
 from pellucid.errors import InputError, ParameterError, PlanError
 from pellucid.networks.features import inputs_of, positions_of
-from pellucid.networks.restorer import Network
 from pellucid.networks.model import Architecture, RestorationNet
+from pellucid.networks.restorer import Network
 from pellucid.networks.structures import BANK, Light, simulate
 
 Tensors = dict[str, Tensor]
