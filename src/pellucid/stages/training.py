@@ -203,9 +203,8 @@ def microscopes_of(psf: Psf | PsfField, shape: Shape) -> list[Extended]:
 
 def read_psf(path: Path, spacing: tuple[float, float, float], shape: Shape) -> Psf | PsfField:
     """The PSF or the PSF field in a file, fit for images of `shape`."""
-    if is_field_file(path):
-        return usable_psf(read_psf_field(path), shape)
-    return usable_psf(prepared_psf(path, spacing), shape)
+    psf = read_psf_field(path) if is_field_file(path) else prepared_psf(path, spacing)
+    return usable_psf(psf, shape)
 
 
 def psf_tensors(psf: Psf | PsfField) -> Tensors:
@@ -262,9 +261,7 @@ def photon_problem(image: Tensor, psf: Psf | PsfField) -> tuple[Problem, float]:
     """The problem of an image of counts, its noise and background measured, and its gain."""
     counts = image.cpu().numpy()
     camera, level = estimate_noise(counts), float(estimate_background(counts))
-    shape = image_shape(image)
-    used = usable_psf(psf, shape) if isinstance(psf, Psf) else usable_psf(psf, shape)
-    return problem_of(image, used, level, camera)
+    return problem_of(image, usable_psf(psf, image_shape(image)), level, camera)
 
 
 def check_spacing(own: Any, wanted: tuple[float, float, float], name: str) -> None:
