@@ -42,6 +42,7 @@ app.command(stitch)
 app.command(register)
 app.command(network_cli.train)
 app.command(network_cli.restore)
+app.command(network_cli.model_app)
 
 _OWN = frozenset({"inputs", "output"})
 DeconvolveOptions: Any = options_of(DeconvolveParameters, without=_OWN)

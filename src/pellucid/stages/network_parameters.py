@@ -67,3 +67,14 @@ class RestoreParameters(Parameters):
     fall_back: bool = Field(False, description="Classical solution where the answer is not believed.")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:1.")
     overwrite: bool = Field(False, description="Replace outputs that exist.")
+
+
+class ExportParameters(Parameters):
+    """Everything that `pellucid model export` can be told."""
+
+    model: Path = Field(description="Folder of a model.")
+    output: Path = Field(description="Folder of the package.")
+    name: str = Field("Pellucid restoration", description="Of the model, for its readers.")
+    authors: Names = Field(("The Pellucid developers",), description="Of the model.")
+    licence: str | None = Field(None, description="SPDX name of the licence; else the card's.")
+    overwrite: bool = Field(False, description="Replace a package that exists.")
