@@ -51,6 +51,7 @@ held_out: [shells, meshes]
 steps: {steps}
 passes: {passes}
 width: {width}
+calibration: {calibration}
 """
 
 
@@ -136,6 +137,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--steps", type=int, default=2400)
     parser.add_argument("--passes", type=int, default=1)
+    parser.add_argument("--calibration", type=int, default=24)
     parser.add_argument("--width", type=int, default=22)
     parser.add_argument("--kinds", nargs="+", default=["shells", "membranes"])
     asked = parser.parse_args()
@@ -144,7 +146,7 @@ def main() -> None:
         asked.folder.mkdir(parents=True, exist_ok=True)
         write_psf_field(asked.folder / "field.npz", field(), overwrite=True)
         (asked.folder / "recipe.yaml").write_text(
-            RECIPE.format(folder=asked.folder, steps=asked.steps, passes=asked.passes, width=asked.width)
+            RECIPE.format(**vars(asked))
         )
         assert read_psf_field(asked.folder / "field.npz").psfs.shape[0] == 9
     else:

@@ -29,6 +29,7 @@ from pellucid.networks.polish import Estimator, Polished
 from pellucid.networks.restorer import Network
 from pellucid.networks.structures import Light, simulate
 from pellucid.networks.training import (
+    Pair,
     Pairs,
     RecordedPairs,
     Schedule,
@@ -36,6 +37,7 @@ from pellucid.networks.training import (
     Tensors,
     Trainer,
     held_out_pairs,
+    pair_of,
 )
 from pellucid.networks.trust import Trust, calibration_case, fit, wrong_regions
 from pellucid.stages.network_parameters import TrainParameters
@@ -113,7 +115,12 @@ class _Run:
         """Return the next network, trained to refine the answers of those `before` it."""
         p, number = self.parameters, len(self.curves)
         simulated = replace(self.simulated, before=before)
-        pairs: Pairs = simulated if self.recorded is None else replace(self.recorded, before=before)
+        pairs: Pairs = simulated
+        if (recorded := self.recorded) is not None:
+            known = slice(0, max(1, len(recorded.problems) - 1))
+            pairs = replace(
+                recorded, problems=recorded.problems[known], truths=recorded.truths[known], before=before
+            )
         architecture = Architecture(
             volumetric=p.shape[0] > 1, width=p.width, refining=before is not None,
             positioned=isinstance(simulated.operators[0], VaryingBlur),
@@ -123,7 +130,7 @@ class _Run:
             max(1, p.steps // p.passes), p.batch, p.reuse, p.patch, p.learning_rate,
             p.validate_every, p.patience, p.seed,
         )  # fmt: skip
-        held_out = held_out_pairs(simulated, p.held_out, 6)
+        held_out = self._held_out(simulated, before)
         trainer = Trainer(net, pairs, held_out, schedule, resolve_device(p.device))
         if self.begun is not None and number < self.begun[1].get("number", 0):
             finished = _part(self.begun[0], f"done{number}.")
@@ -134,6 +141,13 @@ class _Run:
         trainer.run(on_look=self._look)
         self._finish(net, trainer.best, trainer.curve)
         return net
+
+    def _held_out(self, simulated: SimulatedPairs, before: Network | None) -> tuple[Pair, ...]:
+        """Return what stops the training: the last of several recordings, or other structures."""
+        last = self.recorded
+        if last is None or len(last.problems) == 1:
+            return held_out_pairs(simulated, self.parameters.held_out, 6)
+        return (pair_of(last.problems[-1], last.truths[-1], before),)
 
     def _finish(self, net: RestorationNet, weights: Tensors, curve: list[dict[str, float]]) -> None:
         net.cpu().load_state_dict(weights)
@@ -170,7 +184,7 @@ def calibrated(
         x = network.estimate(case.problem)
         evidence.append(gather(case.problem, network, x))
         wrong.append(wrong_regions(case.problem, x, case.truth))
-    for i in range(max(4, parameters.calibration // 4)):
+    for i in range(max(2, parameters.calibration // 4)):
         kind = parameters.structures[i % len(parameters.structures)]
         operator = microscopes_of(psf, parameters.shape)[0]
         known = simulate((operator,), kind, parameters.seed + 3_000_017 + i, light)
