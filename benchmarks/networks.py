@@ -211,11 +211,11 @@ def models(folder: Path) -> list[tuple[str, Any]]:
     return found
 
 
-def matrix(folder: Path, seeds: int) -> None:
+def matrix(folder: Path, seeds: int, kinds: list[str]) -> None:
     """Print trained on x tested on: quality; what is wrong, false, missing; before and after cures."""
     print("| trained on | tested on | answer | PSNR | NCC | wrong | false | missing | CPU s |")
     print("|---|---|---|--:|--:|--:|--:|--:|--:|")
-    for kind in BANK:
+    for kind in kinds:
         rows: dict[tuple[str, str], list[list[float]]] = {}
         for seed in range(seeds):
             example = recorded(kind, 9000 + seed)
@@ -339,6 +339,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--calibration", type=int, default=30)
+    parser.add_argument("--kinds", nargs="+", default=list(BANK))
     parser.add_argument("--nets", nargs="+", default=["ours", "unet"])
     asked = parser.parse_args()
     torch.set_num_threads(1)
@@ -347,7 +348,7 @@ def main() -> None:
     elif asked.what == "verdict":
         verdict(asked.folder, asked.seeds, asked.calibration)
     else:
-        matrix(asked.folder, asked.seeds)
+        matrix(asked.folder, asked.seeds, asked.kinds)
 
 
 if __name__ == "__main__":

@@ -28,7 +28,8 @@ def folder(tmp_path_factory):
 def recipe(folder, **values):
     lines = {
         "output": folder / "model", "psf": folder / "psf.tif", "steps": 4, "validate_every": 2,
-        "shape": "12,24,24", "patch": "8,16,16", "width": 8, "calibration": 4, **values,
+        "shape": "12,24,24", "patch": "8,16,16", "width": 8, "calibration": 4, "passes": 2,
+        **values,
     }  # fmt: skip
     path = folder / "recipe.yaml"
     path.write_text("".join(f"{k}: {v}\n" for k, v in lines.items()))

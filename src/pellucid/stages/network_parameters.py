@@ -43,7 +43,7 @@ class TrainParameters(Parameters):
     learning_rate: float = Field(2e-3, gt=0, description="At the start.")
     validate_every: int = Field(100, ge=1, description="Steps between looks and checkpoints.")
     patience: int = Field(10, ge=1, description="Looks without a new best that end it.")
-    passes: int = Field(2, ge=1, le=4, description="Networks, each refining the answer before it.")
+    passes: int = Field(1, ge=1, le=4, description="Networks, each refining the answer before it.")
     width: int = Field(22, ge=4, le=64, description="Features of the network.")
     calibration: int = Field(24, ge=2, description="Recordings that the verdict is fitted on.")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:1.")
