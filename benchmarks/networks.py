@@ -29,7 +29,7 @@ from pellucid.core.psf import Psf, crop_to_support
 from pellucid.core.psf_theory import theoretical_psf
 from pellucid.core.quality import ncc, psnr
 from pellucid.core.wrongness import wrongness
-from pellucid.networks.evidence import FEATURES, Evidence, gather, resolution_px
+from pellucid.networks.evidence import DECISIVE, FEATURES, Evidence, gather, resolution_px
 from pellucid.networks.features import inputs_of
 from pellucid.networks.model import Architecture, RestorationNet, count_parameters
 from pellucid.networks.polish import Polished
@@ -257,45 +257,55 @@ def _fallen_back(net: Network, trust: Trust, problem: Problem) -> Tensor:
     return x
 
 
+PARTS: dict[str, tuple[str, ...]] = {
+    "the verdict": DECISIVE,
+    "everything": FEATURES,
+    "residual": FEATURES[:9],
+    "twins and halves": DECISIVE[:1] + DECISIVE[2:3],
+    "another prior": DECISIVE[1:2] + DECISIVE[3:5],
+    "photons": ("photons", "share of the light"),
+    "features of the network": FEATURES[-1:],
+}
+
+FEWEST_FOR_BOUND = 6
+"""Recordings from which a bound can be told."""
+
+Judged = list[tuple[Evidence, np.ndarray]]
+
+
 def verdict(folder: Path, seeds: int, calibration: int) -> None:
-    """Print how well the verdict knows, on structures and PSFs outside training and calibration."""
+    """Print how well the verdict knows, on structures and PSFs outside training and calibration.
+
+    The last row of each group is a bound: calibrated on the other recordings of the tested group.
+    """
     print("| trained on | tested on | PSF | evidence | regions | wrong | AUROC | calibration error "
           "| false alarms | found |")  # fmt: skip
     print("|---|---|---|---|--:|--:|--:|--:|--:|--:|")
-    psf = Psf.normalised(operator().psf.numpy(), (0.25, 0.1625, 0.1625))
     for kinds, unseen in UNSEEN.items():
         if not (folder / f"ours-{kinds}.safetensors").exists():
             continue
-        net = Polished(Network(loaded(folder, "ours", kinds)))  # type: ignore[arg-type]
-        own = MIXTURE if "+" in kinds else (kinds,)
-
-        def judged(example: Example, net: Polished = net) -> Any:
-            x = net.estimate(example.problem)
-            return gather(example.problem, net, x), wrong_regions(example.problem, x, example.truth)
-
-        seen = tuple(k for k in (*BANK, "filaments+nuclei") if k not in unseen)
-        calibrated = [
-            judged(calibration_case(psf, SHAPE, Light(), 5000 + i, seen)) for i in range(calibration)
-        ]
-        familiar = [judged(recorded(own[i % len(own)], 6000 + i))[0] for i in range(6)]
-        evidence, wrong = ([c[i] for c in calibrated] for i in range(2))
+        path = folder / f"evidence-{kinds}.npz"
+        if not path.exists():
+            gather_all(folder, kinds, seeds, calibration, path)
+        groups, familiar = kept(path)
+        evidence, wrong = ([c[i] for c in groups["calibration"]] for i in range(2))
         trust = fit(evidence, wrong, familiar)
         (folder / f"trust-{kinds}.json").write_text(json.dumps(trust.as_dict()))
-        tested = {
-            name: [judged(recorded(k, 7000 + i, sheets)) for i in range(seeds) for k in unseen]
-            for name, sheets in PSFS.items()
-        }
-        keep(folder / f"evidence-{kinds}.npz", {"calibration": calibrated, **tested}, familiar)
-        for name, found in tested.items():
-            for part, columns in PARTS.items():
-                fitted = trust if columns is None else fit(
-                    [only(e, columns) for e in evidence], wrong, familiar
-                )  # fmt: skip
-                told = [fitted.believable(e if columns is None else only(e, columns)) for e, _ in found]
-                s = scores(
-                    np.concatenate([t.ravel() for t in told]),
-                    np.concatenate([w.ravel() for _, w in found]),
-                )
+        for name in PSFS:
+            found = groups[name]
+            bad = np.concatenate([w.ravel() for _, w in found])
+            told = {
+                part: [fit(evidence, wrong, familiar, used).believable(e) for e, _ in found]
+                for part, used in PARTS.items()
+            }
+            if len(found) >= FEWEST_FOR_BOUND:
+                told["bound"] = [
+                    fit([e for e, _ in others], [w for _, w in others], familiar).believable(found[k][0])
+                    for k in range(len(found))
+                    for others in [found[:k] + found[k + 1 :]]
+                ]
+            for part, answers in told.items():
+                s = scores(np.concatenate([a.ravel() for a in answers]), bad)
                 print(
                     f"| {kinds} | {', '.join(unseen)} | {name} | {part} | {s['regions']:.0f} "
                     f"| {s['wrong']:.1%} | {s['auroc']:.3f} | {s['calibration_error']:.3f} "
@@ -304,32 +314,47 @@ def verdict(folder: Path, seeds: int, calibration: int) -> None:
                 )
 
 
-PARTS: dict[str, tuple[str, ...] | None] = {
-    "all": None,
-    "residual": ("residual",),
-    "twins and another prior": ("twin", "classical", "halves", "same", "does not say", "beyond"),
-    "photons": ("photons", "share"),
-    "features of the network": ("strangeness",),
-}
+def gather_all(folder: Path, kinds: str, seeds: int, calibration: int, path: Path) -> None:
+    """Restore, judge and compare with the truth whatever the verdict is fitted and tested on."""
+    psf = Psf.normalised(operator().psf.numpy(), (0.25, 0.1625, 0.1625))
+    net = Polished(Network(loaded(folder, "ours", kinds)))  # type: ignore[arg-type]
+    own, unseen = MIXTURE if "+" in kinds else (kinds,), UNSEEN[kinds]
 
+    def judged(example: Example) -> tuple[Evidence, np.ndarray]:
+        x = net.estimate(example.problem)
+        return gather(example.problem, net, x), wrong_regions(example.problem, x, example.truth)
 
-def only(evidence: Evidence, words: tuple[str, ...]) -> Evidence:
-    """The evidence with all but the features that hold one of `words` made constant."""
-    kept = [any(word in name for word in words) for name in FEATURES]
-    features = np.where(kept[:-1], evidence.features, 0.0)
-    return Evidence(features, evidence.inner if kept[-1] else 0 * evidence.inner)
-
-
-def keep(path: Path, groups: dict[str, list[Any]], familiar: list[Evidence]) -> None:
-    """Write all evidence, so that another way to weigh it need not gather it again."""
+    seen = tuple(k for k in (*BANK, "filaments+nuclei") if k not in unseen)
+    cases = [calibration_case(psf, SHAPE, Light(), 5000 + i, seen) for i in range(calibration)]
+    groups = {"calibration": [judged(case) for case in cases]}
+    familiar = [judged(recorded(own[i % len(own)], 6000 + i)) for i in range(6)]
+    for name, sheets in PSFS.items():
+        groups[name] = [judged(recorded(k, 7000 + i, sheets)) for i in range(seeds) for k in unseen]
     arrays = {}
-    for name, found in groups.items():
+    for name, found in {**groups, "familiar": familiar}.items():
         arrays[f"{name}/features"] = np.stack([e.features for e, _ in found])
         arrays[f"{name}/inner"] = np.stack([e.inner for e, _ in found])
         arrays[f"{name}/wrong"] = np.stack([w for _, w in found])
-    arrays["familiar/features"] = np.stack([e.features for e in familiar])
-    arrays["familiar/inner"] = np.stack([e.inner for e in familiar])
     np.savez(path, **arrays)
+
+
+def kept(path: Path) -> tuple[dict[str, Judged], list[Evidence]]:
+    """The evidence that `gather_all` wrote: by group, and that of what was trained on."""
+    with np.load(path) as file:
+        groups = {
+            name: [
+                (Evidence(f, i), w)
+                for f, i, w in zip(
+                    *(file[f"{name}/{k}"] for k in ("features", "inner", "wrong")), strict=True
+                )
+            ]
+            for name in ("calibration", *PSFS)
+        }
+        familiar = [
+            Evidence(f, i)
+            for f, i in zip(file["familiar/features"], file["familiar/inner"], strict=True)
+        ]
+    return groups, familiar
 
 
 def main() -> None:

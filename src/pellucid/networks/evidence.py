@@ -47,6 +47,15 @@ FEATURES = (
 )  # fmt: skip
 
 
+DECISIVE = (
+    "error of the twin", "error of the classical twin", "disagreement of two halves",
+    "disagreement with the classical solution", "the same of the twin",
+    "what the recording does not say",
+)  # fmt: skip
+"""What a verdict is made of: how far the answer moves where the recording leaves it open. The others
+did not help it on structures and PSFs that no calibration saw (`benchmarks/networks.py`)."""
+
+
 @dataclass(frozen=True)
 class Evidence:
     """Features (z, y, x, len(FEATURES) - 1) of every region; inner features of the network (z, y, x, n)."""

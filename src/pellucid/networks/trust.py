@@ -8,7 +8,7 @@ import numpy as np
 import torch
 import torch.nn.functional as nn
 from numpy.typing import NDArray
-from scipy import ndimage
+from scipy import ndimage, stats
 from torch import Tensor
 
 from pellucid.core.deconvolution import blur_of
@@ -18,7 +18,7 @@ from pellucid.core.psf import Psf
 from pellucid.core.psf_field import PsfField
 from pellucid.core.wrongness import REGION, region_edges, wrongness
 from pellucid.errors import InputError
-from pellucid.networks.evidence import FEATURES, Evidence, resolution_px
+from pellucid.networks.evidence import DECISIVE, FEATURES, Evidence, resolution_px
 from pellucid.networks.structures import BANK, Example, Light, simulate
 from pellucid.networks.training import window_of
 
@@ -33,11 +33,11 @@ Float64 = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Trust:
-    """Logistic regression, of second degree, from evidence to the probability that a region is wrong.
+    """Logistic regression from evidence to the probability that a region is wrong.
 
     Parameters
     ----------
-    weights : of the features, of their squares and of the constant
+    weights : of `FEATURES`, none below 0, and of the constant
     mean, scale : of the features where it was fitted
     familiar : mean of the network's innermost features on what it was trained on
     whitening : (n, n), by which differences from it become standard normal there
@@ -71,7 +71,7 @@ class Trust:
             whitening = tuple(tuple(float(v) for v in row) for row in values["whitening"])
             odds = float(values["slope"]), float(values["shift"])
             trust = cls(flat[0], flat[1], flat[2], flat[3], whitening, *odds)
-            if len(trust.weights) != 2 * len(FEATURES) + 1:
+            if len(trust.weights) != len(FEATURES) + 1:
                 raise ValueError
             return trust
         except (KeyError, TypeError, ValueError) as error:
@@ -132,14 +132,23 @@ def wrong_regions(problem: Problem, x: Tensor, truth: Tensor) -> NDArray[np.bool
     return wrongness(x[window], truth[window], resolution_px(problem)).exceeds(WRONG)
 
 
-def fit(evidence: list[Evidence], wrong: list[Any], familiar: list[Evidence]) -> Trust:
-    """Return the regression of `wrong` regions on evidence; `familiar` is of what was trained on.
+def fit(
+    evidence: list[Evidence],
+    wrong: list[Any],
+    familiar: list[Evidence],
+    used: tuple[str, ...] = DECISIVE,
+) -> Trust:
+    """Return the regression of `wrong` regions on the features `used` of the evidence.
 
+    No weight is negative: what speaks against an answer on a small calibration is not let speak for it.
     The slope of the log-odds is fitted on recordings that each were left out of the fit of the weights,
     in five parts, so that probabilities are not too sure.
+
+    Parameters
+    ----------
+    familiar : evidence on what the network was trained on
     """
-    labels = [np.asarray(w).ravel().astype(np.float64) for w in wrong]
-    y = np.concatenate(labels)
+    y = np.concatenate([np.asarray(w).ravel().astype(np.float64) for w in wrong])
     if not 0 < y.sum() < y.size:
         raise InputError(
             "trust: the calibration holds no wrong region, or only such. Calibrate on more structures."
@@ -149,18 +158,30 @@ def fit(evidence: list[Evidence], wrong: list[Any], familiar: list[Evidence]) ->
     x = np.concatenate(tables)
     mean, scale = x.mean(axis=0), x.std(axis=0) + 1e-6
     design = _design(x, mean, scale)
+    allowed = np.array([*(name in used for name in FEATURES), True])
     part = np.concatenate([np.full(len(t), i % 5) for i, t in enumerate(tables)])
     unseen = np.zeros(len(y))
     for k in np.unique(part):
         rest = part != k
         if 0 < y[rest].sum() < rest.sum():
-            unseen[~rest] = design[~rest] @ newton(design[rest], y[rest], RIDGE)
+            unseen[~rest] = design[~rest] @ _increasing(design[rest], y[rest], allowed)
     slope, shift = newton(np.column_stack([unseen, np.ones(len(y))]), y, 1.0)
-    weights = newton(design, y, RIDGE)
     return Trust(
-        _plain(weights), _plain(mean), _plain(scale), _plain(centre),
+        _plain(_increasing(design, y, allowed)), _plain(mean), _plain(scale), _plain(centre),
         tuple(_plain(row) for row in whitening), max(float(slope), 0.0), float(shift),
     )  # fmt: skip
+
+
+def _increasing(design: Float64, y: Float64, allowed: NDArray[np.bool_]) -> Float64:
+    """Return the regression's weights, the most negative set to 0 one after another; 0 if not allowed."""
+    used = allowed.copy()
+    while True:
+        weights = np.zeros(len(used))
+        weights[used] = newton(design[:, used], y, RIDGE)
+        worst = int(np.argmin(weights[:-1]))
+        if weights[worst] >= 0:
+            return weights
+        used[worst] = False
 
 
 def newton(design: Float64, y: Float64, ridge: float) -> Float64:
@@ -180,7 +201,7 @@ def newton(design: Float64, y: Float64, ridge: float) -> Float64:
 def scores(believable: Float64, wrong: Any) -> dict[str, float]:
     """Return AUROC, expected calibration error (10 bins) and false alarms among good regions."""
     doubt, bad = 1 - np.ravel(believable), np.ravel(wrong).astype(bool)
-    order = np.argsort(np.argsort(doubt, kind="stable"), kind="stable") + 1.0
+    order = stats.rankdata(doubt)  # ties share their rank
     n, m = int(bad.sum()), int((~bad).sum())
     auroc = (order[bad].sum() - n * (n + 1) / 2) / (n * m) if n and m else float("nan")
     bins = np.minimum((doubt * 10).astype(int), 9)
@@ -239,9 +260,9 @@ def _familiarity(familiar: list[Evidence]) -> tuple[Float64, Float64]:
 
 
 def _design(x: Float64, mean: Float64, scale: Float64) -> Float64:
-    # Bounded, so that squares of what no calibration saw do not decide alone.
+    # Bounded, so that what no calibration saw does not decide alone.
     z = np.clip((x - mean) / scale, -3, 3)
-    return np.concatenate([z, z**2, np.ones((*z.shape[:-1], 1))], axis=-1)
+    return np.concatenate([z, np.ones((*z.shape[:-1], 1))], axis=-1)
 
 
 def _plain(values: Float64) -> tuple[float, ...]:
