@@ -263,7 +263,7 @@ PARTS: dict[str, tuple[str, ...]] = {
     "residual": FEATURES[:9],
     "twins and halves": DECISIVE[:1] + DECISIVE[2:3],
     "another prior": DECISIVE[1:2] + DECISIVE[3:5],
-    "photons": ("photons", "share of the light"),
+    "photons": ("few photons", "dimmer than the rest"),
     "features of the network": FEATURES[-1:],
 }
 

@@ -43,7 +43,7 @@ FEATURES = (
     "bias of the residual", "error of the twin", "error of the classical twin",
     "disagreement of two halves", "disagreement with the classical solution",
     "the same of the twin", "what the recording does not say", "detail beyond the recording",
-    "photons", "share of the light", "strangeness of the features",
+    "few photons", "dimmer than the rest", "strangeness of the features",
 )  # fmt: skip
 
 
@@ -111,8 +111,8 @@ def gather(problem: Problem, network: Estimator, x: Tensor, seed: int = 0) -> Ev
         _log(rms(classical_twin - seen(x_twin)) / light),
         _log(rms(told - answer) / light),
         _log(rms(answer) / np.maximum(blurred, EMPTY * overall)),
-        np.log(np.maximum(photons, 0) + 0.1),
-        np.log(rms(answer) / overall + 0.05),
+        -np.log(np.maximum(photons, 0) + 0.1),
+        -np.log(rms(answer) / overall + 0.05),
     ]
     return Evidence(np.stack(columns, axis=-1), _inner(problem, network, answer.shape))
 
