@@ -45,7 +45,7 @@ def test_a_recipe_becomes_a_model_with_a_card(folder):
 
 
 @pytest.mark.parametrize("source", ["teacher", "pairs"])
-def test_recordings_train_a_model_and_the_last_one_judges_it(folder, tmp_path, source):
+def test_recordings_become_a_model_and_their_truths_have_the_same_units(folder, tmp_path, source):
     names = []
     for seed in (5, 6, 7):
         made = recorded("shells", shape=(12, 32, 32), psf=PSF, seed=seed)
@@ -57,12 +57,13 @@ def test_recordings_train_a_model_and_the_last_one_judges_it(folder, tmp_path, s
         values["truths"] = f"[{', '.join(str(tmp_path / f'truth{n}.tif') for n in names)}]"
     model = tmp_path / "model"
     asked = recipe(
-        folder, source=source, output=model, passes=1, steps=20, validate_every=2, calibration=2,
-        learning_rate=0.0005, **values,
+        folder, source=source, output=model, passes=1, calibration=2, **values
     )
     assert main(["train", str(asked)]) == 0
-    curve = json.loads((model / "card.json").read_text())["curves"][0]
-    assert min(row["held_out"] for row in curve) < 0.99 * curve[0]["held_out"]
+    card = json.loads((model / "card.json").read_text())
+    assert card["recipe"]["source"] == source
+    # The network still starts from a Wiener step: far from a truth in other units, or of another place.
+    assert card["metrics"]["held_out_nrmse"] < 0.5
 
 
 def test_a_field_of_psfs_trains_a_network_that_knows_where_it_is(folder, tmp_path):
