@@ -5,34 +5,52 @@ structure, with and without polish; `verdict` calibrates on some structures and 
 a PSF that no model was trained with.
 
     python benchmarks/networks.py train --steps 400 MODELS
+    python benchmarks/networks.py verdict MODELS   # before the matrix, which falls back by it
     python benchmarks/networks.py matrix MODELS
-    python benchmarks/networks.py verdict MODELS
 """
 
 import argparse
+import json
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
-from scipy import ndimage
 from torch import Tensor
 
 from pellucid.core.accelerated import Accelerated
 from pellucid.core.operators import Blur
 from pellucid.core.problem import Observation, Problem
-from pellucid.core.psf import crop_to_support
+from pellucid.core.psf import Psf, crop_to_support
 from pellucid.core.psf_theory import theoretical_psf
 from pellucid.core.quality import ncc, psnr
+from pellucid.core.wrongness import wrongness
+from pellucid.networks.evidence import DECISIVE, FEATURES, Evidence, gather, resolution_px
 from pellucid.networks.features import inputs_of
 from pellucid.networks.model import Architecture, RestorationNet, count_parameters
 from pellucid.networks.polish import Polished
-from pellucid.networks.structures import BANK, simulate
-from pellucid.networks.training import Schedule, SimulatedPairs, Trainer, held_out_pairs
-from pellucid.networks.trust import fit, gather, scores, wrong_regions
+from pellucid.networks.restorer import Network
+from pellucid.networks.structures import BANK, Example, Light, simulate
+from pellucid.networks.training import (
+    Schedule,
+    SimulatedPairs,
+    Trainer,
+    held_out_pairs,
+    window_of,
+)
+from pellucid.networks.trust import (
+    WRONG,
+    Trust,
+    calibration_case,
+    fallen_back,
+    fit,
+    scores,
+    wrong_regions,
+)
 
 SHAPE = (32, 64, 64)
 TRAINED_ON = {
@@ -107,7 +125,7 @@ def train(folder: Path, steps: int, names: list[str]) -> None:
     blur = operator()
     print("| net | trained on | parameters | steps | CPU s | held-out NRMSE |")
     print("|---|---|--:|--:|--:|--:|")
-    for kinds, held in TRAINED_ON.items():
+    for kinds, held in sorted(TRAINED_ON.items(), key=lambda k: "+" not in k[0]):
         supply = SimulatedPairs((blur,), MIXTURE if "+" in kinds else (kinds,), seed=1)
         mixed = "+" in kinds
         for name in names:
@@ -116,7 +134,7 @@ def train(folder: Path, steps: int, names: list[str]) -> None:
                 continue
             net = new_net(name)
             taken = 2 * steps if mixed else steps
-            schedule = Schedule(steps=taken, validate_every=50, patch=(24, 32, 32))
+            schedule = Schedule(steps=taken, reuse=3, validate_every=100, patch=(24, 32, 32))
             trainer = Trainer(net, supply, held_out_pairs(supply, held, 4), schedule)
             begin = time.process_time()
             trainer.run()
@@ -148,86 +166,195 @@ class AnyNet:
         return out
 
 
-def inventions(x: np.ndarray, truth: np.ndarray) -> float:
-    """Share of the light that lies where the truth, blurred by 2 voxels, has under 2 % of its maximum."""
-    wide = ndimage.gaussian_filter(truth, 2.0)
-    return float(x[wide < 0.02 * wide.max()].sum() / max(x.sum(), 1e-9))
+UNSEEN = {
+    "filaments": ("shells", "membranes"), "shells": ("filaments", "meshes"),
+    "filaments+nuclei": ("membranes", "clouds"),
+}  # fmt: skip
+"""What neither training nor its end nor calibration sees, and the cure is tested on first."""
+
+PSFS = {"its own": (2.0, 2.0), "another, told": (3.0, 3.0), "another, not told": (3.0, 2.0)}
+"""Thickness of the sheet (um) that records, and of the one that the restorer is told."""
 
 
-def matrix(folder: Path, seeds: int) -> None:
-    """Print trained on x tested on: PSNR, NRMSE, inventions and seconds, plain and polished."""
-    blur = operator()
-    print("| trained on | tested on | answer | PSNR | NCC | inventions | CPU s |")
-    print("|---|---|---|--:|--:|--:|--:|")
-    nets = [
-        (f"{name}, {kinds}", AnyNet(loaded(folder, name, kinds)))
-        for kinds in TRAINED_ON for name in ("ours", "unet")
-        if (folder / f"{name}-{kinds}.safetensors").exists()
-    ]  # fmt: skip
-    for kind in BANK:
+def recorded(kind: str, seed: int, sheets_um: tuple[float, float] = (2.0, 2.0)) -> Example:
+    """A recording made with one sheet and explained with another, and its truth on the latter's grid."""
+    really, told = (operator(sheet) for sheet in sheets_um)
+    made = simulate((really,), kind, seed)
+    o = made.problem.observations[0]
+    truth = torch.zeros(told.domain_shape)
+    truth[told.window] = made.problem.windowed(made.truth)
+    return Example(Problem((Observation(o.image, told, o.background),)), truth, kind)
+
+
+def figures(x: Tensor, example: Example) -> list[float]:
+    """PSNR, NCC, wrong regions, false and missing structure of an answer on the object's grid."""
+    window = window_of(example.problem)
+    image, truth = x[window].numpy(), example.truth[window].numpy()
+    off = wrongness(image, truth, resolution_px(example.problem))
+    wrong = float(off.exceeds(WRONG).mean())
+    return [psnr(image, truth), ncc(image, truth), wrong, off.false_structure, off.missing_structure]
+
+
+def whole_classical(problem: Problem) -> Tensor:
+    everything = tuple(slice(0, n) for n in problem.shape)
+    return Accelerated()(Problem(problem.observations, everything)).image
+
+
+def models(folder: Path) -> list[tuple[str, Any]]:
+    found = []
+    for kinds in TRAINED_ON:
+        for name in ("ours", "unet"):
+            if (folder / f"{name}-{kinds}.safetensors").exists():
+                net = loaded(folder, name, kinds)
+                own = Network(net) if isinstance(net, RestorationNet) else AnyNet(net)
+                found.append((f"{name}, {kinds}", own))
+    return found
+
+
+def matrix(folder: Path, seeds: int, kinds: list[str]) -> None:
+    """Print trained on x tested on: quality; what is wrong, false, missing; before and after cures."""
+    print("| trained on | tested on | answer | PSNR | NCC | wrong | false | missing | CPU s |")
+    print("|---|---|---|--:|--:|--:|--:|--:|--:|")
+    for kind in kinds:
         rows: dict[tuple[str, str], list[list[float]]] = {}
         for seed in range(seeds):
-            example = simulate((blur,), kind, 9000 + seed)
-            problem = example.problem
-            truth = problem.windowed(example.truth).numpy()
-            contenders: list[tuple[str, str, Any]] = [
-                ("none", "classical", lambda p: Accelerated()(p).image)
+            example = recorded(kind, 9000 + seed)
+            p = example.problem
+            answers: list[tuple[str, str, Any]] = [
+                ("none", "classical", lambda p=p: whole_classical(p))
             ]
-            for name, net in nets:
-                contenders.append((name, "network", lambda p, n=net: p.windowed(n.estimate(p))))
-                for gated in (True, False):
-                    polished = Polished(net, gated=gated)
-                    what = "polished, gated" if gated else "polished"
-                    contenders.append((name, what, lambda p, n=polished: p.windowed(n.estimate(p))))
-            for name, what, answer in contenders:
+            for name, net in models(folder):
+                answers += [
+                    (name, "network", lambda p=p, n=net: n.estimate(p)),
+                    (name, "polished, gated", lambda p=p, n=net: Polished(n).estimate(p)),
+                    (name, "polished", lambda p=p, n=net: Polished(n, gated=False).estimate(p)),
+                ]
+                trust_path = folder / f"trust-{name.split(', ')[1]}.json"
+                if name.startswith("ours") and trust_path.exists():
+                    trust = Trust.from_dict(json.loads(trust_path.read_text()))
+                    answers.append((name, "fallen back", partial(_fallen_back, net, trust, p)))
+            for name, what, answer in answers:
                 begin = time.process_time()
-                image = answer(problem).numpy()
+                x = answer()
                 spent = time.process_time() - begin
-                figures = [psnr(image, truth), ncc(image, truth), inventions(image, truth), spent]
-                rows.setdefault((name, what), []).append(figures)
+                rows.setdefault((name, what), []).append([*figures(x, example), spent])
         for (name, what), values in rows.items():
-            p, n, i, s = np.mean(values, axis=0)
-            print(f"| {name} | {kind} | {what} | {p:.2f} | {n:.3f} | {100 * i:.2f} % | {s:.2f} |")
+            p_, n, w, f, m, t = np.mean(values, axis=0)
+            print(
+                f"| {name} | {kind} | {what} | {p_:.2f} | {n:.3f} | {w:.1%} | {f:.2%} | {m:.2%} "
+                f"| {t:.2f} |",
+                flush=True,
+            )
 
 
-def verdict(folder: Path, seeds: int) -> None:
-    """Print how well the verdict knows, on structures and a PSF outside training and calibration."""
-    print("| trained on | tested on | PSF | regions | wrong | AUROC | calibration error | false alarms |")
-    print("|---|---|---|--:|--:|--:|--:|--:|")
-    for kinds, held in TRAINED_ON.items():
+def _fallen_back(net: Network, trust: Trust, problem: Problem) -> Tensor:
+    polished = Polished(net)
+    x = polished.estimate(problem)
+    window = window_of(problem)
+    believable = trust.believable(gather(problem, polished, x))
+    x = x.clone()
+    x[window] = fallen_back(x[window], whole_classical(problem)[window], believable)
+    return x
+
+
+PARTS: dict[str, tuple[str, ...]] = {
+    "the verdict": DECISIVE,
+    "everything": FEATURES,
+    "residual": FEATURES[:9],
+    "twins and halves": DECISIVE[:1] + DECISIVE[2:3],
+    "another prior": DECISIVE[1:2] + DECISIVE[3:5],
+    "photons": ("few photons", "dimmer than the rest"),
+    "features of the network": FEATURES[-1:],
+}
+
+FEWEST_FOR_BOUND = 6
+"""Recordings from which a bound can be told."""
+
+Judged = list[tuple[Evidence, np.ndarray]]
+
+
+def verdict(folder: Path, seeds: int, calibration: int) -> None:
+    """Print how well the verdict knows, on structures and PSFs outside training and calibration.
+
+    The last row of each group is a bound: calibrated on the other recordings of the tested group.
+    """
+    print("| trained on | tested on | PSF | evidence | regions | wrong | AUROC | calibration error "
+          "| false alarms | found |")  # fmt: skip
+    print("|---|---|---|---|--:|--:|--:|--:|--:|--:|")
+    for kinds, unseen in UNSEEN.items():
         if not (folder / f"ours-{kinds}.safetensors").exists():
             continue
-        net = AnyNet(loaded(folder, "ours", kinds))
-        own = MIXTURE if "+" in kinds else (kinds,)
-        seen = {*own, *held}
-
-        def judged(kind: str, seed: int, sheet_um: float = 2.0, net: AnyNet = net) -> Any:
-            # The recording is made with one sheet, and explained with the one of the training.
-            made = simulate((operator(sheet_um),), kind, seed)
-            o, blur = made.problem.observations[0], operator()
-            problem = Problem((Observation(o.image, blur, o.background),))
-            x = net.estimate(problem)
-            truth = torch.zeros_like(x)
-            truth[blur.window] = made.problem.windowed(made.truth)
-            floor = max(o.background, 1.0) ** 0.5
-            return gather(problem, net, x), wrong_regions(x, truth, blur.window, floor)
-
-        calibration = [(k, judged(k, 5000 + i)) for i in range(seeds) for k in seen if "+" not in k]
-        familiar = [c[0] for k, c in calibration if k in own]
-        trust = fit([c[0] for _, c in calibration], [c[1] for _, c in calibration], familiar)
-        unseen = [k for k in BANK if k not in seen]
-        for sheet in (2.0, 4.0):
-            for group in [unseen] if unseen else [["nuclei", "shells"]]:
-                found = [judged(k, 7000 + i, sheet) for i in range(seeds) for k in group]
-                s = scores(
-                    np.concatenate([trust.believable(e).ravel() for e, _ in found]),
-                    np.concatenate([w.ravel() for _, w in found]),
-                )
-                psf = "trained on" if sheet == 2.0 else "sheet twice as thick"
+        path = folder / f"evidence-{kinds}.npz"
+        if not path.exists():
+            gather_all(folder, kinds, seeds, calibration, path)
+        groups, familiar = kept(path)
+        evidence, wrong = ([c[i] for c in groups["calibration"]] for i in range(2))
+        trust = fit(evidence, wrong, familiar)
+        (folder / f"trust-{kinds}.json").write_text(json.dumps(trust.as_dict()))
+        for name in PSFS:
+            found = groups[name]
+            bad = np.concatenate([w.ravel() for _, w in found])
+            told = {
+                part: [fit(evidence, wrong, familiar, used).believable(e) for e, _ in found]
+                for part, used in PARTS.items()
+            }
+            if len(found) >= FEWEST_FOR_BOUND:
+                told["bound"] = [
+                    fit([e for e, _ in others], [w for _, w in others], familiar).believable(found[k][0])
+                    for k in range(len(found))
+                    for others in [found[:k] + found[k + 1 :]]
+                ]
+            for part, answers in told.items():
+                s = scores(np.concatenate([a.ravel() for a in answers]), bad)
                 print(
-                    f"| {kinds} | {', '.join(group)} | {psf} | {s['regions']:.0f} | {s['wrong']:.1%} "
-                    f"| {s['auroc']:.3f} | {s['calibration_error']:.3f} | {s['false_alarms']:.1%} |"
+                    f"| {kinds} | {', '.join(unseen)} | {name} | {part} | {s['regions']:.0f} "
+                    f"| {s['wrong']:.1%} | {s['auroc']:.3f} | {s['calibration_error']:.3f} "
+                    f"| {s['false_alarms']:.1%} | {s['found']:.1%} |",
+                    flush=True,
                 )
+
+
+def gather_all(folder: Path, kinds: str, seeds: int, calibration: int, path: Path) -> None:
+    """Restore, judge and compare with the truth whatever the verdict is fitted and tested on."""
+    psf = Psf.normalised(operator().psf.numpy(), (0.25, 0.1625, 0.1625))
+    net = Polished(Network(loaded(folder, "ours", kinds)))  # type: ignore[arg-type]
+    own, unseen = MIXTURE if "+" in kinds else (kinds,), UNSEEN[kinds]
+
+    def judged(example: Example) -> tuple[Evidence, np.ndarray]:
+        x = net.estimate(example.problem)
+        return gather(example.problem, net, x), wrong_regions(example.problem, x, example.truth)
+
+    seen = tuple(k for k in (*BANK, "filaments+nuclei") if k not in unseen)
+    cases = [calibration_case(psf, SHAPE, Light(), 5000 + i, seen) for i in range(calibration)]
+    groups = {"calibration": [judged(case) for case in cases]}
+    familiar = [judged(recorded(own[i % len(own)], 6000 + i)) for i in range(6)]
+    for name, sheets in PSFS.items():
+        groups[name] = [judged(recorded(k, 7000 + i, sheets)) for i in range(seeds) for k in unseen]
+    arrays = {}
+    for name, found in {**groups, "familiar": familiar}.items():
+        arrays[f"{name}/features"] = np.stack([e.features for e, _ in found])
+        arrays[f"{name}/inner"] = np.stack([e.inner for e, _ in found])
+        arrays[f"{name}/wrong"] = np.stack([w for _, w in found])
+    np.savez(path, **arrays)
+
+
+def kept(path: Path) -> tuple[dict[str, Judged], list[Evidence]]:
+    """The evidence that `gather_all` wrote: by group, and that of what was trained on."""
+    with np.load(path) as file:
+        groups = {
+            name: [
+                (Evidence(f, i), w)
+                for f, i, w in zip(
+                    *(file[f"{name}/{k}"] for k in ("features", "inner", "wrong")), strict=True
+                )
+            ]
+            for name in ("calibration", *PSFS)
+        }
+        familiar = [
+            Evidence(f, i)
+            for f, i in zip(file["familiar/features"], file["familiar/inner"], strict=True)
+        ]
+    return groups, familiar
 
 
 def main() -> None:
@@ -236,13 +363,17 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--calibration", type=int, default=30)
+    parser.add_argument("--kinds", nargs="+", default=list(BANK))
     parser.add_argument("--nets", nargs="+", default=["ours", "unet"])
     asked = parser.parse_args()
     torch.set_num_threads(1)
     if asked.what == "train":
         train(asked.folder, asked.steps, asked.nets)
+    elif asked.what == "verdict":
+        verdict(asked.folder, asked.seeds, asked.calibration)
     else:
-        {"matrix": matrix, "verdict": verdict}[asked.what](asked.folder, asked.seeds)
+        matrix(asked.folder, asked.seeds, asked.kinds)
 
 
 if __name__ == "__main__":

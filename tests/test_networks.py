@@ -9,13 +9,15 @@ import torch
 from microscopes import LIGHT_SHEET, gaussian_psf
 from pellucid.core.operators import Blur
 from pellucid.core.problem import Problem
+from pellucid.core.psf import Psf, fwhm_px
 from pellucid.data.model_files import read_model, read_tensors, write_model, write_tensors
 from pellucid.errors import InputError, ParameterError
-from pellucid.networks.features import inputs_of, on_object, wiener_step
+from pellucid.networks.evidence import gather
+from pellucid.networks.features import inputs_of, on_object
 from pellucid.networks.model import Architecture, RestorationNet, count_parameters
-from pellucid.networks.polish import Polished
+from pellucid.networks.polish import Polished, smooth
 from pellucid.networks.restorer import Network
-from pellucid.networks.structures import BANK, simulate, specimen
+from pellucid.networks.structures import BANK, Light, simulate, specimen
 from pellucid.networks.training import (
     RecordedPairs,
     Schedule,
@@ -23,7 +25,15 @@ from pellucid.networks.training import (
     Trainer,
     held_out_pairs,
 )
-from pellucid.networks.trust import fit, gather, scores, wrong_regions
+from pellucid.networks.trust import (
+    Trust,
+    fallen_back,
+    fit,
+    scores,
+    stretched,
+    wrong_regions,
+)
+from pellucid.networks.wiener import wiener_step
 
 SHAPE = (12, 24, 24)
 BLUR = Blur(torch.from_numpy(gaussian_psf((5, 5, 5), (3.0, 2.0, 2.0)).astype(np.float32)), SHAPE)
@@ -156,26 +166,65 @@ def test_polish_makes_the_recording_more_likely_and_repairs_darkness():
     assert float((gated - truth).norm()) < 0.5 * float((free - truth).norm())
 
 
+class Inventing:
+    """Sharpens as it should, and adds a bright block to every answer."""
+
+    def estimate(self, problem):
+        x = wiener_step(problem.observations[0].image - problem.observations[0].background, BLUR_WIDE)
+        x = smooth(x.clamp_min(0), 3)
+        x[:, :, : x.shape[2] // 3] += x.max() / 6
+        return x
+
+
+BLUR_WIDE = Blur(BLUR.psf, (16, 48, 48))
+
+
 def test_the_verdict_tells_inventions_from_truth():
+    light = Light((200.0, 400.0), (1.0, 2.0))
+    examples = [simulate((BLUR_WIDE,), "shells", seed, light) for seed in range(5)]
     evidence, wrong = [], []
-    blur = Blur(BLUR.psf, (16, 48, 48))
-
-    class Inventing:
-        def estimate(self, problem):
-            x = truth.clone()
-            x[:, :, : x.shape[2] // 2] = truth.max() / 3
-            return x
-
-    for seed in range(4):
-        example = simulate((blur,), "shells", seed)
-        truth = example.truth
+    for example in examples:
         x = Inventing().estimate(example.problem)
         evidence.append(gather(example.problem, Inventing(), x))
-        wrong.append(wrong_regions(x, truth, blur.window, 1.0))
-    trust = fit(evidence[:3], wrong[:3], evidence[:1])
-    assert scores(trust.believable(evidence[3]), wrong[3])["auroc"] > 0.9
+        wrong.append(wrong_regions(example.problem, x, example.truth))
+    trust = fit(evidence[:4], wrong[:4], evidence[:1])
+    believable = trust.believable(evidence[4])
+    assert scores(believable, wrong[4])["auroc"] > 0.9
+    again = Trust.from_dict(json.loads(json.dumps(trust.as_dict())))
+    np.testing.assert_allclose(again.believable(evidence[4]), believable)
+    with pytest.raises(InputError, match="not complete"):
+        Trust.from_dict({"weights": [1.0]})
     perfect = scores(np.array([0.9, 0.8, 0.1]), np.array([False, False, True]))
     assert (perfect["auroc"], perfect["false_alarms"]) == (1.0, 0.0)
+
+
+def test_doubted_regions_fall_back_to_the_classical_solution():
+    believable = np.ones((2, 3, 3))
+    believable[1, 2, 2] = 0.1
+    answer, classical = torch.zeros(16, 48, 48), torch.ones(16, 48, 48)
+    x = fallen_back(answer, classical, believable)
+    assert x[15, 47, 47] == 1
+    assert x[:4].max() == x[:, :24].max() == 0
+    assert 0 < x[8, 40, 40] < 1
+
+
+def test_a_second_network_starts_from_an_answer_that_agrees_with_the_recording():
+    problem = simulate((BLUR,), "points", 1).problem
+    o = problem.observations[0]
+    invented = wiener_step(o.image - o.background, BLUR)
+    invented[:, :, :12] += invented.max() / 2
+    start = inputs_of(problem, invented)[1]
+    left = [float((o.image - o.background - BLUR.forward(x)).norm()) for x in (invented, start)]
+    assert left[1] < 0.3 * left[0]
+    refining = filled(Architecture(width=8, refining=True), 1)
+    assert Network(filled(), (refining,)).estimate(problem).shape == BLUR.domain_shape
+
+
+def test_stretched_psfs_are_as_wide_as_asked():
+    psf = Psf.normalised(gaussian_psf((15, 15, 15), (4.0, 3.0, 3.0)))
+    wide = stretched(psf, (1.5, 1.2, 1.2))
+    assert fwhm_px(wide) == pytest.approx((6.0, 3.6, 3.6), rel=0.03)
+    assert wide.values.sum() == pytest.approx(1.0)
 
 
 def test_model_files_refuse_what_is_not_a_model(tmp_path):

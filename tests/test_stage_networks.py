@@ -8,6 +8,8 @@ import pytest
 import pellucid
 from microscopes import gaussian_psf, recorded
 from pellucid.apps.cli import main
+from pellucid.core.psf_field import PsfField
+from pellucid.data.psf_field_file import write_psf_field
 
 VOXEL = (0.3, 0.15, 0.15)
 PSF = gaussian_psf((5, 5, 5), (3.0, 2.0, 2.0))
@@ -26,7 +28,8 @@ def folder(tmp_path_factory):
 def recipe(folder, **values):
     lines = {
         "output": folder / "model", "psf": folder / "psf.tif", "steps": 4, "validate_every": 2,
-        "shape": "12,24,24", "patch": "8,16,16", "width": 8, "calibration": 6, **values,
+        "shape": "12,24,24", "patch": "8,16,16", "width": 8, "calibration": 4, "passes": 2,
+        **values,
     }  # fmt: skip
     path = folder / "recipe.yaml"
     path.write_text("".join(f"{k}: {v}\n" for k, v in lines.items()))
@@ -36,8 +39,69 @@ def recipe(folder, **values):
 def test_a_recipe_becomes_a_model_with_a_card(folder):
     card = json.loads((folder / "model" / "card.json").read_text())
     assert card["voxel_um"] == pytest.approx(VOXEL)
-    assert [row["step"] for row in card["curve"]] == [2, 4]
+    assert [[row["step"] for row in curve] for curve in card["curves"]] == [[2], [2]]
+    assert [net["refining"] for net in card["networks"]] == [False, True]
     assert not (folder / "model.checkpoint").exists()
+
+
+@pytest.mark.parametrize("source", ["teacher", "pairs"])
+def test_recordings_become_a_model_and_their_truths_have_the_same_units(folder, tmp_path, source):
+    names = []
+    for seed in (5, 6, 7):
+        made = recorded("shells", shape=(12, 32, 32), psf=PSF, seed=seed)
+        for name, values in (("raw", made.counts), ("truth", made.truth.astype(np.float32))):
+            pellucid.write(tmp_path / f"{name}{seed}.tif", values, voxel_um=VOXEL)
+        names.append(seed)
+    values = {"recordings": f"[{', '.join(str(tmp_path / f'raw{n}.tif') for n in names)}]"}
+    if source == "pairs":
+        values["truths"] = f"[{', '.join(str(tmp_path / f'truth{n}.tif') for n in names)}]"
+    model = tmp_path / "model"
+    asked = recipe(
+        folder, source=source, output=model, passes=1, calibration=2, **values
+    )
+    assert main(["train", str(asked)]) == 0
+    card = json.loads((model / "card.json").read_text())
+    assert card["recipe"]["source"] == source
+    # The network still starts from a Wiener step: far from a truth in other units, or of another place.
+    assert card["metrics"]["held_out_nrmse"] < 0.5
+
+
+def test_a_field_of_psfs_trains_a_network_that_knows_where_it_is(folder, tmp_path):
+    psfs = np.stack([gaussian_psf((5, 7, 7), (3.0, w, w)) for w in (2.0, 3.0)])
+    places = [(0, 0, 0), (0, 0, 47 * VOXEL[2])]
+    write_psf_field(tmp_path / "field.npz", PsfField(psfs, np.array(places), VOXEL))
+    model = tmp_path / "model"
+    asked = recipe(folder, psf=tmp_path / "field.npz", output=model, calibration=2)
+    assert main(["train", str(asked)]) == 0
+    card = json.loads((model / "card.json").read_text())
+    assert card["operator"] == "varying blur"
+    assert all(net["positioned"] for net in card["networks"])
+    out = tmp_path / "sharp.tif"
+    assert main(["restore", str(folder / "raw.tif"), "--model", str(model), "-o", str(out)]) == 0
+    assert pellucid.open(out).read().max() > 0
+
+
+def test_an_interrupted_training_of_two_networks_ends_as_an_uninterrupted_one(folder, monkeypatch):
+    from pellucid.stages import training
+
+    values = {"output": folder / "again"}
+    write, looks = training.write_tensors, []
+
+    def interrupted(*args):
+        write(*args)
+        looks.append(1)
+        if len(looks) == 2:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "write_tensors", interrupted)
+        assert main(["train", str(recipe(folder, **values))]) != 0
+    assert (folder / "again.checkpoint").exists()
+    assert main(["train", str(recipe(folder, **values))]) == 0
+    whole, resumed = (
+        (folder / name / "weights.safetensors").read_bytes() for name in ("model", "again")
+    )
+    assert whole == resumed
 
 
 @pytest.mark.parametrize("polish", ["auto", "0", "2"])

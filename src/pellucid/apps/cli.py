@@ -49,6 +49,7 @@ app.command(network_cli.train)
 app.command(network_cli.restore)
 app.command(recipe_cli.run)
 app.command(recipe_cli.plan)
+app.command(network_cli.model_app)
 
 _OWN = frozenset({"inputs", "output"})
 DeconvolveOptions: Any = options_of(DeconvolveParameters, without=_OWN)

@@ -1,19 +1,23 @@
-"""The commands of networks: `pellucid train` and `pellucid restore`."""
+"""The commands of networks: `pellucid train`, `pellucid restore` and `pellucid model export`."""
 
 from pathlib import Path
 from typing import Annotated, Any
 
-from cyclopts import Parameter
+from cyclopts import App, Parameter
 
-from pellucid.apps.options import as_yaml, asked_of, options_of, read_config
+from pellucid.apps.options import as_yaml, asked_of, given, options_of, read_config
 from pellucid.apps.terminal import OK, print_json, say
-from pellucid.stages.network_parameters import RestoreParameters, TrainParameters
+from pellucid.stages.network_parameters import ExportParameters, RestoreParameters, TrainParameters
 
 RestoreOptions: Any = options_of(
     RestoreParameters, without=frozenset({"input", "model", "output"})
 )
 Options = Annotated[RestoreOptions, Parameter(name="*")]
 Output = Annotated[Path | None, Parameter(name=["--output", "-o"])]
+ExportOptions: Any = options_of(ExportParameters, without=frozenset({"model", "output"}))
+Exporting = Annotated[ExportOptions, Parameter(name="*")]
+
+model_app = App(name="model", help="Trained models as files.")
 
 
 def train(recipe: Path, *, json: bool = False) -> int:
@@ -80,4 +84,31 @@ def restore(
     say(f"wrote {parameters.output} ({stats['iterations']} physical iterations)")
     if "doubtful_regions" in stats:
         say(f"{stats['doubtful_regions']} regions are not to be believed")
+    return OK
+
+
+@model_app.command
+def export(
+    model: Path,
+    *,
+    output: Annotated[Path, Parameter(name=["--output", "-o"])],
+    options: Exporting = ExportOptions(),
+    json: bool = False,
+) -> int:
+    """Write a model as ONNX, in a package for the BioImage Model Zoo.
+
+    Parameters
+    ----------
+    model
+        Folder that `pellucid train` wrote.
+    output
+        Folder of the package.
+    json
+        Print JSON for machines, and only that.
+    """
+    parameters = ExportParameters.checked({"model": model, "output": output, **given(options)})
+    from pellucid.stages.model_exporting import export
+
+    written = export(parameters)
+    print_json({"package": written}) if json else say(f"wrote {written}")
     return OK

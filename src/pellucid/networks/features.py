@@ -2,90 +2,74 @@
 
 Per view three: the recording above background, one linear Wiener step of its operator, and the noise
 level. All scale with the light, and the network has no constants, so what it predicts scales too.
+A network that refines an estimate sees the Wiener step of what the estimate does not explain, added to
+it, and the estimate: it starts from an answer that agrees with the recording.
 """
 
 import torch
 import torch.nn.functional as nn
 from torch import Tensor
 
-from pellucid.core.fourier import filtered, transfer_function
-from pellucid.core.operators import Blur, LinearOperator
+from pellucid.core.operators import LinearOperator, Windowed
 from pellucid.core.problem import Observation, Problem
-
-ALPHA = 0.01
-"""Strength of the Wiener step, relative to the operator's gain: one for all images, so it is linear."""
-
-CHEBYSHEV_STEPS = 5
-"""Steps that stand for the Wiener filter where the operator is no convolution."""
+from pellucid.core.varying_blur import VaryingBlur
+from pellucid.networks.wiener import continued, wiener_step
 
 CHANNELS = 3
 """Images per view."""
 
 
-def inputs_of(problem: Problem) -> Tensor:
-    """Return (views * 3, z, y, x) photons on the object's grid; see the module."""
-    return torch.cat([_view(o) for o in problem.observations])
+def channels(refining: bool) -> int:
+    """Return images per view."""
+    return CHANNELS + refining
 
 
-def positions(shape: tuple[int, int, int], like: Tensor) -> Tensor:
-    """Return (3, z, y, x) coordinates from -1 to 1 across the object."""
-    axes = [torch.linspace(-1, 1, n, device=like.device) if n > 1 else like.new_zeros(1) for n in shape]
+def inputs_of(problem: Problem, estimate: Tensor | None = None) -> Tensor:
+    """Return (views * channels, z, y, x) photons on the object's grid; see the module."""
+    return torch.cat([_view(o, estimate) for o in problem.observations])
+
+
+def positions_of(problem: Problem) -> Tensor:
+    """Return (3, z, y, x) coordinates, -1 to 1 across the PSF field, 0 where nothing varies.
+
+    For operators without a field, across the image along every axis.
+    """
+    operator = problem.observations[0].operator
+    axes = []
+    for axis, n in enumerate(problem.shape):
+        places = torch.arange(n, dtype=torch.float32)
+        if isinstance(operator, VaryingBlur):
+            knots, step = operator.expansion.knots[axis], operator.expansion.spacing_um[axis]
+            low, high = float(knots[0]), float(knots[-1])
+            places = (places - operator.margin[axis]) * step + operator.origin_um[axis]
+        elif isinstance(operator, Windowed):
+            low, high = operator.margin[axis], operator.margin[axis] + operator.range_shape[axis] - 1
+        else:
+            low, high = 0.0, n - 1.0
+        scaled = 2 * (places - low) / (high - low) - 1 if high > low else 0 * places
+        axes.append(scaled.clamp(-1, 1).to(problem.observations[0].image.device))
     return torch.stack(torch.meshgrid(*axes, indexing="ij"))
 
 
-def _view(o: Observation) -> Tensor:
+def _view(o: Observation, estimate: Tensor | None) -> Tensor:
     signal = o.image - o.background
-    operator = o.operator
-    raw = on_object(signal, operator)
-    sharp = wiener_step(signal, operator)
-    level = on_object(o.image, operator).clamp_min(0)
+    raw = on_object(signal, o.operator)
+    level = on_object(o.image, o.operator).clamp_min(0)
     # Smoothed, so that the noise level does not carry the noise.
     noise = _box(level + 1e-3 * o.image.mean()).sqrt()
-    return torch.stack([raw, sharp, noise])
+    if estimate is None:
+        return torch.stack([raw, wiener_step(signal, o.operator), noise])
+    unexplained = signal - o.operator.forward(estimate)
+    sharp = estimate + wiener_step(unexplained, o.operator)
+    return torch.stack([raw, sharp, noise, estimate])
 
 
 def on_object(image: Tensor, operator: LinearOperator) -> Tensor:
     """Return the image on the object's grid, its border continued; or sent back and normalised."""
-    margin = getattr(operator, "margin", None)
-    if margin is not None:
-        return _continued(image, margin, operator.domain_shape)
+    if isinstance(operator, Windowed):
+        return continued(image, operator.margin, operator.domain_shape)
     seen = operator.adjoint(torch.ones_like(image))
     return operator.adjoint(image) / seen.clamp_min(1e-3 * float(seen.max()))
-
-
-def wiener_step(signal: Tensor, operator: LinearOperator) -> Tensor:
-    """Return (A* A + alpha) ^ -1 A* of the signal: by one filter for a `Blur`, else by a polynomial.
-
-    The polynomial is Chebyshev's (Golub & Varga 1961) on [alpha, 1 + alpha] times |A|^2, of fixed
-    degree: linear in the signal, and as deterministic as the operator.
-    """
-    if isinstance(operator, Blur) and operator.domain_shape == operator.grid:
-        depth, height, width = operator.psf.shape
-        centre = (depth // 2, height // 2, width // 2)
-        otf = transfer_function(operator.psf, operator.grid, centre)
-        power = otf.abs().square()
-        filter_ = otf.conj() / (power + ALPHA * power.max())
-        wide = _continued(signal, operator.margin, operator.domain_shape)
-        return filtered(wide, filter_.resolve_conj(), operator.grid, operator.domain_shape)
-    back = operator.adjoint(signal)
-    ones = operator.forward(torch.ones_like(back))
-    gain = float(operator.adjoint(ones).max())
-    shift = ALPHA * gain
-    middle, half = shift + gain / 2, gain / 2
-    x, step, rate = torch.zeros_like(back), torch.zeros_like(back), 0.0
-    for k in range(CHEBYSHEV_STEPS):
-        residual = back - operator.adjoint(operator.forward(x)) - shift * x if k else back
-        beta = 0.0 if k == 0 else (0.5 if k == 1 else 0.25) * (half * rate) ** 2
-        rate = 1 / middle if k == 0 else 1 / (middle - beta / rate)
-        step = rate * residual + beta * step
-        x = x + step
-    return x
-
-
-def _continued(image: Tensor, margin: tuple[int, int, int], shape: tuple[int, int, int]) -> Tensor:
-    pads = [(m, n - m - s) for m, n, s in zip(margin, shape, image.shape, strict=True)]
-    flat = [p for pair in reversed(pads) for p in pair]
-    return nn.pad(image[None, None], flat, mode="replicate")[0, 0]
 
 
 def _box(image: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ import torch.nn.functional as nn
 from torch import Tensor
 
 from pellucid.errors import ParameterError
-from pellucid.networks.features import CHANNELS
+from pellucid.networks.features import channels
 
 LEAK = 0.1
 """Slope of the last rectifier in training, so that a dark voxel can still learn."""
@@ -24,12 +24,14 @@ class Architecture:
     volumetric : False for images of one plane
     width : features at either scale
     positioned : whether features are weighted by where they are, for blur that varies
+    refining : whether it refines the estimate of a network before it
     """
 
     views: int = 1
     volumetric: bool = True
     width: int = 22
     positioned: bool = False
+    refining: bool = False
 
     def __post_init__(self) -> None:
         if self.views < 1 or not 4 <= self.width <= 64:
@@ -60,7 +62,7 @@ class RestorationNet(torch.nn.Module):
         w = a.width
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.head = self._conv(cells * CHANNELS * a.views, w)
+            self.head = self._conv(cells * channels(a.refining) * a.views, w)
             self.fine = self._conv(w, w)
             self.down = torch.nn.Conv3d(w, w, self.block, stride=self.block, bias=False)
             self.coarse = torch.nn.ModuleList([self._conv(w, w) for _ in range(3)])
@@ -87,13 +89,29 @@ class RestorationNet(torch.nn.Module):
         return (24, 24, 24) if self.architecture.volumetric else (0, 24, 24)
 
     def forward(self, inputs: Tensor, places: Tensor | None = None) -> Tensor:
-        """Return (n, z, y, x) photons of n objects from (n, views * 3, z, y, x) inputs, any size.
+        """Return (n, z, y, x) photons of n objects from (n, views * channels, z, y, x) inputs, any size.
 
         Parameters
         ----------
         places : (n, 3, z, y, x) coordinates, for a positioned network
         """
         shape = inputs.shape[2:]
+        padded, x, deep = self._encoded(inputs, places)
+        x = nn.relu(self.join(x + self.up(deep)))
+        missing = _from_blocks(self.tail(x), self.block)[:, 0]
+        # Views share the start: the mean of their Wiener steps.
+        start = padded[:, 1 :: channels(self.architecture.refining)].mean(dim=1)
+        out = nn.leaky_relu(start + missing, LEAK if self.training else 0.0)
+        return out[:, : shape[0], : shape[1], : shape[2]]
+
+    def inner(self, inputs: Tensor, places: Tensor | None = None) -> Tensor:
+        """Return the innermost features (n, width, z / 4, y / 4, x / 4), what the net sees in its inputs.
+
+        Planes are not divided; sizes are rounded up.
+        """
+        return self._encoded(inputs, places)[2]
+
+    def _encoded(self, inputs: Tensor, places: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         padded = _padded(inputs, [2 * b for b in self.block])
         x = nn.relu(self.head(_to_blocks(padded, self.block)))
         if self.place is not None:
@@ -105,12 +123,7 @@ class RestorationNet(torch.nn.Module):
         deep = nn.relu(self.down(x))
         for conv in self.coarse:
             deep = deep + nn.relu(conv(deep))
-        x = nn.relu(self.join(x + self.up(deep)))
-        missing = _from_blocks(self.tail(x), self.block)[:, 0]
-        # Views share the start: the mean of their Wiener steps.
-        start = padded[:, 1::CHANNELS].mean(dim=1)
-        out = nn.leaky_relu(start + missing, LEAK if self.training else 0.0)
-        return out[:, : shape[0], : shape[1], : shape[2]]
+        return padded, x, deep
 
 
 def count_parameters(net: torch.nn.Module) -> int:

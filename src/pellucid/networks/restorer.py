@@ -8,7 +8,7 @@ from torch import Tensor
 
 from pellucid.core.problem import Problem, Restored
 from pellucid.errors import InputError
-from pellucid.networks.features import inputs_of, positions
+from pellucid.networks.features import inputs_of, positions_of
 from pellucid.networks.model import RestorationNet
 
 
@@ -18,15 +18,22 @@ class Network:
 
     Deterministic, and independent of what else is in the field beyond `halo`, but for the reach of
     the Wiener step's ringing.
+
+    Parameters
+    ----------
+    weights : of the network
+    refining : networks that each refine the answer so far, made to agree with the recording by the
+        Wiener step of what it does not explain
     """
 
     weights: RestorationNet
+    refining: tuple[RestorationNet, ...] = ()
 
     def halo(self, problem: Problem) -> tuple[int, int, int]:
         """Return voxels (z, y, x) around a tile that its answer depends on."""
-        radius = self.weights.receptive_radius
+        radius, passes = self.weights.receptive_radius, 1 + len(self.refining)
         margins = [getattr(o.operator, "margin", (0, 0, 0)) for o in problem.observations]
-        z, y, x = (r + 2 * max(m[a] for m in margins) for a, r in enumerate(radius))
+        z, y, x = (passes * (r + 2 * max(m[a] for m in margins)) for a, r in enumerate(radius))
         return z, y, x
 
     def peak_bytes(self, problem: Problem) -> int:
@@ -49,12 +56,22 @@ class Network:
                 f"Network: trained for {'volumes' if a.volumetric else 'images of one plane'}, "
                 f"got {problem.observations[0].operator.range_shape}. Use a model for these."
             )
-        inputs = inputs_of(problem)
-        places = positions(problem.shape, inputs)[None] if a.positioned else None
-        net = self.weights.to(inputs.device).eval()
+        places = positions_of(problem)[None] if a.positioned else None
+        estimate: Tensor | None = None
         with torch.no_grad():
-            out: Tensor = net(inputs[None], places)[0]
-        return out
+            for net in (self.weights, *self.refining):
+                inputs = inputs_of(problem, estimate)
+                estimate = net.to(inputs.device).eval()(inputs[None], places)[0]
+        assert estimate is not None
+        return estimate
+
+    def inner(self, problem: Problem) -> tuple[Tensor, tuple[int, ...]]:
+        """Return the first network's innermost features (width, z, y, x), and voxels per feature."""
+        places = positions_of(problem)[None] if self.weights.architecture.positioned else None
+        inputs = inputs_of(problem)
+        with torch.no_grad():
+            features = self.weights.to(inputs.device).eval().inner(inputs[None], places)[0]
+        return features, tuple(b * b for b in self.weights.block)
 
     def __call__(self, problem: Problem) -> Restored:
         return restored(problem, self.estimate(problem), {"restorer": "network"})

@@ -36,11 +36,45 @@ def meshes(shape: Shape, seed: int, *, count: int | None = None, radius_px: floa
     return np.asarray(blurred / max(float(np.percentile(blurred, 99.95)), 1e-12))
 
 
-BANK: dict[str, Callable[..., Volume]] = {**STRUCTURES, "meshes": meshes}
+def membranes(shape: Shape, seed: int, *, count: int | None = None) -> Volume:
+    """Return (z, y, x) folded sheets of unequal brightness, like membranes of a tissue; 0 to about 1.
+
+    Where a smooth random field crosses zero; `count` sets its cells, by default one per 4,000 voxels.
+    """
+    field, other = (_random_field(shape, seed, count, part) for part in (0, 1))
+    slope = np.sqrt(sum(np.gradient(field, axis=a) ** 2 for a in range(3) if shape[a] > 1))
+    distance = field / np.maximum(slope, 1e-3)
+    volume = np.exp(-0.5 * (distance / 0.75) ** 2) * np.exp(0.5 * other)
+    return np.asarray(volume / max(float(np.percentile(volume, 99.95)), 1e-12))
+
+
+def clouds(shape: Shape, seed: int, *, count: int | None = None) -> Volume:
+    """Return (z, y, x) dense texture without edges, like cytoplasm; 0 to about 1."""
+    rough, smooth = _random_field(shape, seed, count, 0, 0.25), _random_field(shape, seed, count, 1)
+    volume = np.exp(0.7 * rough + 0.9 * smooth)
+    return np.asarray(volume / max(float(np.percentile(volume, 99.95)), 1e-12))
+
+
+def _random_field(
+    shape: Shape, seed: int, count: int | None, part: int, finer: float = 1.0
+) -> Volume:
+    """Return Gaussian random values of variance 1, correlated over the size of a cell."""
+    voxels = float(np.prod([max(n, 16) for n in shape]))
+    cell = (voxels / count if count else 4_000.0) ** (1 / 3)
+    noise = np.random.default_rng([seed, part, 5]).normal(size=shape)
+    sigma = np.where(np.array(shape) > 1, 0.3 * finer * cell, 0)
+    field = ndimage.gaussian_filter(noise, sigma)
+    return np.asarray((field - field.mean()) / field.std())
+
+
+BANK: dict[str, Callable[..., Volume]] = {
+    **STRUCTURES, "meshes": meshes, "membranes": membranes, "clouds": clouds
+}  # fmt: skip
 """Every structure by name; each takes (shape, seed) and a `count`."""
 
 VOXELS_EACH = {
-    "filaments": 16_000, "shells": 40_000, "points": 3_000, "nuclei": 30_000, "meshes": 3_000
+    "filaments": 16_000, "shells": 40_000, "points": 3_000, "nuclei": 30_000, "meshes": 3_000,
+    "membranes": 4_000, "clouds": 4_000,
 }  # fmt: skip
 """Voxels per object at density 1, as in the structures' own defaults."""
 
@@ -96,8 +130,15 @@ def simulate(
     seed: int,
     light: Light = Light(),
     window: Window | None = None,
+    recorded_by: tuple[LinearOperator, ...] | None = None,
 ) -> Example:
-    """Record a specimen of `kind` through every operator, with photon noise; all follows from `seed`."""
+    """Record a specimen of `kind` through every operator, with photon noise; all follows from `seed`.
+
+    Parameters
+    ----------
+    recorded_by : the microscope as it really is, where the problem's `operators` are not quite it; on
+        the same grids
+    """
     rng = np.random.default_rng([seed, 2])
     peak, background, density = (
         float(np.exp(rng.uniform(*np.log(ends)))) for ends in vars(light).values()
@@ -105,7 +146,7 @@ def simulate(
     shape = operators[0].domain_shape
     objects = specimen(kind, shape, seed, density).astype(np.float32)
     truth = torch.from_numpy(objects)
-    images = [operator.forward(truth).clamp_min(0) for operator in operators]
+    images = [o.forward(truth).clamp_min(0) for o in recorded_by or operators]
     scale = peak / max(max(float(i.max()) for i in images), 1e-12)
     observations = tuple(
         Observation(

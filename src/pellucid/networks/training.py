@@ -17,8 +17,9 @@ from pellucid.core.noise import Noise, thin
 from pellucid.core.operators import LinearOperator
 from pellucid.core.problem import Observation, Problem, Window
 from pellucid.errors import InputError, ParameterError, PlanError
-from pellucid.networks.features import inputs_of, positions
+from pellucid.networks.features import inputs_of, positions_of
 from pellucid.networks.model import Architecture, RestorationNet
+from pellucid.networks.restorer import Network
 from pellucid.networks.structures import BANK, Light, simulate
 
 Tensors = dict[str, Tensor]
@@ -31,11 +32,13 @@ class Pair:
     Parameters
     ----------
     window : where the truth counts
+    places : (3, z, y, x) coordinates, for networks that know where they are
     """
 
     inputs: Tensor
     truth: Tensor
     window: Window
+    places: Tensor
 
 
 class Pairs(Protocol):
@@ -44,8 +47,11 @@ class Pairs(Protocol):
     def __call__(self, index: int) -> Pair: ...
 
 
-def pair_of(problem: Problem, truth: Tensor) -> Pair:
-    """Return the pair of a problem and its truth, on the object's grid or on the problem's window."""
+def pair_of(problem: Problem, truth: Tensor, before: Network | None = None) -> Pair:
+    """Return the pair of a problem and its truth, on the object's grid or on the problem's window.
+
+    With a network `before`, the inputs are those of one that refines its answer.
+    """
     whole = torch.zeros(problem.shape, dtype=torch.float32)
     windowed = problem.windowed(whole)
     if tuple(truth.shape) == problem.shape:
@@ -57,7 +63,8 @@ def pair_of(problem: Problem, truth: Tensor) -> Pair:
             f"pair: expected a truth of shape {tuple(windowed.shape)}, got {tuple(truth.shape)}. "
             "Image and truth must have the same voxels."
         )
-    return Pair(inputs_of(problem), whole, window_of(problem))
+    estimate = None if before is None else before.estimate(problem)
+    return Pair(inputs_of(problem, estimate), whole, window_of(problem), positions_of(problem))
 
 
 def window_of(problem: Problem) -> Window:
@@ -71,13 +78,22 @@ def window_of(problem: Problem) -> Window:
 
 @dataclass(frozen=True)
 class SimulatedPairs:
-    """Pairs from the user's own operators and the bank of structures; no experimental truth needed."""
+    """Pairs from the user's own operators and the bank of structures; no experimental truth needed.
+
+    Parameters
+    ----------
+    operators : one for each view
+    elsewhere : the same at other places of a field that is larger than what is simulated at once
+    before : the network whose answers are to be refined
+    """
 
     operators: tuple[LinearOperator, ...]
     kinds: tuple[str, ...]
     light: Light = Light()
     seed: int = 0
     window: Window | None = None
+    elsewhere: tuple[tuple[LinearOperator, ...], ...] = ()
+    before: Network | None = None
 
     def __post_init__(self) -> None:
         if not self.kinds:
@@ -87,8 +103,10 @@ class SimulatedPairs:
         rng = np.random.default_rng([self.seed, index, 3])
         kind = self.kinds[int(rng.integers(len(self.kinds)))]
         seed = int(rng.integers(2**31))
-        example = simulate(self.operators, kind, seed, self.light, self.window)
-        return pair_of(example.problem, example.truth)
+        sets = (self.operators, *self.elsewhere)
+        operators = sets[int(rng.integers(len(sets)))]
+        example = simulate(operators, kind, seed, self.light, self.window)
+        return pair_of(example.problem, example.truth, self.before)
 
 
 @dataclass(frozen=True)
@@ -103,6 +121,7 @@ class RecordedPairs:
     truths: tuple[Tensor, ...]
     seed: int = 0
     dimmest: float = 0.3
+    before: Network | None = None
 
     def __post_init__(self) -> None:
         if not self.problems or len(self.problems) != len(self.truths):
@@ -122,7 +141,7 @@ class RecordedPairs:
         which = int(rng.integers(len(self.problems)))
         share = float(rng.uniform(self.dimmest, 1.0))
         problem = dimmed(self.problems[which], share, int(rng.integers(2**31)))
-        return pair_of(problem, self.truths[which] * share)
+        return pair_of(problem, self.truths[which] * share, self.before)
 
 
 def dimmed(problem: Problem, share: float, seed: int) -> Problem:
@@ -146,6 +165,7 @@ class Schedule:
     ----------
     steps : at most this many
     batch : patches per step, all of one pair
+    reuse : steps that one pair serves, each with patches of its own
     patch : voxels (z, y, x) of a patch at most
     learning_rate : of Adam at the start, falling to nothing by a cosine
     validate_every : steps between looks at the held-out structures
@@ -154,6 +174,7 @@ class Schedule:
 
     steps: int = 2000
     batch: int = 1
+    reuse: int = 1
     patch: tuple[int, int, int] = (32, 48, 48)
     learning_rate: float = 2e-3
     validate_every: int = 100
@@ -161,7 +182,7 @@ class Schedule:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if min(self.steps, self.batch, self.validate_every, self.patience, *self.patch) < 1:
+        if min(self.steps, self.batch, self.reuse, self.validate_every, self.patience, *self.patch) < 1:
             raise ParameterError("schedule: expected steps, batch, patch and patience of 1 or more.")
 
 
@@ -184,6 +205,7 @@ class Trainer:
         self.step = 0
         self.curve: list[dict[str, float]] = []
         self.best = _copied(net)
+        self._latest: tuple[int, Pair] | None = None
 
     @property
     def is_done(self) -> bool:
@@ -235,9 +257,11 @@ class Trainer:
         return float(loss.detach())
 
     def _batch(self) -> tuple[Tensor, Tensor, Tensor]:
-        pair = self.pairs(self.step)
+        index = self.step // self.schedule.reuse
+        if self._latest is None or self._latest[0] != index:
+            self._latest = (index, self.pairs(index))
+        pair = self._latest[1]
         rng = np.random.default_rng([self.schedule.seed, self.step, 4])
-        places = positions(_triple(pair.truth.shape), pair.truth)
         cuts = []
         for _ in range(self.schedule.batch):
             # Empty corners teach little: of three places take the brightest.
@@ -246,7 +270,7 @@ class Trainer:
         stacks = (
             torch.stack([pair.inputs[:, *c] for c in cuts]),
             torch.stack([pair.truth[c] for c in cuts]),
-            torch.stack([places[:, *c] for c in cuts]),
+            torch.stack([pair.places[:, *c] for c in cuts]),
         )
         inputs, truth, here = (s.to(self.device) for s in stacks)
         return inputs, truth, here
@@ -259,7 +283,7 @@ class Trainer:
 
     def _held_out_error(self, pair: Pair) -> float:
         self.net.eval()
-        places = positions(_triple(pair.truth.shape), pair.truth)[None].to(self.device)
+        places = pair.places[None].to(self.device)
         with torch.no_grad():
             out = self.net(pair.inputs[None].to(self.device), places)[0].cpu()
         truth = pair.truth[pair.window]
@@ -341,8 +365,3 @@ def _copied(net: torch.nn.Module) -> Tensors:
 
 def _part(tensors: Tensors, prefix: str) -> Tensors:
     return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-
-
-def _triple(shape: torch.Size) -> tuple[int, int, int]:
-    z, y, x = shape
-    return z, y, x

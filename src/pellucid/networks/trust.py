@@ -1,42 +1,34 @@
 """The verdict: a calibrated probability, region by region, that an answer is to be believed."""
 
-from dataclasses import dataclass
+import math
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as nn
 from numpy.typing import NDArray
+from scipy import ndimage, stats
 from torch import Tensor
 
-from pellucid.core.noise import Noise
+from pellucid.core.deconvolution import blur_of
+from pellucid.core.fourier import Shape
 from pellucid.core.problem import Observation, Problem
-from pellucid.core.residual import reblur_residual
+from pellucid.core.psf import Psf
+from pellucid.core.psf_field import PsfField
+from pellucid.core.wrongness import REGION, region_edges, wrongness
 from pellucid.errors import InputError
-from pellucid.networks.features import wiener_step
-from pellucid.networks.polish import Estimator, smooth
-from pellucid.networks.training import dimmed, window_of
-
-REGION = (8, 16, 16)
-"""Voxels of a region."""
+from pellucid.networks.evidence import DECISIVE, FEATURES, Evidence, resolution_px
+from pellucid.networks.structures import BANK, Example, Light, simulate
+from pellucid.networks.training import window_of
 
 WRONG = 0.5
-"""Relative error of a region, both smoothed over 3 voxels, above which it is called wrong."""
+"""Error of a region, relative to its light, above which it is called wrong."""
 
-FEATURES = (
-    "spread of the residual", "brightness of the residual", "correlation of the residual",
-    "disagreement of two halves of the photons", "photons", "texture away from the training set",
-)  # fmt: skip
+RIDGE = 3.0
+"""Strength of the ridge of the regression, in regions."""
 
 Float64 = NDArray[np.float64]
-PHOTONS = Noise(gain=1.0, offset=0.0, read_noise=0.0)
-
-
-@dataclass(frozen=True)
-class Evidence:
-    """What speaks for or against every region: (z, y, x, feature), and its texture (z, y, x, 3)."""
-
-    features: Float64
-    texture: Float64
 
 
 @dataclass(frozen=True)
@@ -45,104 +37,162 @@ class Trust:
 
     Parameters
     ----------
-    weights : one for each of `FEATURES`, and the constant last
+    weights : of `FEATURES`, none below 0, and of the constant
     mean, scale : of the features where it was fitted
-    familiar, spread : mean and standard deviation of the training set's texture
+    familiar : mean of the network's innermost features on what it was trained on
+    whitening : (n, n), by which differences from it become standard normal there
+    slope, shift : of the log-odds, from recordings that the weights were not fitted on
     """
 
     weights: tuple[float, ...]
     mean: tuple[float, ...]
     scale: tuple[float, ...]
     familiar: tuple[float, ...]
-    spread: tuple[float, ...]
+    whitening: tuple[tuple[float, ...], ...]
+    slope: float = 1.0
+    shift: float = 0.0
 
     def believable(self, evidence: Evidence) -> Float64:
         """Return the probability, region by region, that the answer is not wrong."""
-        x = _complete(evidence, np.array(self.familiar), np.array(self.spread))
-        z = (x - np.array(self.mean)) / np.array(self.scale)
-        w = np.array(self.weights)
-        return np.asarray(1 / (1 + np.exp(np.clip(z @ w[:-1] + w[-1], -50, 50))))
+        x = complete(evidence, np.array(self.familiar), np.array(self.whitening))
+        odds = _design(x, np.array(self.mean), np.array(self.scale)) @ np.array(self.weights)
+        return np.asarray(1 / (1 + np.exp(np.clip(self.slope * odds + self.shift, -50, 50))))
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain values for a model's card."""
+        return asdict(self)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Trust":
         """Return what a model's card holds."""
         try:
-            return cls(**{k: tuple(float(v) for v in values[k]) for k in cls.__annotations__})
+            names = ("weights", "mean", "scale", "familiar")
+            flat = [tuple(float(v) for v in values[k]) for k in names]
+            whitening = tuple(tuple(float(v) for v in row) for row in values["whitening"])
+            odds = float(values["slope"]), float(values["shift"])
+            trust = cls(flat[0], flat[1], flat[2], flat[3], whitening, *odds)
+            if len(trust.weights) != len(FEATURES) + 1:
+                raise ValueError
+            return trust
         except (KeyError, TypeError, ValueError) as error:
             raise InputError("model: the card's verdict is not complete. Train it anew.") from error
 
 
-def gather(problem: Problem, network: Estimator, x: Tensor, seed: int = 0) -> Evidence:
-    """Return the evidence about the answer `x` on the object's grid; first view of the problem.
+def calibration_case(
+    psf: Psf | PsfField, shape: Shape, light: Light, seed: int, kinds: tuple[str, ...] = tuple(BANK)
+) -> Example:
+    """Return a recording to calibrate on: of any structure, with the PSF, another one, or a wrong one.
 
-    Costs two more passes of the network, on complementary halves of the photons.
+    Two of four are recorded by the PSF itself; one by another, which the restorer is told; and one by
+    another that it is not told.
     """
-    o = problem.observations[0]
-    model = o.operator.forward(x).clamp_min(0) + o.background
-    residual = reblur_residual(o.image, model, PHOTONS, region=REGION)
-    halves = [network.estimate(half) for half in _halves(problem, seed)]
+    rng = np.random.default_rng([seed, 8])
+    kind = kinds[seed % len(kinds)]
+    case = int(rng.integers(4))
+    factors = np.exp(rng.uniform(-0.35, 0.35, 2)) if case > 1 else np.ones(2)
+    other = stretched(psf, (float(factors[0]), float(factors[1]), float(factors[1])))
+    believed = blur_of(other if case == 2 else psf, shape)
+    if case < 3:
+        return simulate((believed,), kind, seed, light)
+    really = blur_of(other, shape)
+    made = simulate((really,), kind, seed, light)
+    o = made.problem.observations[0]
+    truth = torch.zeros(believed.domain_shape)
+    truth[believed.window] = made.truth[really.window]
+    return Example(Problem((Observation(o.image, believed, o.background),)), truth, kind)
+
+
+def stretched(psf: Psf | PsfField, factors: tuple[float, float, float]) -> Psf | PsfField:
+    """Return the PSF, or every PSF of a field, `factors` (z, y, x) times as wide, in a fitting box."""
+    if factors == (1.0, 1.0, 1.0):
+        return psf
+    if isinstance(psf, PsfField):
+        wide = np.stack([_stretched(values, factors) for values in psf.psfs])
+        return PsfField(wide, psf.positions_um, psf.spacing_um, psf.notes)
+    return Psf.normalised(_stretched(psf.values, factors), psf.spacing_um, psf.notes)
+
+
+def _stretched(values: Float64, factors: tuple[float, float, float]) -> Float64:
+    half = [
+        int(np.ceil(max(f, 1.0) * (n // 2))) if n > 1 else 0
+        for f, n in zip(factors, values.shape, strict=True)
+    ]
+    axes = [
+        (np.arange(2 * h + 1) - h) / f + n // 2
+        for h, f, n in zip(half, factors, values.shape, strict=True)
+    ]
+    out = ndimage.map_coordinates(values, np.meshgrid(*axes, indexing="ij"), order=1)
+    return np.asarray(out * (values.sum() / out.sum()))
+
+
+def wrong_regions(problem: Problem, x: Tensor, truth: Tensor) -> NDArray[np.bool_]:
+    """Return where the answer `x` errs by more than `WRONG`, region by region, at the resolution that
+    the recording supports; both on the object's grid."""
     window = window_of(problem)
-    apart = smooth(halves[0] - halves[1], 3)[window]
-    both = smooth(halves[0] + halves[1], 3)[window]
-    noise = max(o.background, 1e-3) ** 0.5
-    lag = np.nanmax(np.nan_to_num(residual.lag_z), axis=-1)
-    light = _regions(o.image - o.background, _mean)
-    features = np.stack(
-        [
-            np.arcsinh(np.nan_to_num(residual.chi2_z)),
-            np.arcsinh(np.abs(np.nan_to_num(residual.bias_z))),
-            np.arcsinh(lag),
-            np.log(_regions(apart, _rms) + 0.1 * noise) - np.log(_regions(both, _rms) + noise),
-            np.log(np.maximum(light, 0) + 0.1),
-        ],
-        axis=-1,
-    )
-    return Evidence(features, _texture(o, problem))
+    return wrongness(x[window], truth[window], resolution_px(problem)).exceeds(WRONG)
 
 
-def wrong_regions(x: Tensor, truth: Tensor, window: tuple[slice, slice, slice], floor: float) -> Any:
-    """Return where `x` errs by more than `WRONG`, region by region; `floor` photons are no error."""
-    error = _regions((smooth(x, 3) - smooth(truth, 3))[window], _rms)
-    light = _regions(smooth(truth, 3)[window], _rms)
-    return error > WRONG * (light + floor)
+def fit(
+    evidence: list[Evidence],
+    wrong: list[Any],
+    familiar: list[Evidence],
+    used: tuple[str, ...] = DECISIVE,
+) -> Trust:
+    """Return the regression of `wrong` regions on the features `used` of the evidence.
 
+    No weight is negative: what speaks against an answer on a small calibration is not let speak for it.
+    The slope of the log-odds is fitted on recordings that each were left out of the fit of the weights,
+    in five parts, so that probabilities are not too sure.
 
-def fit(evidence: list[Evidence], wrong: list[Any], familiar: list[Evidence]) -> Trust:
-    """Return the regression of `wrong` regions on evidence; `familiar` is of what was trained on.
-
-    Newton's method with a ridge of one region's worth, so that separable data give finite weights.
+    Parameters
+    ----------
+    familiar : evidence on what the network was trained on
     """
-    y = np.concatenate([np.asarray(w).ravel() for w in wrong]).astype(np.float64)
+    y = np.concatenate([np.asarray(w).ravel().astype(np.float64) for w in wrong])
     if not 0 < y.sum() < y.size:
         raise InputError(
             "trust: the calibration holds no wrong region, or only such. Calibrate on more structures."
         )
-    known = np.concatenate([e.texture.reshape(-1, e.texture.shape[-1]) for e in familiar])
-    centre, spread = known.mean(axis=0), known.std(axis=0) + 1e-3
-    x = np.concatenate([_complete(e, centre, spread).reshape(-1, len(FEATURES)) for e in evidence])
+    centre, whitening = _familiarity(familiar)
+    tables = [complete(e, centre, whitening).reshape(-1, len(FEATURES)) for e in evidence]
+    x = np.concatenate(tables)
     mean, scale = x.mean(axis=0), x.std(axis=0) + 1e-6
-    design = np.column_stack([(x - mean) / scale, np.ones(len(x))])
-    used = np.ones(design.shape[1], bool)
+    design = _design(x, mean, scale)
+    allowed = np.array([*(name in used for name in FEATURES), True])
+    part = np.concatenate([np.full(len(t), i % 5) for i, t in enumerate(tables)])
+    unseen = np.zeros(len(y))
+    for k in np.unique(part):
+        rest = part != k
+        if 0 < y[rest].sum() < rest.sum():
+            unseen[~rest] = design[~rest] @ _increasing(design[rest], y[rest], allowed)
+    slope, shift = newton(np.column_stack([unseen, np.ones(len(y))]), y, 1.0)
+    return Trust(
+        _plain(_increasing(design, y, allowed)), _plain(mean), _plain(scale), _plain(centre),
+        tuple(_plain(row) for row in whitening), max(float(slope), 0.0), float(shift),
+    )  # fmt: skip
+
+
+def _increasing(design: Float64, y: Float64, allowed: NDArray[np.bool_]) -> Float64:
+    """Return the regression's weights, the most negative set to 0 one after another; 0 if not allowed."""
+    used = allowed.copy()
     while True:
-        w = np.zeros(design.shape[1])
-        w[used] = _newton(design[:, used], y)
-        # Evidence against an answer never speaks for it, whatever a small calibration says.
-        against = used & (w < 0)
-        against[[FEATURES.index("photons"), -1]] = False
-        if not against.any():
-            break
-        used &= ~against
-    return Trust(*(tuple(float(v) for v in part) for part in (w, mean, scale, centre, spread)))
+        weights = np.zeros(len(used))
+        weights[used] = newton(design[:, used], y, RIDGE)
+        worst = int(np.argmin(weights[:-1]))
+        if weights[worst] >= 0:
+            return weights
+        used[worst] = False
 
 
-def _newton(design: Float64, y: Float64) -> Float64:
+def newton(design: Float64, y: Float64, ridge: float) -> Float64:
+    """Return logistic regression's weights, by Newton's method; the constant is the last column."""
     w = np.zeros(design.shape[1])
-    ridge = np.diag([*[1.0] * (design.shape[1] - 1), 1e-6])
+    penalty = np.diag([*[ridge] * (design.shape[1] - 1), 1e-6])
     for _ in range(50):
         p = 1 / (1 + np.exp(-np.clip(design @ w, -50, 50)))
-        curvature = design.T @ (design * (p * (1 - p))[:, None]) + ridge
-        step = np.linalg.solve(curvature, design.T @ (y - p) - ridge @ w)
-        w = w + step
+        curvature = design.T @ (design * (p * (1 - p))[:, None]) + penalty
+        step = np.linalg.solve(curvature, design.T @ (y - p) - penalty @ w)
+        w = w + step / max(1.0, float(np.abs(step).max()) / 3)
         if np.abs(step).max() < 1e-8:
             break
     return np.asarray(w)
@@ -151,7 +201,7 @@ def _newton(design: Float64, y: Float64) -> Float64:
 def scores(believable: Float64, wrong: Any) -> dict[str, float]:
     """Return AUROC, expected calibration error (10 bins) and false alarms among good regions."""
     doubt, bad = 1 - np.ravel(believable), np.ravel(wrong).astype(bool)
-    order = np.argsort(np.argsort(doubt, kind="stable"), kind="stable") + 1.0
+    order = stats.rankdata(doubt)  # ties share their rank
     n, m = int(bad.sum()), int((~bad).sum())
     auroc = (order[bad].sum() - n * (n + 1) / 2) / (n * m) if n and m else float("nan")
     bins = np.minimum((doubt * 10).astype(int), 9)
@@ -160,74 +210,60 @@ def scores(believable: Float64, wrong: Any) -> dict[str, float]:
         for b in np.unique(bins)
     )
     alarms = float((doubt[~bad] > 0.5).mean()) if m else float("nan")
+    found = float((doubt[bad] > 0.5).mean()) if n else float("nan")
     return {
         "regions": float(bad.size), "wrong": float(bad.mean()), "auroc": float(auroc),
-        "calibration_error": float(error), "false_alarms": alarms,
+        "calibration_error": float(error), "false_alarms": alarms, "found": found,
     }  # fmt: skip
 
 
-def as_map(believable: Float64, shape: tuple[int, int, int]) -> Tensor:
+def as_map(believable: Float64, shape: Shape) -> Tensor:
     """Return the probabilities on the voxels of the image, (z, y, x) float32."""
-    edges = [_edges(n, r) for n, r in zip(shape, REGION, strict=True)]
-    out = torch.empty(shape)
-    for cell in np.ndindex(*believable.shape):
-        out[tuple(slice(e[c], e[c + 1]) for e, c in zip(edges, cell, strict=True))] = float(
-            believable[cell]
-        )
-    return out
+    values = believable
+    for axis, (n, r) in enumerate(zip(shape, REGION, strict=True)):
+        values = np.repeat(values, np.diff(region_edges(n, r)), axis=axis)
+    return torch.from_numpy(values.astype(np.float32))
 
 
-def _complete(evidence: Evidence, centre: Float64, spread: Float64) -> Float64:
-    away = np.sqrt((((evidence.texture - centre) / spread) ** 2).mean(axis=-1))
-    return np.concatenate([evidence.features, np.log1p(away)[..., None]], axis=-1)
+def fallen_back(answer: Tensor, classical: Tensor, believable: Float64) -> Tensor:
+    """Return the answer where it is believed and the classical solution where it is not.
+
+    Regions below one half fall back; the seams are averaged over half a region.
+    """
+    z, y, x = answer.shape
+    doubted = (as_map(believable, (z, y, x)) < 0.5).float()[None, None]
+    size = [r // 2 + 1 if n > r // 2 else 1 for n, r in zip((z, y, x), REGION, strict=True)]
+    size = [s + 1 - s % 2 for s in size]
+    share = nn.avg_pool3d(doubted, size, 1, [s // 2 for s in size], count_include_pad=False)[0, 0]
+    share = share.to(answer.device)
+    return answer + share * (classical - answer)
 
 
-def _halves(problem: Problem, seed: int) -> tuple[Problem, Problem]:
-    first = dimmed(problem, 0.5, seed)
-    second = tuple(
-        Observation((o.image - f.image).clamp_min(0), o.operator, 0.5 * o.background)
-        for o, f in zip(problem.observations, first.observations, strict=True)
+def complete(evidence: Evidence, centre: Float64, whitening: Float64) -> Float64:
+    """Return all features, the strangeness of the network's own ones last."""
+    away = np.zeros(evidence.features.shape[:-1])
+    if len(centre) and evidence.inner.shape[-1] == len(centre):
+        away = np.log1p((((evidence.inner - centre) @ whitening) ** 2).mean(axis=-1))
+    return np.concatenate([evidence.features, away[..., None]], axis=-1)
+
+
+def _familiarity(familiar: list[Evidence]) -> tuple[Float64, Float64]:
+    """Mean and whitening of the innermost features, their covariance shrunk towards its diagonal."""
+    known = np.concatenate(
+        [e.inner.reshape(math.prod(e.inner.shape[:-1]), e.inner.shape[-1]) for e in familiar]
     )
-    return first, Problem(second, problem.window)
+    if known.shape[1] == 0:
+        return np.zeros(0), np.zeros((0, 0))
+    covariance = np.atleast_2d(np.cov(known.T))
+    covariance = 0.9 * covariance + 0.1 * np.diag(np.diag(covariance)) + 1e-4 * np.eye(len(covariance))
+    return known.mean(axis=0), np.linalg.inv(np.linalg.cholesky(covariance)).T
 
 
-def _texture(o: Observation, problem: Problem) -> Float64:
-    """Peakedness of the Wiener step, and how unevenly it changes along the axes, region by region."""
-    sharp = smooth(wiener_step(o.image - o.background, o.operator), 3)[window_of(problem)]
-    mean, rms = _regions(sharp.abs(), _mean), _regions(sharp, _rms)
-    fourth = _regions(sharp.square(), _rms)
-    small = max(o.background, 1e-3) ** 0.5
-    slopes = [
-        _regions(torch.diff(sharp, dim=a, prepend=sharp.narrow(a, 0, 1)), _rms) for a in range(3)
-    ]
-    total = np.sqrt(sum(s**2 for s in slopes))
-    return np.stack(
-        [
-            np.log((rms + small) / (mean + small)),
-            np.log((fourth**0.5 + small) / (rms + small)),
-            np.log((total + small) / (rms + small)),
-        ],
-        axis=-1,
-    )
+def _design(x: Float64, mean: Float64, scale: Float64) -> Float64:
+    # Bounded, so that what no calibration saw does not decide alone.
+    z = np.clip((x - mean) / scale, -3, 3)
+    return np.concatenate([z, np.ones((*z.shape[:-1], 1))], axis=-1)
 
 
-def _edges(n: int, region: int) -> list[int]:
-    return [*range(0, region * max(1, n // region), region), n]
-
-
-def _regions(image: Tensor, statistic: Any) -> Float64:
-    values = image.detach().cpu().numpy().astype(np.float64)
-    edges = [_edges(n, r) for n, r in zip(values.shape, REGION, strict=True)]
-    out = np.zeros(tuple(len(e) - 1 for e in edges))
-    for cell in np.ndindex(*out.shape):
-        here = tuple(slice(e[c], e[c + 1]) for e, c in zip(edges, cell, strict=True))
-        out[cell] = statistic(values[here])
-    return out
-
-
-def _mean(values: Float64) -> float:
-    return float(values.mean())
-
-
-def _rms(values: Float64) -> float:
-    return float(np.sqrt((values**2).mean()))
+def _plain(values: Float64) -> tuple[float, ...]:
+    return tuple(float(v) for v in values)

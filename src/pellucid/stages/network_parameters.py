@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
-from pellucid.stages.parameters import Names, Parameters, Paths, Sizes, SpacingUm
+from pellucid.stages.parameters import Names, Parameters, Paths, SpacingUm, listed
 
 
 def _pair(value: Any) -> Any:
@@ -13,6 +13,7 @@ def _pair(value: Any) -> Any:
 
 
 Range = Annotated[tuple[float, float], BeforeValidator(_pair)]
+Voxels = Annotated[tuple[int, int, int], BeforeValidator(listed)]
 Polish = Literal["auto", "0", "1", "2", "3"]
 
 
@@ -20,7 +21,7 @@ class TrainParameters(Parameters):
     """A recipe: everything that `pellucid train` can be told."""
 
     output: Path = Field(description="Folder of the model.")
-    psf: Path = Field(description="PSF file of the microscope.")
+    psf: Path = Field(description="PSF file of the microscope, or PSF field (.npz) for blur that varies.")
     voxel_um: SpacingUm = Field(None, description="Voxel size z,y,x of the images to restore.")
     modality: str = Field("unknown", description="Kind of microscope, kept in the card.")
     source: Literal["simulated", "teacher", "pairs"] = Field(
@@ -34,15 +35,17 @@ class TrainParameters(Parameters):
     held_out: Names = Field(("shells", "meshes"), description="Structures that stop the training.")
     peak_photons: Range = Field((15.0, 600.0), description="Brightest voxel, lowest and highest.")
     background_photons: Range = Field((0.5, 10.0), description="Background, lowest and highest.")
-    shape: Sizes = Field((32, 64, 64), description="Voxels z,y,x of a simulated recording.")
-    patch: Sizes = Field((24, 32, 32), description="Voxels z,y,x of a training patch.")
-    steps: int = Field(1000, ge=1, description="At most this many.")
+    shape: Voxels = Field((32, 64, 64), description="Voxels z,y,x of a simulated recording.")
+    patch: Voxels = Field((24, 32, 32), description="Voxels z,y,x of a training patch.")
+    steps: int = Field(2000, ge=1, description="At most this many, of all networks together.")
     batch: int = Field(1, ge=1, description="Patches a step.")
+    reuse: int = Field(3, ge=1, description="Steps that one simulated recording serves.")
     learning_rate: float = Field(2e-3, gt=0, description="At the start.")
     validate_every: int = Field(100, ge=1, description="Steps between looks and checkpoints.")
     patience: int = Field(10, ge=1, description="Looks without a new best that end it.")
+    passes: int = Field(1, ge=1, le=4, description="Networks, each refining the answer before it.")
     width: int = Field(22, ge=4, le=64, description="Features of the network.")
-    calibration: int = Field(10, ge=2, description="Recordings that the verdict is fitted on.")
+    calibration: int = Field(24, ge=2, description="Recordings that the verdict is fitted on.")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:1.")
     licence: str = Field("not stated", description="Of the model, kept in the card.")
     seed: int = Field(0, description="Of everything.")
@@ -64,3 +67,14 @@ class RestoreParameters(Parameters):
     fall_back: bool = Field(False, description="Classical solution where the answer is not believed.")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:1.")
     overwrite: bool = Field(False, description="Replace outputs that exist.")
+
+
+class ExportParameters(Parameters):
+    """Everything that `pellucid model export` can be told."""
+
+    model: Path = Field(description="Folder of a model.")
+    output: Path = Field(description="Folder of the package.")
+    name: str = Field("Pellucid restoration", description="Of the model, for its readers.")
+    authors: Names = Field(("The Pellucid developers",), description="Of the model.")
+    licence: str | None = Field(None, description="SPDX name of the licence; else the card's.")
+    overwrite: bool = Field(False, description="Replace a package that exists.")

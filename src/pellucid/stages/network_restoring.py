@@ -12,16 +12,18 @@ from pellucid.core.accelerated import Accelerated
 from pellucid.core.deconvolution import as_volume, blur_of, usable_psf
 from pellucid.core.problem import Observation, Problem
 from pellucid.core.psf import Psf
+from pellucid.core.psf_field import PsfField
 from pellucid.data.model_files import read_model
 from pellucid.data.output import check_not_input, create_output
 from pellucid.data.record import RunRecord, fingerprint, write_record
 from pellucid.data.recording import Recording, open_recording
 from pellucid.data.writer import ImageDescription, ImageWriter
 from pellucid.errors import InputError, OutputError, PlanError
+from pellucid.networks.evidence import gather
 from pellucid.networks.model import Architecture, RestorationNet
 from pellucid.networks.polish import Polished
 from pellucid.networks.restorer import Network
-from pellucid.networks.trust import Trust, as_map, gather
+from pellucid.networks.trust import Trust, as_map, fallen_back
 from pellucid.stages.events import FileDone, OnEvent, VolumeDone, ignore
 from pellucid.stages.network_parameters import RestoreParameters
 from pellucid.stages.planning import gib
@@ -29,19 +31,29 @@ from pellucid.stages.resources import available_bytes, resolve_device
 from pellucid.stages.training import check_spacing, photon_problem
 
 
-def load_network(folder: Path) -> tuple[Network, Psf, dict[str, Any]]:
-    """The network of a model, the PSF it is for, and its card; InputError where they do not fit."""
+def load_network(folder: Path) -> tuple[Network, Psf | PsfField, dict[str, Any]]:
+    """The network of a model, the PSF or field it is for, and its card; InputError where they do not
+    fit."""
     tensors, card = read_model(folder)
     try:
-        net = RestorationNet(Architecture(**card["network"]))
-        net.load_state_dict(
-            {k.removeprefix("net."): v for k, v in tensors.items() if k.startswith("net.")}
-        )
+        nets = []
+        for i, values in enumerate(card["networks"]):
+            net = RestorationNet(Architecture(**values))
+            mine = f"net{i}."
+            net.load_state_dict(
+                {k.removeprefix(mine): v for k, v in tensors.items() if k.startswith(mine)}
+            )
+            nets.append(net.eval())
         z, y, x = (float(s) for s in card["voxel_um"])
-        psf = Psf(tensors["psf"].numpy().astype(np.float64), (z, y, x))
-    except (KeyError, TypeError, RuntimeError, ValueError) as error:
+        psf: Psf | PsfField
+        if "psf_field" in tensors:
+            values = tensors["psf_field"].numpy().astype(np.float64)
+            psf = PsfField(values, tensors["positions_um"].numpy(), (z, y, x))
+        else:
+            psf = Psf(tensors["psf"].numpy().astype(np.float64), (z, y, x))
+        return Network(nets[0], tuple(nets[1:])), psf, card
+    except (KeyError, IndexError, TypeError, RuntimeError, ValueError) as error:
         raise InputError(f"{folder.name}: card and weights do not fit. Train the model anew.") from error
-    return Network(net.eval()), psf, card
 
 
 @dataclass(frozen=True)
@@ -50,7 +62,7 @@ class RestorePlan:
 
     parameters: RestoreParameters
     network: Network
-    psf: Psf
+    psf: Psf | PsfField
     card: dict[str, Any]
     recording: Recording
     device: str
@@ -141,7 +153,7 @@ def run_restoring(plan: RestorePlan, on_event: OnEvent = ignore) -> dict[str, An
         stats |= {"believable": float(judged.mean()), "doubtful_regions": int((judged < 0.5).sum())}
         if parameters.fall_back:
             classical = Accelerated()(problem).image.cpu()
-            volumes[0] = torch.where(trusted < 0.5, classical, volumes[0])
+            volumes[0] = fallen_back(volumes[0], classical, judged)
         if parameters.verdict is not None:
             volumes.append(trusted)
     record.timings_s["restore"] = time.perf_counter() - begin

@@ -1,6 +1,7 @@
 """Training of a network from a recipe: checked first, resumed where it was interrupted."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,15 +10,20 @@ import torch
 from torch import Tensor
 
 from pellucid.core.accelerated import Accelerated
-from pellucid.core.deconvolution import as_volume, image_shape, problem_of, usable_psf
+from pellucid.core.deconvolution import as_volume, blur_of, image_shape, problem_of, usable_psf
+from pellucid.core.fourier import Shape
 from pellucid.core.noise import estimate_background, estimate_noise
-from pellucid.core.operators import Blur
+from pellucid.core.operators import Extended
 from pellucid.core.problem import Problem
 from pellucid.core.psf import Psf
+from pellucid.core.psf_field import PsfField
+from pellucid.core.varying_blur import VaryingBlur
 from pellucid.data.model_files import read_tensors, write_model, write_tensors
+from pellucid.data.psf_field_file import is_field_file, read_psf_field
 from pellucid.data.recording import open_recording
 from pellucid.data.writer import check_output_path
 from pellucid.errors import InputError, ParameterError
+from pellucid.networks.evidence import gather
 from pellucid.networks.model import Architecture, RestorationNet, count_parameters
 from pellucid.networks.polish import Estimator, Polished
 from pellucid.networks.restorer import Network
@@ -28,72 +34,136 @@ from pellucid.networks.training import (
     RecordedPairs,
     Schedule,
     SimulatedPairs,
+    Tensors,
     Trainer,
     held_out_pairs,
-    window_of,
+    pair_of,
 )
-from pellucid.networks.trust import Trust, fit, gather, wrong_regions
+from pellucid.networks.trust import Trust, calibration_case, fit, wrong_regions
 from pellucid.stages.network_parameters import TrainParameters
 from pellucid.stages.psf_choice import prepared_psf
 from pellucid.stages.resources import resolve_device
 
 OnLook = Callable[[Trainer], None]
 
+PLACES_OF_FIELD = 7
+"""Other places of a PSF field at which recordings are simulated, where it is larger than these."""
+
 
 def train(parameters: TrainParameters, on_look: OnLook = lambda trainer: None) -> Path:
     """Train by `parameters` and write the model; an interrupted run goes on from its checkpoint."""
     check_output_path(parameters.output, parameters.overwrite)
-    assert parameters.shape is not None
-    assert parameters.patch is not None
     spacing = _spacing(parameters)
-    psf = usable_psf(prepared_psf(parameters.psf, spacing), parameters.shape)
-    blur = Blur(torch.from_numpy(psf.values.astype(np.float32)), parameters.shape)
+    psf = read_psf(parameters.psf, spacing, parameters.shape)
+    microscopes = microscopes_of(psf, parameters.shape)
     light = Light(parameters.peak_photons, parameters.background_photons)
-    simulated = SimulatedPairs((blur,), parameters.structures, light, parameters.seed)
-    held_out: tuple[Pair, ...] = held_out_pairs(simulated, parameters.held_out, 6)
-    pairs: Pairs = simulated
-    if parameters.source != "simulated":
-        pairs = _recorded(parameters, psf)
-    architecture = Architecture(volumetric=parameters.shape[0] > 1, width=parameters.width)
-    net = RestorationNet(architecture, parameters.seed)
-    schedule = Schedule(
-        parameters.steps, parameters.batch, parameters.patch, parameters.learning_rate,
-        parameters.validate_every, parameters.patience, parameters.seed,
+    simulated = SimulatedPairs(
+        (microscopes[0],), parameters.structures, light, parameters.seed,
+        elsewhere=tuple((m,) for m in microscopes[1:]),
     )  # fmt: skip
-    trainer = Trainer(net, pairs, held_out, schedule, resolve_device(parameters.device))
-    checkpoint = checkpoint_path(parameters.output)
-    recipe = parameters.plain()
-    if checkpoint.is_file():
-        tensors, values = read_tensors(checkpoint)
-        if {**values.get("recipe", {}), "overwrite": 0} != {**recipe, "overwrite": 0}:
-            raise ParameterError(
-                f"{checkpoint.name}: begun with another recipe. Finish it with that one, delete it, "
-                "or choose another output."
-            )
-        trainer.load(tensors, values["training"])
-
-    def look(trainer: Trainer) -> None:
-        tensors, values = trainer.state()
-        checkpoint.parent.mkdir(parents=True, exist_ok=True)
-        write_tensors(checkpoint, tensors, {"recipe": recipe, "training": values})
-        on_look(trainer)
-
-    trainer.run(on_look=look)
-    net.load_state_dict(trainer.best)
-    trust = calibrated(Polished(Network(net.cpu().eval())), parameters, blur, light)
+    held_out_pairs(simulated, parameters.held_out, 1)  # refuses structures that are trained on
+    recorded = None if parameters.source == "simulated" else _recorded(parameters, psf)
+    run = _Run(parameters, simulated, recorded, on_look)
+    network = Network(run.trained(None))
+    for _ in range(1, parameters.passes):
+        network = replace(network, refining=(*network.refining, run.trained(network)))
+    nets = (network.weights, *network.refining)
+    trust = calibrated(Polished(network), parameters, psf, light)
     card = {
-        "network": architecture.as_dict(), "parameters": count_parameters(net), "operator": "blur",
-        "voxel_um": spacing, "modality": parameters.modality, "recipe": recipe,
+        "networks": [net.architecture.as_dict() for net in nets],
+        "parameters": sum(count_parameters(net) for net in nets),
+        "operator": "varying blur" if isinstance(psf, PsfField) else "blur",
+        "voxel_um": spacing, "modality": parameters.modality, "recipe": parameters.plain(),
         "structures": parameters.structures, "peak_photons": parameters.peak_photons,
         "background_photons": parameters.background_photons, "licence": parameters.licence,
-        "metrics": {"held_out_nrmse": min(row["held_out"] for row in trainer.curve)},
-        "curve": trainer.curve, "trust": None if trust is None else vars(trust),
+        "metrics": {"held_out_nrmse": min(row["held_out"] for row in run.curves[-1])},
+        "curves": run.curves, "trust": None if trust is None else trust.as_dict(),
     }  # fmt: skip
-    weights = {f"net.{k}": v for k, v in trainer.best.items()}
-    weights["psf"] = torch.from_numpy(psf.values.astype(np.float32))
+    weights = {f"net{i}.{k}": v for i, net in enumerate(nets) for k, v in net.state_dict().items()}
+    weights |= psf_tensors(psf)
     model = write_model(parameters.output, weights, card, overwrite=parameters.overwrite)
-    checkpoint.unlink(missing_ok=True)
+    checkpoint_path(parameters.output).unlink(missing_ok=True)
     return model
+
+
+class _Run:
+    """The trainings of one recipe, network after network, with one checkpoint for all."""
+
+    def __init__(
+        self,
+        parameters: TrainParameters,
+        simulated: SimulatedPairs,
+        recorded: RecordedPairs | None,
+        on_look: OnLook,
+    ) -> None:
+        self.parameters, self.simulated, self.recorded = parameters, simulated, recorded
+        self.on_look = on_look
+        self.checkpoint = checkpoint_path(parameters.output)
+        self.recipe = parameters.plain()
+        self.done: Tensors = {}
+        self.curves: list[list[dict[str, float]]] = []
+        self.begun: tuple[Tensors, dict[str, Any]] | None = None
+        if self.checkpoint.is_file():
+            self.begun = read_tensors(self.checkpoint)
+            if {**self.begun[1].get("recipe", {}), "overwrite": 0} != {**self.recipe, "overwrite": 0}:
+                raise ParameterError(
+                    f"{self.checkpoint.name}: begun with another recipe. Finish it with that one, "
+                    "delete it, or choose another output."
+                )
+
+    def trained(self, before: Network | None) -> RestorationNet:
+        """Return the next network, trained to refine the answers of those `before` it."""
+        p, number = self.parameters, len(self.curves)
+        simulated = replace(self.simulated, before=before)
+        pairs: Pairs = simulated
+        if (recorded := self.recorded) is not None:
+            known = slice(0, max(1, len(recorded.problems) - 1))
+            pairs = replace(
+                recorded, problems=recorded.problems[known], truths=recorded.truths[known], before=before
+            )
+        architecture = Architecture(
+            volumetric=p.shape[0] > 1, width=p.width, refining=before is not None,
+            positioned=isinstance(simulated.operators[0], VaryingBlur),
+        )  # fmt: skip
+        net = RestorationNet(architecture, p.seed + number)
+        schedule = Schedule(
+            max(1, p.steps // p.passes), p.batch, p.reuse, p.patch, p.learning_rate,
+            p.validate_every, p.patience, p.seed,
+        )  # fmt: skip
+        held_out = self._held_out(simulated, before)
+        trainer = Trainer(net, pairs, held_out, schedule, resolve_device(p.device))
+        if self.begun is not None and number < self.begun[1].get("number", 0):
+            finished = _part(self.begun[0], f"done{number}.")
+            self._finish(net, finished, self.begun[1]["curves"][number])
+            return net
+        if self.begun is not None and number == self.begun[1].get("number", 0):
+            trainer.load(self.begun[0], self.begun[1]["training"])
+        trainer.run(on_look=self._look)
+        self._finish(net, trainer.best, trainer.curve)
+        return net
+
+    def _held_out(self, simulated: SimulatedPairs, before: Network | None) -> tuple[Pair, ...]:
+        """Return what stops the training: the last of several recordings, or other structures."""
+        last = self.recorded
+        if last is None or len(last.problems) == 1:
+            return held_out_pairs(simulated, self.parameters.held_out, 6)
+        return (pair_of(last.problems[-1], last.truths[-1], before),)
+
+    def _finish(self, net: RestorationNet, weights: Tensors, curve: list[dict[str, float]]) -> None:
+        net.cpu().load_state_dict(weights)
+        net.eval()
+        self.done |= {f"done{len(self.curves)}.{k}": v for k, v in weights.items()}
+        self.curves.append(curve)
+
+    def _look(self, trainer: Trainer) -> None:
+        tensors, training = trainer.state()
+        self.checkpoint.parent.mkdir(parents=True, exist_ok=True)
+        values = {
+            "recipe": self.recipe, "training": training, "number": len(self.curves),
+            "curves": self.curves,
+        }  # fmt: skip
+        write_tensors(self.checkpoint, {**tensors, **self.done}, values)
+        self.on_look(trainer)
 
 
 def checkpoint_path(output: Path) -> Path:
@@ -102,28 +172,71 @@ def checkpoint_path(output: Path) -> Path:
 
 
 def calibrated(
-    network: Estimator, parameters: TrainParameters, blur: Blur, light: Light
+    network: Estimator, parameters: TrainParameters, psf: Psf | PsfField, light: Light
 ) -> Trust | None:
-    """The verdict, fitted on held-out structures and on those trained on; None if no region is wrong."""
-    kinds = (*parameters.held_out, *parameters.structures)
+    """The verdict, fitted on structures trained on and others, recorded by the PSF and by wrong ones.
+
+    None if no region is wrong, or all are.
+    """
     evidence, wrong, familiar = [], [], []
     for i in range(parameters.calibration):
-        kind = kinds[i % len(kinds)]
-        example = simulate((blur,), kind, parameters.seed + 2_000_003 + i, light)
-        x = network.estimate(example.problem)
-        evidence.append(gather(example.problem, network, x))
-        floor = max(example.problem.observations[0].background, 1.0) ** 0.5
-        wrong.append(wrong_regions(x, example.truth, window_of(example.problem), floor))
-        if kind in parameters.structures:
-            familiar.append(evidence[-1])
+        case = calibration_case(psf, parameters.shape, light, parameters.seed + 2_000_003 + i)
+        x = network.estimate(case.problem)
+        evidence.append(gather(case.problem, network, x))
+        wrong.append(wrong_regions(case.problem, x, case.truth))
+    for i in range(max(2, parameters.calibration // 4)):
+        kind = parameters.structures[i % len(parameters.structures)]
+        operator = microscopes_of(psf, parameters.shape)[0]
+        known = simulate((operator,), kind, parameters.seed + 3_000_017 + i, light)
+        familiar.append(gather(known.problem, network, network.estimate(known.problem)))
     try:
-        return fit(evidence, wrong, familiar or evidence)
+        return fit(evidence, wrong, familiar)
     except InputError:
         return None
 
 
+def microscopes_of(psf: Psf | PsfField, shape: Shape) -> list[Extended]:
+    """The blur of an image of `shape`, and for a field that is larger the blur at other places of it."""
+    blur = blur_of(psf, shape)
+    if not isinstance(blur, VaryingBlur):
+        return [blur]
+    spare = [
+        float(k[-1] - k[0]) - (n - 1) * d if len(k) > 1 else 0.0
+        for k, n, d in zip(blur.expansion.knots, shape, blur.expansion.spacing_um, strict=True)
+    ]
+    rng = np.random.default_rng(0)
+    crops: list[Extended] = [blur]
+    for _ in range(PLACES_OF_FIELD if max(spare) > 0 else 0):
+        z, y, x = (
+            float(k[0]) + float(rng.uniform()) * max(free, 0.0)
+            for k, free in zip(blur.expansion.knots, spare, strict=True)
+        )
+        crops.append(VaryingBlur(blur.expansion, shape, origin_um=(z, y, x)))
+    return crops
+
+
+def read_psf(path: Path, spacing: tuple[float, float, float], shape: Shape) -> Psf | PsfField:
+    """The PSF or the PSF field in a file, fit for images of `shape`."""
+    psf = read_psf_field(path) if is_field_file(path) else prepared_psf(path, spacing)
+    return usable_psf(psf, shape)
+
+
+def psf_tensors(psf: Psf | PsfField) -> Tensors:
+    """A PSF or a field as a model keeps it."""
+    if isinstance(psf, PsfField):
+        return {
+            "psf_field": torch.from_numpy(psf.psfs.astype(np.float32)),
+            "positions_um": torch.from_numpy(psf.positions_um),
+        }
+    return {"psf": torch.from_numpy(psf.values.astype(np.float32))}
+
+
 def _spacing(parameters: TrainParameters) -> tuple[float, float, float]:
-    own = open_recording(parameters.psf).voxel_um
+    is_field = is_field_file(parameters.psf)
+    own = (
+        read_psf_field(parameters.psf).spacing_um if is_field
+        else open_recording(parameters.psf).voxel_um
+    )  # fmt: skip
     spacing = parameters.voxel_um or own
     if spacing is None:
         raise ParameterError("voxel_um: neither the recipe nor the PSF states one. Give it.")
@@ -135,7 +248,7 @@ def _spacing(parameters: TrainParameters) -> tuple[float, float, float]:
     return spacing
 
 
-def _recorded(parameters: TrainParameters, psf: Psf) -> RecordedPairs:
+def _recorded(parameters: TrainParameters, psf: Psf | PsfField) -> RecordedPairs:
     paths, truths = parameters.recordings, parameters.truths
     if not paths or (parameters.source == "pairs" and len(truths) != len(paths)):
         raise InputError(
@@ -158,7 +271,7 @@ def _recorded(parameters: TrainParameters, psf: Psf) -> RecordedPairs:
     return RecordedPairs(tuple(problems), tuple(answers), parameters.seed)
 
 
-def photon_problem(image: Tensor, psf: Psf) -> tuple[Problem, float]:
+def photon_problem(image: Tensor, psf: Psf | PsfField) -> tuple[Problem, float]:
     """The problem of an image of counts, its noise and background measured, and its gain."""
     counts = image.cpu().numpy()
     camera, level = estimate_noise(counts), float(estimate_background(counts))
@@ -173,3 +286,6 @@ def check_spacing(own: Any, wanted: tuple[float, float, float], name: str) -> No
             "train a model for these voxels."
         )
 
+
+def _part(tensors: Tensors, prefix: str) -> Tensors:
+    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}

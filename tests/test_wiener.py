@@ -1,0 +1,66 @@
+"""The Wiener step that networks start from: linear, and right for the PSF of every place."""
+
+import numpy as np
+import pytest
+import torch
+
+from microscopes import gaussian_psf
+from pellucid.core.illumination import GaussianSheet, light_sheet_scan
+from pellucid.core.operators import Blur
+from pellucid.core.psf_field import PsfField
+from pellucid.core.varying_blur import VaryingBlur
+from pellucid.networks.structures import simulate
+from pellucid.networks.wiener import places_of, wiener_step
+
+SHAPE = (12, 24, 48)
+
+
+def varying():
+    widths = (2.0, 3.0, 4.0)
+    psfs = [gaussian_psf((7, 9, 9), (3.0, w, w)) for w in widths]
+    return VaryingBlur.of(PsfField(np.stack(psfs), [(0, 0, x) for x in (0, 23.5, 47)], (1, 1, 1)), SHAPE)
+
+
+def scanned():
+    psf = torch.from_numpy(gaussian_psf((9, 7, 7), (4.0, 2.0, 2.0)).astype(np.float32))
+    return light_sheet_scan(psf, SHAPE, (1, 1, 1), GaussianSheet(2.5, 2000))
+
+
+@pytest.mark.parametrize("make", [varying, scanned])
+def test_the_step_sharpens_blur_that_varies_better_than_its_mean(make):
+    operator = make()
+    signal = operator.forward(simulate((operator,), "points", 1).truth)
+    stationary = Blur(operator.psf, SHAPE)
+    if not isinstance(operator, VaryingBlur):
+        light = operator.illumination.mean(dim=(0, 2))
+        stationary = Blur(operator.psf * light[:, None, None], SHAPE)
+    left = [
+        float((signal - operator.forward(x)).norm() / signal.norm())
+        for x in (wiener_step(signal, operator), _fitted(wiener_step(signal, stationary), operator))
+    ]
+    assert left[0] < 0.85 * left[1], left
+    three = wiener_step(3 * signal, operator)
+    torch.testing.assert_close(three, 3 * wiener_step(signal, operator), rtol=1e-3, atol=1e-3)
+
+
+def _fitted(x, operator):
+    out = torch.zeros(operator.domain_shape)
+    z, y, w = (min(a, b) for a, b in zip(x.shape, operator.domain_shape, strict=True))
+    out[:z, :y, :w] = x[:z, :y, :w]
+    return out
+
+
+def test_the_places_of_a_scanned_sheet_are_its_psfs():
+    operator = scanned()
+    places = places_of(operator)
+    assert len(places) == 3
+    torch.testing.assert_close(sum(p.share for p in places).expand(1, 1, -1)[0, 0, 5], torch.tensor(1.0))
+    emitter = torch.zeros(operator.domain_shape)
+    z, y, x = (m + n // 2 for m, n in zip(operator.margin, (12, 24, 47), strict=True))
+    emitter[z, y, x] = 1.0
+    seen = operator.forward(emitter)
+    psf = places[1].psf
+    window = tuple(
+        slice(n // 2 - k // 2, n // 2 - k // 2 + k) for n, k in zip((12, 24, 47), psf.shape, strict=True)
+    )
+    torch.testing.assert_close(seen[window], psf, atol=1e-5, rtol=1e-3)
