@@ -1,12 +1,14 @@
 """The demonstration, on a small field: it measures, writes what it says, and shows it."""
 
 import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 
 import pellucid
-from pellucid.apps import demo_deconvolution, demo_fusion
+from pellucid.apps import demo, demo_cluster, demo_deconvolution, demo_fusion
 from pellucid.apps.cli import main
 from pellucid.core.psf_theory import gaussian
 
@@ -22,6 +24,7 @@ def test_a_simulated_recording_gets_closer_to_the_truth(folder, capsys, monkeypa
     monkeypatch.setattr(demo_deconvolution, "MATCHED_ITERATIONS", (2, 4))
     monkeypatch.setattr(demo_fusion, "SHAPE", (48, 48, 48))
     monkeypatch.setattr(demo_fusion, "VOXEL_UM", 0.25)
+    monkeypatch.setattr(demo, "PARTS", demo.PARTS[:2])
     assert main(["demo", "-o", "shown"]) == 0
     said = capsys.readouterr().out
     rows = {line[:16].strip(): line.split() for line in said.splitlines()}
@@ -40,6 +43,23 @@ def test_a_simulated_recording_gets_closer_to_the_truth(folder, capsys, monkeypa
     } <= written  # fmt: skip
     assert pellucid.open("shown/restored.ome.zarr").voxel_um == demo_deconvolution.VOXEL_UM
     assert main(["demo", "-o", "shown"]) == 0
+
+
+def test_a_worker_is_killed_and_the_result_is_equal(folder):
+    """In a process of its own: Dask's sockets and loops are not this test's concern."""
+    small = "from pellucid.apps import demo, demo_cluster\ndemo_cluster.SHAPE = (12, 128, 512)\n"
+    small += "demo_cluster.TILE = (12, 128, 128)\ndemo.PARTS = (demo.worker_killed,)\n"
+    command = "import sys\nfrom pellucid.apps.cli import main\nsys.exit(main())"
+    run = subprocess.run(
+        [sys.executable, "-c", small + command, "demo", "-o", "shown"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    assert re.search(r"killed the worker with process id \d+", run.stderr)
+    assert "4 tiles by two local workers" in run.stdout
+    assert "equal to that of one undisturbed process, byte for byte" in run.stdout
+    made = [folder / "shown" / name for name in (demo_cluster.UNDISTURBED, demo_cluster.DISTURBED)]
+    assert demo_cluster.chunks(made[0]) == demo_cluster.chunks(made[1]) != {}
 
 
 def test_files_of_one_s_own(folder, capsys):

@@ -251,7 +251,7 @@ def test_a_view_that_does_not_fit_is_not_begun(folder, capsys, monkeypatch):
     assert fuse(*ANGLES) == 1
     assert "256 kiB free. Voxels of" in capsys.readouterr().err
     assert main(["register", "a.tif", "b.tif", "-o", "t.json", *ANGLES]) == 1
-    assert "Crop or bin the views first" in capsys.readouterr().err
+    assert "Register in chunks (--chunks auto)" in capsys.readouterr().err
 
 
 def test_a_drifting_series_keeps_what_all_its_time_points_need(folder):

@@ -1,8 +1,16 @@
 """Manifests: what is recorded is found again, after any cut."""
 
+import os
+
 import pytest
 
-from pellucid.data.manifest import Manifest
+from pellucid.data.manifest import (
+    LIST_SUFFIX,
+    Manifest,
+    files_beside,
+    process_of,
+    record_beside,
+)
 from pellucid.errors import OutputError
 
 
@@ -32,3 +40,52 @@ def test_without_resume_a_manifest_starts_anew(tmp_path):
     path = tmp_path / "run.jsonl"
     Manifest(path, {}).record("a")
     assert "a" not in Manifest(path, {})
+
+
+def test_lists_of_other_processes_are_taken_in(tmp_path):
+    path = tmp_path / "run.jsonl"
+    Manifest(path, {"iterations": 10}).record("a", {"seconds": 1})
+    record_beside(path, "one-11-ab", "b", {"seconds": 2})
+    record_beside(path, "one-11-ab", "c")
+    record_beside(path, "two-12-cd", "b", {"seconds": 2})
+    assert [process_of(file) for file in files_beside(path, LIST_SUFFIX)] == [11, 12]
+    cut = files_beside(path, LIST_SUFFIX)[0]
+    cut.write_bytes(cut.read_bytes()[:-3])  # killed while it wrote
+    done = Manifest(path, {"iterations": 10}, resume=True)
+    assert list(done) == ["a", "b"]
+    assert done.facts("b") == {"seconds": 2}
+    assert [p.name for p in tmp_path.iterdir()] == ["run.jsonl"]
+    assert list(Manifest(path, {"iterations": 10}, resume=True)) == ["a", "b"]
+
+
+def test_lists_of_another_run_are_dropped(tmp_path):
+    path = tmp_path / "run.jsonl"
+    Manifest(path, {"iterations": 10})
+    record_beside(path, "one-11-ab", "a")
+    assert "a" not in Manifest(path, {"iterations": 12})
+    stale = tmp_path / f"run.jsonl.one-11-ab{LIST_SUFFIX}"
+    stale.write_text('{"iterations": 10}\n{"part": "a", "facts": {}}\n')
+    assert "a" not in Manifest(path, {"iterations": 12}, resume=True)
+    Manifest(path, {}).remove()
+    with pytest.raises(OutputError, match="Is the run over"):
+        record_beside(path, "one-11-ab", "a")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_line_that_the_disk_refuses_leaves_no_half(tmp_path, monkeypatch):
+    path = tmp_path / "run.jsonl"
+    done = Manifest(path, {})
+    write = os.write
+
+    def full(handle, lines):
+        if len(lines) < 20:
+            raise OSError(28, "No space left on device")
+        return write(handle, lines[:-10])
+
+    monkeypatch.setattr(os, "write", full)
+    with pytest.raises(OSError, match="No space"):
+        done.record("a part with a long name")
+    monkeypatch.undo()
+    assert path.read_bytes().count(b"\n") == 1
+    done.record("b")
+    assert list(Manifest(path, {}, resume=True)) == ["b"]

@@ -329,8 +329,9 @@ def test_the_time_of_every_step_is_told_from_a_piece(folder, capsys):
     assert plan["seconds"] == pytest.approx(sum(step["seconds"] for step in plan["steps"]))
     # tiles that an earlier step makes have no overlaps yet to compare
     Path("one").mkdir()
-    stitch = {"inputs": [{"step": "deconvolve"}], "grid": "2x2", "overlap": "0,0.1,0.1"}
-    write([{"deconvolve": {"inputs": "tiles", "output": "one", **SHARP}}, {"stitch": stitch}])
+    write([{"deconvolve": {"inputs": "tiles", "output": "one", **SHARP}},
+           {"stitch": {"inputs": [{"step": "deconvolve"}], "grid": "2x2",
+                       "overlap": "0,0.1,0.1"}}])  # fmt: skip
     assert main(["plan", "r.yaml"]) == 0
     out = capsys.readouterr().out
     assert "without stitch" in out

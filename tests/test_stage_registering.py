@@ -184,7 +184,7 @@ def test_what_fails_beside_the_transforms_is_not_there_and_they_are(
     from pellucid.stages import register_files
 
     specs = save(tmp_path, [FIRST] * 2, [SECOND] * 2)
-    name = {"--itk": "write_atomically", "--registered": "resample", "--picture": "savefig"}[option]
+    name = {"--itk": "write_atomically", "--registered": "sampled", "--picture": "savefig"}[option]
     place = Figure if option == "--picture" else register_files
     original, calls = getattr(place, name), []
 

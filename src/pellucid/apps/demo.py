@@ -3,12 +3,15 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from pellucid.apps.demo_cluster import worker_killed
 from pellucid.apps.demo_deconvolution import on_real_data, on_simulation
 from pellucid.apps.demo_fusion import dual_view
 from pellucid.apps.demo_part import Part
 from pellucid.apps.pictures import write_picture
 from pellucid.apps.report import write_report
 from pellucid.apps.terminal import say
+
+PARTS = (on_simulation, dual_view, worker_killed)
 
 
 def run_demo(output: Path, data: Path | None) -> None:
@@ -17,7 +20,7 @@ def run_demo(output: Path, data: Path | None) -> None:
     if data is not None:
         parts = [_shown(output, on_real_data(output, data))]
     else:
-        parts = [_shown(output, make(output)) for make in (on_simulation, dual_view)]
+        parts = [_shown(output, make(output)) for make in PARTS]
     _report(output, parts)
 
 

@@ -48,6 +48,7 @@ def register(
 
 
 def _register(parameters: RegisterParameters, *, dry_run: bool, json: bool) -> int:
+    from pellucid.stages.cluster_choice import opened_engine
     from pellucid.stages.register_files import plan_registration, run_registration
 
     plan = plan_registration(parameters)
@@ -70,8 +71,9 @@ def _register(parameters: RegisterParameters, *, dry_run: bool, json: bool) -> i
         from pellucid.apps.transform_picture import transform_picture
 
         draw = transform_picture
-    with Progress(plan.total, quiet=json, doing="registering") as progress:
-        outcome = run_registration(plan, progress, draw)
+    with opened_engine(parameters.cluster) as engine:
+        with Progress(plan.total, quiet=json, doing="registering") as progress:
+            outcome = run_registration(plan, progress, draw, engine)
     if json:
         print_json(outcome.to_json())
     if outcome.bad:

@@ -113,6 +113,11 @@ def files_beside(path: Path, suffix: str = "") -> list[Path]:
     )
 
 
+def process_of(path: Path) -> int:
+    """Return the number that the process that keeps a list has on its machine."""
+    return int(path.name.removesuffix(LIST_SUFFIX).split("-")[-2])
+
+
 def remove_manifest(path: Path) -> None:
     """Delete a manifest and what lies beside it."""
     for file in [path, *files_beside(path)]:

@@ -141,7 +141,7 @@ class _Run:
                     "Take smaller tiles (--memory, --tile)."
                 ) from error
             raise PellucidError(f"{part}: {type(error).__name__}: {error}") from error
-        raise PellucidError("the scheduler is gone, or has dropped the tasks.")
+        raise PellucidError(f"{part}: the scheduler is gone, or has dropped its tasks.")
 
     def _cancel(self, under_way: Any) -> None:
         futures = list(under_way.futures)
@@ -194,14 +194,23 @@ def _local(workers: int) -> Any:
 
 def slurm_cluster(asked: SlurmParameters) -> Any:
     """Return the jobs that a SLURM file describes, none submitted yet."""
-    extra = {"python": asked.python} if asked.python else {}
+    return imported("dask_jobqueue").SLURMCluster(**slurm_options(asked))
+
+
+def slurm_options(asked: SlurmParameters) -> dict[str, Any]:
+    """Return what a SLURM file says in the words of dask-jobqueue: one worker in each job."""
+    chosen = {
+        "account": asked.account, "interface": asked.interface, "python": asked.python,
+        "log_directory": None if asked.logs is None else str(asked.logs),
+    }  # fmt: skip
     gpu = ["--gres=gpu:1"] if asked.gpus else []
-    return imported("dask_jobqueue").SLURMCluster(
-        queue=asked.queue, account=asked.account, walltime=asked.walltime, interface=asked.interface,
-        cores=LANES, processes=1, job_cpu=asked.cores, memory=f"{asked.memory}B",
-        job_extra_directives=[*gpu, *asked.directives], job_script_prologue=list(asked.prologue),
-        log_directory=None if asked.logs is None else str(asked.logs), job_name="pellucid", **extra,
-    )  # fmt: skip
+    return {
+        "queue": asked.queue, "walltime": asked.walltime, "cores": LANES, "processes": 1,
+        "job_cpu": asked.cores, "memory": f"{asked.memory}B", "job_name": "pellucid",
+        "job_extra_directives": [*gpu, *asked.directives],
+        "job_script_prologue": list(asked.prologue),
+        **{name: value for name, value in chosen.items() if value is not None},
+    }  # fmt: skip
 
 
 def seen_at(address: str, device: str) -> Workplace:
@@ -230,12 +239,10 @@ def seen_at(address: str, device: str) -> Workplace:
     return Workplace(devices.pop(), len(said), min(known, default=None))
 
 
-def _room_of_worker(asked: str) -> tuple[str, int | None]:
-    from distributed import get_worker
-
+def _room_of_worker(asked: str, dask_worker: Any = None) -> tuple[str, int | None]:
     device = resolve_device(asked)
     free = available_bytes(device)
-    limit = get_worker().memory_manager.memory_limit
+    limit = dask_worker.memory_manager.memory_limit
     if device == "cpu" and limit:
         free = min(free or limit, limit - resident_bytes())
     return device.partition(":")[0], free
@@ -255,5 +262,7 @@ def imported(name: str) -> Any:
 
 def _quiet() -> None:
     """Let the library of the cluster keep to itself what the run says in its own words."""
-    for name in ("distributed", "distributed.scheduler", "distributed.nanny", "tornado"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)
+    imported("distributed")  # sets levels of its own
+    for name in logging.root.manager.loggerDict:
+        if name.partition(".")[0] in ("distributed", "tornado", "asyncio"):
+            logging.getLogger(name).setLevel(logging.CRITICAL + 1)

@@ -42,6 +42,14 @@ def _as_several(value: Any) -> Any:
     return value if isinstance(value, (list, tuple)) else (value,)
 
 
+def _cubed(value: Any) -> Any:
+    """One size for all three axes, three sizes, or "auto" as (0, 0, 0)."""
+    sizes = listed(value)
+    if sizes in (None, ("none",)):
+        return None
+    return (0, 0, 0) if sizes == ("auto",) else sizes * 3 if len(sizes) == 1 else sizes
+
+
 def size_in_bytes(value: Any) -> Any:
     """A size in words (2GiB, 500 MB) as bytes."""
     if not isinstance(value, str):
@@ -58,6 +66,13 @@ Iterations = Annotated[int | None, BeforeValidator(_none_for_auto)]
 Counts = Annotated[float | None, BeforeValidator(_none_for_auto)]
 Numbers = Annotated[tuple[float, ...], BeforeValidator(listed)]
 SpacingUm = Annotated[tuple[float, float, float] | None, BeforeValidator(listed)]
+Chunks = Annotated[
+    tuple[
+        Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]
+    ] | None,
+    BeforeValidator(_cubed),
+]
+"""Of cores; zeros where the size is to be chosen."""
 Sizes = Annotated[tuple[int, int, int] | None, BeforeValidator(listed)]
 # A path may hold a comma, so these are not split.
 Names = Annotated[tuple[str, ...], BeforeValidator(_as_several)]
@@ -256,4 +271,15 @@ class RegisterParameters(RegistrationParameters, ViewParameters):
     registered: Path | None = Field(
         None, description="Folder for the views on the first view's voxels, OME-Zarr."
     )
+    chunks: Chunks = Field(
+        None,
+        description="auto, or voxels of the first view (one number or z,y,x): register in chunks of "
+        "this size, and fit one smooth field to them.",
+    )
+    cluster: str | None = Field(
+        None,
+        description="Who registers the chunks: local:N workers of this machine, tcp://host:port of a "
+        "Dask scheduler, or a SLURM file (slurm.yaml).",
+    )
+    resume: bool = Field(False, description="Go on with an interrupted registration in chunks.")
     overwrite: bool = Field(False, description="Replace outputs that exist.")

@@ -12,11 +12,12 @@ import numpy.typing as npt
 import torch
 
 from pellucid.core.descent import peak_bytes
+from pellucid.core.field_resampling import sampled
 from pellucid.core.geometry import Affine
 from pellucid.core.psf_preparation import prepare
-from pellucid.core.resampling import resample
 from pellucid.core.transform_series import WORLD, SeriesRegistration, ViewTransform
 from pellucid.data.bigstitcher import write_bigstitcher
+from pellucid.data.manifest import remove_manifest
 from pellucid.data.output import create_output
 from pellucid.data.record import RunRecord, fingerprint, write_record
 from pellucid.data.recording import open_recording
@@ -30,6 +31,8 @@ from pellucid.data.writer import (
     write_atomically,
 )
 from pellucid.errors import InputError, OutputError, ParameterError, PellucidError, PlanError
+from pellucid.stages.chunk_registration import chunk_peak_bytes, chunks_of, register_chunks
+from pellucid.stages.engine import Engine, InProcess
 from pellucid.stages.events import FileDone, OnEvent, Warned, ignore
 from pellucid.stages.pair_registration import STARTS, check_stated, nominal_transforms
 from pellucid.stages.parameters import RegisterParameters, RegistrationParameters
@@ -38,6 +41,11 @@ from pellucid.stages.resources import available_bytes, describe_device, resolve_
 from pellucid.stages.view_series import ViewSeries, open_views
 
 Float32 = npt.NDArray[np.float32]
+WITHOUT_EFFECT = (
+    "output", "overwrite", "resume", "device", "cluster", "itk", "bigstitcher", "picture", "registered",
+)  # fmt: skip
+"""Parameters that do not decide which transforms chunks have."""
+
 BYTES_AS_READ = 8
 """Per voxel: two time points, the one at work and the next one read, of four bytes at most."""
 
@@ -56,6 +64,9 @@ class RegisterPlan:
     @property
     def total(self) -> int:
         """Number of registrations."""
+        if self.parameters.chunks is not None:
+            chunks = len(chunks_of(self.views[0], self.parameters, self.psfs))
+            return (len(self.views) - 1) * len(self.views[0].times) * chunks
         once = self.parameters.over_time in ("none", "once")
         return (len(self.views) - 1) * (1 if once else len(self.views[0].times))
 
@@ -118,25 +129,35 @@ def plan_registration(parameters: RegisterParameters) -> RegisterPlan:
     nominal = tuple(nominal_transforms(views, parameters.angles, parameters.axis))
     reference_channels(parameters.reference, views[0].channels)
     _check_outputs(parameters)
+    given, psfs = given_transforms(parameters, views), _psfs(parameters, views)
+    if parameters.resume and parameters.chunks is None:
+        raise ParameterError("resume: only a registration in chunks can be gone on with (--chunks).")
+    if parameters.cluster is not None and parameters.chunks is None:
+        raise ParameterError("cluster: only a registration in chunks has parts to share out (--chunks).")
     room = available_bytes(device)
-    needed = max(
-        BYTES_AS_READ * int(np.prod(views[0].shape) + np.prod(view.shape))
-        + peak_bytes(views[0].grid, view.grid)
-        for view in views[1:]
-    )
+    if parameters.chunks is None:
+        needed = max(
+            BYTES_AS_READ * int(np.prod(views[0].shape) + np.prod(view.shape))
+            + peak_bytes(views[0].grid, view.grid)
+            for view in views[1:]
+        )
+        what, remedy = "a pair of views", "Register in chunks (--chunks auto), or bin the views first."
+    else:
+        needed = chunk_peak_bytes(views, chunks_of(views[0], parameters, psfs))
+        what, remedy = "a chunk", "Choose smaller chunks (--chunks)."
     if room is not None and needed > room:
         raise PlanError(
-            f"{views[0].name}: a pair of views needs about {needed / 2**30:.1f} "
-            f"GiB and {device} has {room / 2**30:.1f} GiB free. Crop or bin the views first."
+            f"{views[0].name}: {what} needs about {needed / 2**30:.1f} GiB and {device} has "
+            f"{room / 2**30:.1f} GiB free. {remedy}"
         )
-    given = given_transforms(parameters, views)
-    return RegisterPlan(parameters, views, nominal, given, _psfs(parameters, views), device)
+    return RegisterPlan(parameters, views, nominal, given, psfs, device)
 
 
 def run_registration(
     plan: RegisterPlan,
     on_event: OnEvent = ignore,
     draw: Callable[[SeriesRegistration, Path], None] | None = None,
+    engine: Engine = InProcess(),
 ) -> RegisterOutcome:
     """Register, and write transforms and a record, then what was asked for beside them.
 
@@ -146,6 +167,7 @@ def run_registration(
     Parameters
     ----------
     draw : writes the picture, where one was asked for
+    engine : does the chunks, where views are registered in chunks
 
     Raises
     ------
@@ -156,17 +178,29 @@ def run_registration(
     for view in views:
         for why in dict.fromkeys(view.broken.values()):
             on_event(Warned(f"{view.name}: {why}"))
-    with record.timed("register"):
-        series = register_series(
-            views, asked, on_event, nominal=plan.nominal, given=plan.given, psfs=plan.psfs,
-            device=plan.device,
-        )  # fmt: skip
     record.inputs = [fingerprint(path) for view in views for path in view.files]
+    listed = asked.output.with_name(f"{asked.output.name}.unfinished.jsonl")
+    chunks: dict[str, Any] = {}
+    with record.timed("register"):
+        if asked.chunks is None:
+            series = register_series(
+                views, asked, on_event, nominal=plan.nominal, given=plan.given, psfs=plan.psfs,
+                device=plan.device,
+            )  # fmt: skip
+        else:
+            decides = {k: v for k, v in asked.plain().items() if k not in WITHOUT_EFFECT}
+            inputs = {i.path: i.checksum for i in record.inputs}
+            series, chunks = register_chunks(
+                views, asked, (listed, {"parameters": decides, "inputs": inputs}), on_event,
+                given=plan.given, psfs=plan.psfs, device=plan.device, engine=engine,
+            )  # fmt: skip
     outcome = RegisterOutcome(series, [asked.output])
-    record.statistics = {"device": describe_device(plan.device), "bad": outcome.bad}
+    record.statistics = {"device": describe_device(plan.device), "bad": outcome.bad, **chunks}
     grids = [view.grid for view in views]
     write_transforms(asked.output, series, grids, [view.name for view in views], asked.plain())
     beside = write_record(record, asked.output)
+    if asked.chunks is not None:
+        remove_manifest(listed)
     try:
         for paths in _written_beside(plan, series, record, draw):
             outcome.outputs += paths
@@ -345,5 +379,7 @@ def _registered(
         volume = torch.from_numpy(view.read(t, c).astype(np.float32)).to(plan.device)
     except (PellucidError, OSError):
         return np.full(first.shape, np.nan, np.float32)
-    moved = placed.world_to_view.with_frames(source="view 0", target=view.grid.frame)
-    return resample(volume, view.grid, first.grid, target_to_source=moved).cpu().numpy()
+    frames = {"source": "view 0", "target": view.grid.frame}
+    field = None if placed.field is None else placed.field.with_frames(**frames)
+    sample = sampled(view.grid, first.grid, placed.world_to_view.with_frames(**frames), field)
+    return sample.forward(volume).cpu().numpy()

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from pellucid.core.psf import Psf
 from pellucid.core.replay import Replay, Schedule, Stretch, decided
 from pellucid.core.richardson_lucy import RichardsonLucy
 from pellucid.core.tiling import Tile, Tiling
+from pellucid.data.manifest import Manifest
 from pellucid.data.ome_zarr_writer import StoredArray
 from pellucid.data.record import RunRecord, fingerprint, package_versions, write_record
 from pellucid.data.resumable_zarr import ResumableZarr, manifest_path, write_part
@@ -155,9 +156,7 @@ def run_tiled(
     tiling = file.tiles.tiling
     with _can_go_on(file), writer:
         with record.timed("measure"):
-            prepared = {
-                (t, c): _prepared(plan, file, writer, t, c) for t, c in np.ndindex(file.shape[:2])
-            }
+            prepared = _prepared(plan, file, writer.done, engine)
         tiles = RestoredTiles(tiling, prepared, writer.stored)
         _restore(file, tiles, writer, record, engine, on_event)
         ran_away = Counter(
@@ -220,49 +219,101 @@ def task_place(file: FilePlan, place: tuple[int, int]) -> tuple[int, int]:
 
 
 def _prepared(
-    plan: Plan, file: FilePlan, writer: ResumableZarr, t: int, c: int
-) -> VolumeTask:
-    """What is known of a volume: from the list of parts, or measured now and listed."""
+    plan: Plan, file: FilePlan, done: Manifest, engine: Engine
+) -> dict[tuple[int, int], VolumeTask]:
+    """What is known of every volume: measured here, decided by the engine, and listed."""
     assert file.tiles is not None
-    asked, tiling = plan.parameters, file.tiles.tiling
-    volume = LazyVolume(file.recording, *task_place(file, (t, c)))
-    psf = file.psfs[c]
+    tiling = file.tiles.tiling
+    places = [(int(t), int(c)) for t, c in np.ndindex(file.shape[:2])]
+    new = {}
+    for place in places:
+        if measured_part(place) not in done:
+            volume = LazyVolume(file.recording, *task_place(file, place))
+            statistics = measured(volume, tiling, plan.parameters.background)
+            new[place] = _volume_task(plan, file, place, statistics, None)
+    engine.run(list(new), DecidedVolumes(tiling, new), done, lambda _: None)
+    # As they were listed, so that a run that goes on knows exactly the same.
+    prepared = {}
+    for place in places:
+        facts = done.facts(measured_part(place))
+        listed = dict(facts["statistics"], empty=tuple(facts["statistics"]["empty"]))
+        decisions = facts["schedule"]
+        schedule = None if decisions is None else schedule_of(decisions)
+        prepared[place] = _volume_task(plan, file, place, VolumeStatistics(**listed), schedule)
+    return prepared
+
+
+def measured_part(place: tuple[int, int]) -> str:
+    """Name of what is known of a volume before its tiles, in the list of parts."""
+    return "t{} c{} measured".format(*place)
+
+
+def _volume_task(
+    plan: Plan,
+    file: FilePlan,
+    place: tuple[int, int],
+    statistics: VolumeStatistics,
+    schedule: Schedule | None,
+) -> VolumeTask:
+    volume = LazyVolume(file.recording, *task_place(file, place))
+    psf = file.psfs[place[1]]
     assert isinstance(psf, Psf)  # the plan cuts nothing of which the blur varies
     kernel = roomy(usable_psf(psf, volume.shape))
-    part = f"t{t} c{c} measured"
-    make = partial(VolumeTask, volume, kernel, parameters=asked, device=plan.device)
-    if part not in writer.done:
-        statistics = measured(volume, tiling, asked.background)
-        schedule = None
-        if asked.iterations is None and len(statistics.empty) < len(tiling):
-            sample = tiling.tile(statistics.typical)
-            unscheduled = make(statistics=statistics, schedule=None)
-            restorer = Accelerated(back_projector(asked.method), seed=asked.seed)
-            problem = unscheduled.problem(unscheduled.read(sample))
-            schedule = decided(restorer, problem, statistics.start)
-        writer.done.record(part, {
-            "statistics": asdict(statistics),
-            "schedule": None if schedule is None else schedule_json(schedule),
-        })  # fmt: skip
-    # As it was listed, so that a run that goes on knows exactly the same.
-    facts = writer.done.facts(part)
-    listed = dict(facts["statistics"], empty=tuple(facts["statistics"]["empty"]))
-    decisions = facts["schedule"]
-    return make(
-        statistics=VolumeStatistics(**listed),
-        schedule=None if decisions is None else schedule_of(decisions),
-    )
+    return VolumeTask(volume, kernel, statistics, schedule, plan.parameters, plan.device)
+
+
+@dataclass(frozen=True)
+class DecidedVolumes:
+    """The task of deciding, on one tile of a volume (t, c), what all its tiles will repeat."""
+
+    tiling: Tiling
+    volumes: dict[tuple[int, int], VolumeTask]
+
+    def part(self, key: tuple[int, int]) -> str:
+        """See `Task.part`."""
+        return measured_part(key)
+
+    def read(self, key: tuple[int, int]) -> npt.NDArray[Any] | None:
+        """Return the counts of the typical tile; None where nothing is to be decided."""
+        volume = self.volumes[key]
+        decides = volume.parameters.iterations is None and len(volume.dark) < len(self.tiling)
+        return volume.read(self.tiling.tile(volume.statistics.typical)) if decides else None
+
+    def compute(
+        self, key: tuple[int, int], read: npt.NDArray[Any] | None
+    ) -> dict[str, Any] | None:
+        """Return the schedule, as it is listed."""
+        if read is None:
+            return None
+        volume = self.volumes[key]
+        asked = volume.parameters
+        restorer = Accelerated(back_projector(asked.method), seed=asked.seed)
+        return schedule_json(decided(restorer, volume.problem(read), volume.statistics.start))
+
+    def write(self, key: tuple[int, int], made: dict[str, Any] | None) -> dict[str, Any]:
+        """Return what is listed of a volume."""
+        return {"statistics": asdict(self.volumes[key].statistics), "schedule": made}
+
+
+def rounded(value: Any) -> Any:
+    """JSON with its numbers to six digits: more would depend on the number of threads."""
+    if isinstance(value, dict):
+        return {name: rounded(v) for name, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [rounded(v) for v in value]
+    return float(f"{value:.6g}") if isinstance(value, float) else value
 
 
 def schedule_json(schedule: Schedule) -> dict[str, Any]:
     """A schedule as JSON types."""
-    return {
+    content = {
         "projectors": [[type(p).__name__, vars(p)] for p in schedule.projectors],
         "stretches": [asdict(stretch) for stretch in schedule.stretches],
         "start": schedule.start,
         "least_background": schedule.least_background,
         "neighbourhood": schedule.neighbourhood,
     }
+    return {name: rounded(value) for name, value in content.items()}
 
 
 def schedule_of(content: dict[str, Any]) -> Schedule:
