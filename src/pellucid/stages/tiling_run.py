@@ -32,7 +32,7 @@ from pellucid.stages.engine import run_tasks
 from pellucid.stages.events import FileDone, OnEvent, TileDone, Warned
 from pellucid.stages.parameters import DeconvolveParameters
 from pellucid.stages.planning import FilePlan, Plan
-from pellucid.stages.resources import describe_device
+from pellucid.stages.resources import describe_device, return_freed_memory
 from pellucid.stages.volume_statistics import LazyVolume, VolumeStatistics, measured
 
 Float32 = npt.NDArray[np.float32]
@@ -97,6 +97,7 @@ def run_tiled(plan: Plan, file: FilePlan, on_event: OnEvent) -> tuple[Any, list[
     asked = plan.parameters
     warnings: list[str] = []
     record = RunRecord("deconvolve", asked.plain())
+    return_freed_memory()
     record.inputs = [fingerprint(path) for path in [*file.recording.files, *asked.psf]]
     writer = _writer(plan, file, record)
     file.output.parent.mkdir(exist_ok=True)
@@ -148,13 +149,14 @@ def _run_volume(
 
     def read(index: int) -> Any:
         begin = time.perf_counter()
-        counts = None if index in empty else task.read(tiling.tile(index))
+        # in a list, which lets go of the counts once they are photons
+        counts = None if index in empty else [task.read(tiling.tile(index))]
         record.timings_s["read"] = record.timings_s.get("read", 0.0) + time.perf_counter() - begin
         return counts
 
     def compute(index: int, counts: Any) -> Any:
         begin = time.perf_counter()
-        core, facts = (None, {}) if counts is None else task.restored(tiling.tile(index), counts)
+        core, facts = (None, {}) if counts is None else task.restored(tiling.tile(index), counts.pop())
         seconds = time.perf_counter() - begin
         record.timings_s["deconvolve"] = record.timings_s.get("deconvolve", 0.0) + seconds
         return core, {**facts, "seconds": round(seconds, 3)}
@@ -196,11 +198,12 @@ def _prepared(
         statistics = measured(volume, tiling, asked.background)
         schedule = None
         if asked.iterations is None and len(statistics.empty) < len(tiling):
-            sample = tiling.tile(statistics.typical)
+            sample = file.tiles.sample(tiling.tile(statistics.typical))
             unscheduled = make(statistics=statistics, schedule=None)
             restorer = Accelerated(back_projector(asked.method), seed=asked.seed)
-            problem = unscheduled.problem(unscheduled.read(sample))
+            problem = unscheduled.problem(volume[sample])
             schedule = decided(restorer, problem, statistics.start)
+            del problem
         writer.done.record(part, {
             "statistics": asdict(statistics),
             "schedule": None if schedule is None else schedule_json(schedule),
