@@ -242,7 +242,7 @@ def peak_bytes(
     """Return bytes held at once by an iteration on `problem`.
 
     With one view through a constant blur: the objects, images and half spectra that are counted here,
-    and nothing else (`benchmarks/memory.py`). Otherwise dense weights, samples and sums of spectra
+    and nothing else (`benchmarks/restorer_memory.py`). Otherwise dense weights, samples and sums of spectra
     come on top, for which seven more objects are taken.
 
     Parameters

@@ -84,7 +84,7 @@ class Tiling:
         return Tile(index, (core[0], core[1], core[2]), (read[0], read[1], read[2]))
 
 
-HALO_FWHM, HALO_TAILS, TAILS = 5.0, 2.0, 0.99
+HALO_FWHM, HALO_TAILS, TAILS = 5.0, 1.6, 0.99
 """Halo in widths of the PSF, and in radii that hold `TAILS` of its light along an axis; the larger
 counts: what `benchmarks/tiling.py` measures to leave less than 1e-3 for PSFs with and without tails."""
 

@@ -20,7 +20,7 @@ from pellucid.stages.parameters import SUFFIXES, DeconvolveParameters
 from pellucid.stages.psf_choice import psfs_or_fields
 from pellucid.stages.resources import available_bytes, describe_device, resolve_device
 from pellucid.stages.restoring import back_projector_figures, peak_bytes, shape_that_fits
-from pellucid.stages.tile_plan import TilePlan, plan_tiles, resident_bytes
+from pellucid.stages.tile_plan import BESIDE_BYTES, TilePlan, plan_tiles, resident_bytes
 
 IMAGE_SUFFIXES = (".zarr", ".tif", ".tiff")
 
@@ -174,7 +174,9 @@ def plan_deconvolution(parameters: DeconvolveParameters) -> Plan:
     recordings = [
         recording
         for spec in parameters.inputs
-        for recording in open_recordings(spec, voxel_um=parameters.voxel_um, axes=parameters.axes)
+        for recording in open_recordings(
+            spec, voxel_um=parameters.voxel_um, axes=parameters.axes, image=parameters.image
+        )
     ]
     outputs = _outputs(parameters, recordings)
     room = _room(parameters, device)
@@ -253,7 +255,8 @@ def _fitted(
             f"{file.output.name}: an interrupted run of this output is there. Go on with --resume, or "
             "begin anew with --overwrite."
         )
-    needed = file.peak_bytes + (file.host_bytes if device == "cpu" else 0)
+    beside = file.host_bytes + BESIDE_BYTES if device == "cpu" else 0
+    needed = file.peak_bytes + beside
     fits = room is None or needed <= room
     if fits and parameters.tile is None and not (goes_on and parameters.resume):
         return file
@@ -271,7 +274,7 @@ def _fitted(
             ".ome.zarr output, or leave the tile out."
         )
     assert room is not None
-    left = room - (file.host_bytes if device == "cpu" else 0)
+    left = room - beside
     widest = max(file.psfs, key=lambda psf: math.prod(psf.shape))
     crop = shape_that_fits((z, y, x), widest, parameters, left)
     raise PlanError(

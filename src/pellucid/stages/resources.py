@@ -22,7 +22,7 @@ def return_freed_memory() -> None:
     """Have the C library hand memory back when it is freed, where it is glibc.
 
     By default it raises the size from which it does so to 32 MiB as a program goes on, and keeps what
-    lies below: 1.2 volumes of a tile were held and not used (`benchmarks/memory.py`). Blocks below
+    lies below: 1.2 volumes of a tile were held and not used (`benchmarks/restorer_memory.py`). Blocks below
     4 MiB, among them the slabs of FFTs, are still kept: fetching their pages anew costs time.
     """
     try:

@@ -24,9 +24,9 @@ from pellucid.stages.parameters import DeconvolveParameters
 MARGIN = 0.95
 """Share of the room that tiles may plan with."""
 
-BESIDE_TILES_BYTES = 130 * 2**20
-"""Held beside tiles and not before them: libraries and threads that start later, freed memory that
-the C library keeps (`benchmarks/memory.py`)."""
+BESIDE_BYTES = 130 * 2**20
+"""Held beside the work and not before it: libraries and threads that start later, and freed memory
+that the C library keeps (`benchmarks/large_volumes.py`)."""
 
 SMALLEST_SAMPLE = 64
 """Voxels along an axis below which a sample is not made smaller."""
@@ -86,7 +86,7 @@ def plan_tiles(
         core = math.prod(max(n - 2 * h, 1) for n, h in zip(read, halo, strict=True))
         # one more tile is read meanwhile, and a core is being written: itself, and shards of it
         beside = voxels * itemsize + min(core, voxels) * 4 * 2
-        return tile_peak_bytes(read, widest, parameters) + beside + BESIDE_TILES_BYTES
+        return tile_peak_bytes(read, widest, parameters) + beside + BESIDE_BYTES
 
     room = int(MARGIN * room_bytes) if room_bytes is not None else 2**62
     if parameters.tile is None:
@@ -104,7 +104,7 @@ def plan_tiles(
                 "Take a smaller tile, or leave it out."
             )
     largest_read = max((_size(tile.read) for tile in tiling), key=math.prod)
-    sample = _sample_shape(largest_read, widest, parameters, room - BESIDE_TILES_BYTES)
+    sample = _sample_shape(largest_read, widest, parameters, room - BESIDE_BYTES)
     return TilePlan(tiling, _shard_chunks(tiling, chunk, room), sample)
 
 
