@@ -282,9 +282,12 @@ def box_mean(x: Tensor, radius: Shape) -> Tensor:
     """Return the mean over 2 radius + 1 voxels along each axis, of zeros beyond the border."""
     x = x[None, None]
     for axis, r in enumerate(radius):
-        size, padding = [1, 1, 1], [0, 0, 0]
-        size[axis], padding[axis] = 2 * r + 1, r
-        x = torch.nn.functional.avg_pool3d(x, size, stride=1, padding=padding)
+        if r == 0:
+            continue
+        padding, size = [0] * 6, [1, 1, 1]
+        padding[4 - 2 * axis], padding[5 - 2 * axis], size[axis] = r, r, 2 * r + 1
+        # padded here, as pooling refuses what is smaller than its window
+        x = torch.nn.functional.avg_pool3d(torch.nn.functional.pad(x, padding), size, stride=1)
     return x[0, 0] if any(radius) else x[0, 0].clone()
 
 
