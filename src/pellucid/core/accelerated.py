@@ -26,6 +26,7 @@ from pellucid.core.back_projectors import (
     WienerButterworth,
     back_projection,
 )
+from pellucid.core.boundary import constant_where_seen, weight_of
 from pellucid.core.coarsening import bin_factors, binned, refined
 from pellucid.core.fourier import Shape, empty
 from pellucid.core.joint_coarsening import (
@@ -38,8 +39,8 @@ from pellucid.core.joint_coarsening import (
 from pellucid.core.noise import Noise, thin
 from pellucid.core.operators import Extended
 from pellucid.core.passband import band_edge_px, widths_of
-from pellucid.core.problem import Observation, Problem, Restored, sensitivities
-from pellucid.core.richardson_lucy import UNSEEN, correct, flat_start, peak_bytes
+from pellucid.core.problem import Observation, Problem, Restored
+from pellucid.core.richardson_lucy import correct, flat_start, peak_bytes
 from pellucid.errors import ParameterError
 
 LEAST_FACTOR = 0.05
@@ -96,7 +97,7 @@ class Accelerated:
 
     def peak_bytes(self, problem: Problem) -> int:
         """Return the largest memory held at once, in bytes, images included; as measured."""
-        return peak_bytes(problem, volumes=10, projector=self.back_projector)
+        return peak_bytes(problem, volumes=4, images=5, projector=self.back_projector)
 
     def __call__(self, problem: Problem) -> Restored:
         kept, held = thinned(problem, self.held_out, self.seed)
@@ -156,7 +157,8 @@ class JudgedLevel:
             self.held = joint_binned_images(held, factors)
         else:
             self.problem = binned(kept, factors)
-            self.held = [o.image for o in binned(held, factors).observations]
+            judges = self.problem if held is kept else binned(held, factors)
+            self.held = [o.image for o in judges.observations]
         self.held_ratio = held_out / (1 - held_out)
         # the thinned photons of a nearly dark recording may sum to nothing, or less
         self.photons = max(sum(float(image.sum(dtype=torch.float64)) for image in self.held), 1.0)
@@ -164,11 +166,7 @@ class JudgedLevel:
             [back_projection(o.operator, projector) for o in self.problem.observations]
             for projector in projectors
         ]
-        seen = sensitivities(self.problem)
-        total = sum(seen[1:], start=seen[0])
-        largest = float(total.max())
-        self.weight = 1 / total.clamp_min(LEAST_SENSITIVITY * largest)
-        self.weight[total < UNSEEN * largest] = 0
+        self.weight = weight_of(self.problem, LEAST_SENSITIVITY)
         self.cost = math.prod(self.problem.shape) / math.prod(kept.shape)
 
     def judged(self, p: Tensor) -> tuple[list[Tensor], float]:
@@ -198,14 +196,20 @@ class JudgedLevel:
 
     def corrected(self, p: Tensor, models: list[Tensor], projector: int) -> Tensor:
         """Return p times one plus the mismatch sent back."""
-        backwards = self.backwards[projector]
         ratios = [
-            (o.image / model).sub_(1)
+            torch.div(o.image, model, out=empty(tuple(model.shape), model)).sub_(1)
             for o, model in zip(self.problem.observations, models, strict=True)
         ]
         x = empty(tuple(p.shape), p).copy_(p)
-        correct(x, backwards, ratios, self.weight, least=LEAST_FACTOR)
+        correct(x, self.backwards[projector], ratios, self.weight, least=LEAST_FACTOR)
         return x
+
+    def correct_in_place(self, p: Tensor, models: list[Tensor], projector: int) -> Tensor:
+        """Return p, changed to what `corrected` returns; the models are used up."""
+        for o, model in zip(self.problem.observations, models, strict=True):
+            torch.div(o.image, model, out=model).sub_(1)
+        correct(p, self.backwards[projector], models, self.weight, least=LEAST_FACTOR)
+        return p
 
 
 class _Climb:
@@ -226,7 +230,7 @@ class _Climb:
         self.tolerance = tolerance
         self.accepted_scores: list[float] = []
         if coarser is None:
-            self.x = before = flat_start(level.problem, level.weight > 0)
+            self.x = before = flat_start(level.problem, level.weight)
             self.cost = 0.0
         else:
             self.x, before = coarser.refined_onto(level)
@@ -255,7 +259,7 @@ class _Climb:
         x = self.level.corrected(self.p, self.models, 0)
         self.cost += 0.5 * self.level.cost
         if is_joint(level.problem):
-            seen = (level.weight > 0).to(x.dtype)
+            seen = constant_where_seen(level.problem, level.weight, 1.0)
             p, before = (
                 joint_refined(v, self.level.problem, level.problem).mul_(seen) for v in (x, self.x)
             )

@@ -17,7 +17,7 @@ logarithms, so that w^n cannot overflow; and parameters that leave no real e^2 a
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -47,6 +47,9 @@ ALPHA_UNMEASURED = 0.05
 
 class BackProjector(ABC):
     """A recipe that turns a `Blur` into the transfer function that goes back through it."""
+
+    filters_matched: ClassVar[bool] = False
+    """Whether it is the matched transfer times a real gain, which `gain_over_matched` then returns."""
 
     def gain_over_matched(self, blur: Blur) -> Tensor:
         """Return what the matched transfer is multiplied by, real, where the recipe is such one."""
@@ -121,6 +124,8 @@ class Wiener(BackProjector):
         is (1 + alpha) / (2 sqrt(alpha)).
     """
 
+    filters_matched: ClassVar[bool] = True
+
     alpha: float | None = None
 
     def __post_init__(self) -> None:
@@ -154,6 +159,8 @@ class WienerButterworth(BackProjector):
     ParameterError : when the parameters leave no real e^2, because `beta` is above what the Wiener
         part gives at the cutoff
     """
+
+    filters_matched: ClassVar[bool] = True
 
     alpha: float | None = None
     beta: float | None = None
@@ -209,6 +216,8 @@ class OtfMaskedWiener(BackProjector):
     energy : share of the summed |H| that the support holds
     apodised_from : relative radius at which the gain starts to fall
     """
+
+    filters_matched: ClassVar[bool] = True
 
     alpha: float | None = None
     energy: float = 0.9
@@ -332,13 +341,20 @@ class BackProjection(LinearOperator):
                 "Use the matched back projector for other operators."
             )
         self.blur = blur
-        self.transfer_function = (
-            None if isinstance(projector, Matched) else projector.transfer(self.blur)
-        )
+        # what is the matched one but for a real gain keeps that alone: half a second transfer
+        self.gain: Tensor | None = None
+        self.transfer_function: Tensor | None = None
+        if projector.filters_matched:
+            self.gain = projector.gain_over_matched(blur).to(blur.psf)
+        elif not isinstance(projector, Matched):
+            self.transfer_function = projector.transfer(blur)
 
     def forward(self, x: Tensor) -> Tensor:
         transfer, conjugate = self._transfer()
-        back = filtered(x, transfer, self.blur.grid, self.blur.domain_shape, conjugate=conjugate)
+        blur = self.blur
+        back = filtered(
+            x, transfer, blur.grid, blur.domain_shape, conjugate=conjugate, gain=self.gain
+        )
         return back if self.inner is None else self.inner.adjoint(back)
 
     def forward_slabs(self, x: Tensor, finish: Finish) -> None:
@@ -347,13 +363,17 @@ class BackProjection(LinearOperator):
             return
         transfer, conjugate = self._transfer()
         blur = self.blur
-        filter_slabs(x, transfer, blur.grid, blur.domain_shape, finish, conjugate=conjugate)
+        filter_slabs(
+            x, transfer, blur.grid, blur.domain_shape, finish, conjugate=conjugate, gain=self.gain
+        )
 
     def adjoint(self, y: Tensor) -> Tensor:
         y = y if self.inner is None else self.inner.forward(y)
         transfer, conjugate = self._transfer()
         blur = self.blur
-        return filtered(y, transfer, blur.grid, blur.range_shape, conjugate=not conjugate)
+        return filtered(
+            y, transfer, blur.grid, blur.range_shape, conjugate=not conjugate, gain=self.gain
+        )
 
     def _transfer(self) -> tuple[Tensor, bool]:
         """The matched one is the blur's own OTF, conjugated on the way: never a second copy."""

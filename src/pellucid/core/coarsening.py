@@ -11,10 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pellucid.core.fourier import Shape
+from pellucid.core.fourier import Shape, empty
 from pellucid.core.operators import Extended
 from pellucid.core.passband import Lengths
 from pellucid.core.problem import Observation, Problem
+
+REFINED_PLANES = 16
+"""Planes of the finer grid interpolated at a time."""
 
 SMALLEST = 8
 """Voxels per axis below which a grid is not binned further."""
@@ -74,13 +77,21 @@ def refined(x: Tensor, coarse: Extended, fine: Extended, factors: Shape) -> Tens
     ----------
     factors : coarse voxels per fine voxel on each axis
     """
+    places = []
     for axis, f in enumerate(factors):
         centre = (np.arange(fine.domain_shape[axis]) - fine.margin[axis] + 0.5) / f - 0.5
         place = np.clip(centre + coarse.margin[axis], 0, x.shape[axis] - 1)
         low = np.minimum(np.floor(place).astype(int), max(x.shape[axis] - 2, 0))
-        shape = [-1 if a == axis else 1 for a in range(3)]
-        part = torch.from_numpy((place - low).reshape(shape)).to(x)
-        index = torch.from_numpy(low).to(x.device)
-        above = (index + 1).clamp_max(x.shape[axis] - 1)
-        x = torch.lerp(x.index_select(axis, index), x.index_select(axis, above), part) / f
-    return x
+        part = torch.from_numpy(place - low).to(x)
+        below = torch.from_numpy(low).to(x.device)
+        places.append((part, below, (below + 1).clamp_max(x.shape[axis] - 1)))
+    out = empty(fine.domain_shape, x)
+    for start in range(0, len(out), REFINED_PLANES):  # the passes need three times their planes
+        planes, slab = slice(start, start + REFINED_PLANES), x
+        for axis, (part, below, above) in enumerate(places):
+            if axis == 0:
+                part, below, above = part[planes], below[planes], above[planes]
+            weights = part.reshape([-1 if a == axis else 1 for a in range(3)])
+            slab = torch.lerp(slab.index_select(axis, below), slab.index_select(axis, above), weights)
+        out[planes] = slab.div_(math.prod(factors))
+    return out

@@ -96,7 +96,13 @@ def empty(shape: tuple[int, ...], like: Tensor) -> Tensor:
 
 
 def filtered(
-    volume: Tensor, transfer: Tensor, grid: Shape, out_shape: Shape, *, conjugate: bool = False
+    volume: Tensor,
+    transfer: Tensor,
+    grid: Shape,
+    out_shape: Shape,
+    *,
+    conjugate: bool = False,
+    gain: Tensor | None = None,
 ) -> Tensor:
     """Return the first `out_shape` voxels of `volume`, zero-padded to `grid`, filtered.
 
@@ -105,13 +111,14 @@ def filtered(
     volume : (z, y, x), no larger than `grid`, float32 or float64
     transfer : half spectrum of `grid`, on the volume's device
     conjugate : filter by the complex conjugate of `transfer`: correlation, not convolution
+    gain : real half spectrum by which to multiply as well; half the memory of a second transfer
     """
     out = empty(out_shape, volume)
 
     def keep(planes: slice, values: Tensor) -> None:
         out[planes] = values
 
-    filter_slabs(volume, transfer, grid, out_shape, keep, conjugate=conjugate)
+    filter_slabs(volume, transfer, grid, out_shape, keep, conjugate=conjugate, gain=gain)
     return out
 
 
@@ -123,6 +130,7 @@ def filter_slabs(
     finish: Finish,
     *,
     conjugate: bool = False,
+    gain: Tensor | None = None,
 ) -> None:
     """Filter as `filtered` does, and hand the result to `finish` a few planes at a time.
 
@@ -130,22 +138,26 @@ def filter_slabs(
     result need not be stored. A device other than the CPU hands over all planes at once.
     """
     if volume.device.type == "cpu":
-        _filter_on_cpu(volume.numpy(), transfer.numpy(), grid, out_shape, finish, conjugate)
+        factors = (transfer.numpy(), None if gain is None else gain.numpy())
+        _filter_on_cpu(volume.numpy(), factors, grid, out_shape, finish, conjugate)
         return
     spectrum = torch.fft.rfftn(volume, s=grid)
     spectrum *= transfer.conj() if conjugate else transfer
+    if gain is not None:
+        spectrum *= gain
     z, y, x = out_shape
     finish(slice(0, z), torch.fft.irfftn(spectrum, s=grid)[:z, :y, :x])
 
 
 def _filter_on_cpu(
     volume: NDArray[np.floating],
-    transfer: NDArray[np.complexfloating],
+    factors: tuple[NDArray[np.complexfloating], NDArray[np.floating] | None],
     grid: Shape,
     out_shape: Shape,
     finish: Finish,
     conjugate: bool,
 ) -> None:
+    transfer, gain = factors
     depth, height, width = grid
     nz, ny, nx = out_shape
     mz, my, _ = volume.shape
@@ -169,6 +181,8 @@ def _filter_on_cpu(
         columns[mz:] = 0
         columns = scipy.fft.fft(columns, axis=0, overwrite_x=True)
         columns *= transfer[:, rows].conj() if conjugate else transfer[:, rows]
+        if gain is not None:
+            columns *= gain[:, rows]
         spectrum[:nz, rows] = scipy.fft.ifft(columns, axis=0, overwrite_x=True)[:nz]
 
     def to_volume(planes: slice) -> None:

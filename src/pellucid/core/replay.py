@@ -25,6 +25,7 @@ from pellucid.core.accelerated import (
     alpha_for,
 )
 from pellucid.core.back_projectors import BackProjector, Matched
+from pellucid.core.boundary import constant_where_seen
 from pellucid.core.coarsening import refined
 from pellucid.core.fourier import Shape, empty
 from pellucid.core.operators import Blur, Extended
@@ -32,6 +33,9 @@ from pellucid.core.passband import widths_of
 from pellucid.core.problem import Observation, Problem, Restored
 from pellucid.core.richardson_lucy import peak_bytes
 from pellucid.errors import InputError, ParameterError
+
+BOX_PLANES = 16
+"""Planes whose neighbourhoods are averaged at a time."""
 
 BOLDEST_UNGUARDED = 1.0
 """Momentum of a replayed step at most: nobody takes a step back that was too bold, and without
@@ -164,7 +168,7 @@ class Replay:
 
     def peak_bytes(self, problem: Problem) -> int:
         """Return the largest memory held at once, in bytes, images included."""
-        return peak_bytes(problem, volumes=10, projector=self.schedule.projectors[0])
+        return replayed_peak_bytes(problem, self.schedule.projectors[0])
 
     def __call__(self, problem: Problem) -> Restored:
         schedule = self.schedule
@@ -172,14 +176,17 @@ class Replay:
         background = max(o.background, schedule.least_background)
         problem = Problem((Observation(o.image, o.operator, background),), problem.window)
         level = self._level(problem, schedule.stretches[0])
-        x = before = (level.weight > 0).to(o.image.dtype).mul_(self._start(level.factors))
+        x = constant_where_seen(level.problem, level.weight, self._start(level.factors))
+        estimates = [x]
         for stretch, following in pairwise((*schedule.stretches, None)):
             assert stretch is not None
-            x, before, scores = self._run(level, stretch, x, before, to_continue=following is not None)
+            del x  # the list holds the only references, so that a stretch can let go of them
+            x, before, scores = self._run(level, stretch, estimates, to_continue=following is not None)
             if following is not None:
                 finer = self._level(problem, following)
-                x, before = (_onto(v, level, finer) for v in (x, before))
+                estimates = [_onto(v, level, finer) for v in (x, before)]
                 level = finer
+            del before
         stats: dict[str, Any] = {
             "iterations": len(schedule.stretches[-1].steps),
             "likelihood": scores,
@@ -188,22 +195,44 @@ class Replay:
         return Restored(problem.windowed(x).contiguous(), stats)
 
     def _run(
-        self, level: JudgedLevel, stretch: Stretch, x: Tensor, before: Tensor, *, to_continue: bool
+        self,
+        level: JudgedLevel,
+        stretch: Stretch,
+        estimates: list[Tensor],
+        *,
+        to_continue: bool,
     ) -> tuple[Tensor, Tensor, list[float]]:
-        """Return the estimate, the one before it, and the likelihoods on the way."""
+        """Return the estimate, the one before it, and the likelihoods on the way.
+
+        Two volumes are held at once: `continued_locally` turns the older into the continuation of the
+        newer, which a correction then changes in place.
+
+        Parameters
+        ----------
+        estimates : the estimate, and the one before it if there is one; emptied
+        """
         floor = 1e-6 * self._start(level.factors)
         near = self._near(level.factors)
+        x, before = estimates[0], estimates[-1]
+        estimates.clear()
         p = continued_locally(x, before, stretch.start_momentum, floor, near)
+        del before
         models, score = level.judged(p)
         scores = [score]
         for projector, momentum in stretch.steps:
-            before, x = x, level.corrected(p, models, projector)
+            if p is x:
+                p = copied(x)
+            before, x = x, level.correct_in_place(p, models, projector)
+            del p, models
             p = continued_locally(x, before, momentum, floor, near)
+            del before
             models, score = level.judged(p)
             scores.append(score)
         if to_continue:
-            return level.corrected(p, models, 0), x, scores
-        return p, before, scores
+            if p is x:
+                p = copied(x)
+            return level.correct_in_place(p, models, 0), x, scores
+        return p, x, scores
 
     def _level(self, problem: Problem, stretch: Stretch) -> JudgedLevel:
         finest = stretch.binning == (1, 1, 1)
@@ -219,28 +248,49 @@ class Replay:
         return self.schedule.start * math.prod(binning)
 
 
-def continued_locally(x: Tensor, before: Tensor, beta: float, floor: float, near: Shape) -> Tensor:
+def replayed_peak_bytes(problem: Problem, projector: BackProjector) -> int:
+    """Return the memory that a replay holds at once: see `peak_bytes`."""
+    return peak_bytes(problem, volumes=2, projector=projector)
+
+
+def copied(x: Tensor) -> Tensor:
+    """Return a copy, in huge pages."""
+    return empty(tuple(x.shape), x).copy_(x)
+
+
+def continued_locally(
+    x: Tensor, before: Tensor, beta: float, floor: float, near: Shape
+) -> Tensor:
     """Return x (x / before)^beta with the light of x in every neighbourhood of `near` voxels.
 
-    Unlike `continued`, no voxel depends on any farther one.
+    Unlike `continued`, no voxel depends on any farther one. `before` becomes the result.
     """
-    if beta < LEAST_MOMENTUM or x is before:
+    if beta < LEAST_MOMENTUM or before is x:
         return x
-    p = torch.add(before, floor, out=empty(tuple(x.shape), x))
+    p = before.add_(floor)
     torch.div(x, p, out=p)
     steepest = LARGEST_STEP ** (1 / beta)
     p.clamp_(steepest**-2, steepest).pow_(beta).mul_(x)
-    light = box_mean(x, near).add_(floor)
-    return p.mul_(light.div_(box_mean(p, near).add_(floor)))
+    light = empty(tuple(x.shape), x)
+    for start in range(0, len(x), BOX_PLANES):
+        planes = slice(start, start + BOX_PLANES)
+        around = slice(max(start - near[0], 0), start + BOX_PLANES + near[0])
+        kept = slice(start - around.start, start - around.start + BOX_PLANES)
+        means = (box_mean(v[around], near)[kept].add_(floor) for v in (x, p))
+        light[planes] = next(means).div_(next(means))
+    return p.mul_(light)
 
 
 def box_mean(x: Tensor, radius: Shape) -> Tensor:
     """Return the mean over 2 radius + 1 voxels along each axis, of zeros beyond the border."""
     x = x[None, None]
     for axis, r in enumerate(radius):
-        size, padding = [1, 1, 1], [0, 0, 0]
-        size[axis], padding[axis] = 2 * r + 1, r
-        x = torch.nn.functional.avg_pool3d(x, size, stride=1, padding=padding)
+        if r == 0:
+            continue
+        padding, size = [0] * 6, [1, 1, 1]
+        padding[4 - 2 * axis], padding[5 - 2 * axis], size[axis] = r, r, 2 * r + 1
+        # padded here, as pooling refuses what is smaller than its window
+        x = torch.nn.functional.avg_pool3d(torch.nn.functional.pad(x, padding), size, stride=1)
     return x[0, 0] if any(radius) else x[0, 0].clone()
 
 

@@ -14,15 +14,16 @@ import torch
 from torch import Tensor
 
 from pellucid.core.back_projectors import BackProjector, Matched, back_projection
+from pellucid.core.boundary import Weight, constant_where_seen, weight_of
 from pellucid.core.fourier import SLAB, empty
-from pellucid.core.operators import LinearOperator
-from pellucid.core.problem import Observation, Problem, Restored, sensitivities
+from pellucid.core.operators import Blur, LinearOperator
+from pellucid.core.problem import Observation, Problem, Restored
 from pellucid.core.sheet_scan import SheetScan
 from pellucid.core.varying_blur import VaryingBlur
 from pellucid.errors import ParameterError, RunawayWarning
 
-UNSEEN = 0.02
-"""Share of the largest sensitivity below which an object voxel is not seen: it stays dark."""
+LEAST_SENSITIVITY = 1e-6
+"""Share of the largest sensitivity below which voxels are not corrected more strongly."""
 
 
 @dataclass(frozen=True)
@@ -66,30 +67,27 @@ class RichardsonLucy:
     def peak_bytes(self, problem: Problem) -> int:
         """Return the largest memory held at once, in bytes, images included."""
         kept_for_momentum = {"none": 0, "heavy-ball": 1, "biggs-andrews": 5}[self.momentum]
-        return peak_bytes(problem, volumes=3 + kept_for_momentum, projector=self.back_projector)
+        return peak_bytes(problem, volumes=1 + kept_for_momentum, projector=self.back_projector)
 
     def __call__(self, problem: Problem) -> Restored:
         views = range(len(problem.observations))
         backwards = [back_projection(o.operator, self.back_projector) for o in problem.observations]
-        seen = sensitivities(problem)
-        weight_of_all = inverse_sensitivity(seen)
+        weight_of_all = weight_of(problem, LEAST_SENSITIVITY)
         x = _start(problem, self.start, weight_of_all)
         if self.update == "additive":
             groups, weights = [list(views)], [weight_of_all]
         else:
-            groups, weights = [[v] for v in views], [inverse_sensitivity([s]) for s in seen]
-        del seen, weight_of_all
+            alone = [Problem((o,), problem.window) for o in problem.observations]
+            groups, weights = [[v] for v in views], [weight_of(p, LEAST_SENSITIVITY) for p in alone]
+        del weight_of_all
         momentum: _NoMomentum | _HeavyBall = _MOMENTA[self.momentum]()
         divergences: list[float] = []
         for _ in range(self.iterations):
             p = momentum.continued(x)
             for group, weight in zip(groups, weights, strict=True):
-                ratios = []
+                ratios: list[Tensor] = []  # lets go of the last ones before the next are made
                 for v in group:
-                    ratio, divergence = mismatch(problem.observations[v], p)
-                    ratios.append(ratio)
-                    if v == 0:
-                        divergences.append(divergence)
+                    ratios.append(mismatch(problem.observations[v], p, divergences if v == 0 else []))
                 if not math.isfinite(divergences[-1]):
                     break
                 correct(p, [backwards[v] for v in group], ratios, weight)
@@ -113,8 +111,8 @@ class RichardsonLucy:
         return Restored(problem.windowed(x).contiguous(), stats)
 
 
-def mismatch(o: Observation, x: Tensor) -> tuple[Tensor, float]:
-    """Return y / (A x + b) - 1, and the mean I-divergence of y from A x + b on a share of its planes.
+def mismatch(o: Observation, x: Tensor, divergences: list[float]) -> Tensor:
+    """Return y / (A x + b) - 1; append the mean I-divergence of y from A x + b to `divergences`.
 
     The divergence sum(y log(y / m) - y + m) / voxels is taken on at most about 16 slabs.
     """
@@ -134,14 +132,15 @@ def mismatch(o: Observation, x: Tensor) -> tuple[Tensor, float]:
         ratio[planes].sub_(1)
 
     o.operator.forward_slabs(x, finish)
-    return ratio, sum(total for total, _ in sums) / sum(count for _, count in sums)
+    divergences.append(sum(total for total, _ in sums) / sum(count for _, count in sums))
+    return ratio
 
 
 def correct(
     x: Tensor,
     backwards: Sequence[LinearOperator],
     ratios: list[Tensor],
-    weight: Tensor,
+    weight: Weight,
     *,
     least: float = 0.0,
 ) -> None:
@@ -232,45 +231,50 @@ def ran_away(divergences: list[float]) -> bool:
     return not math.isfinite(last) or last > max(divergences[0], 3 * min(divergences))
 
 
-def inverse_sensitivity(seen: list[Tensor]) -> Tensor:
-    """Return 1 / summed sensitivity, and 0 for object voxels that no image sees."""
-    total = _summed(iter(seen))
-    largest = float(total.max())
-    unseen = total < UNSEEN * largest
-    return total.clamp_min(1e-6 * largest).reciprocal_().masked_fill_(unseen, 0)
-
-
-def flat_start(problem: Problem, visible: Tensor) -> Tensor:
+def flat_start(problem: Problem, weight: Weight) -> Tensor:
     """Return a constant object that explains the total light, dark where it is not visible."""
-    light = sum(float((o.image - o.background).mean(dtype=torch.float64)) for o in problem.observations)
-    level = max(light, 1e-3 * sum(float(o.image.mean(dtype=torch.float64)) for o in problem.observations))
-    return visible.to(problem.observations[0].image.dtype).mul_(level / len(problem.observations))
+    views = problem.observations
+    light = sum(float((o.image - o.background).mean(dtype=torch.float64)) for o in views)
+    level = max(light, 1e-3 * sum(float(o.image.mean(dtype=torch.float64)) for o in views))
+    return constant_where_seen(problem, weight, level / len(views))
 
 
-def peak_bytes(problem: Problem, *, volumes: int, projector: BackProjector) -> int:
-    """Return bytes held at once: `volumes` objects, per view images, spectra and filters.
+def peak_bytes(
+    problem: Problem, *, volumes: int, projector: BackProjector, images: int = 2
+) -> int:
+    """Return bytes held at once by an iteration on `problem`.
 
-    An unmatched projector is built from two more volumes. Measured on a 120x320x320 grid with
-    one view: 3 to 4 % below this for plain Richardson-Lucy, 10 % for the guarded one.
+    With one view through a constant blur: the objects, images and half spectra that are counted here,
+    and nothing else (`benchmarks/restorer_memory.py`). Otherwise dense weights, samples and sums of spectra
+    come on top, for which seven more objects are taken.
+
+    Parameters
+    ----------
+    volumes, images : objects and images of one view alive at the peak, the recording among them
     """
     element = problem.observations[0].image.element_size()
-    matched = projector == Matched()
-    total = (volumes if matched else volumes + 2) * math.prod(problem.shape) * element
+    first = problem.observations[0].operator
+    is_plain = len(problem.observations) == 1 and isinstance(first, Blur)
+    is_matched = projector == Matched()
+    if not is_plain:
+        volumes += 2 if is_matched else 7
+    total: float = volumes * math.prod(problem.shape) * element
     half = 0
     for o in problem.observations:
-        total += 3 * o.image.numel() * element
         operator: Any = getattr(o.operator, "outer", o.operator)
         half = math.prod(operator.grid[:2]) * (operator.grid[2] // 2 + 1)
-        total += (1 if matched else 2) * half * 2 * element
+        total += (images if is_plain else 3) * o.image.numel() * element
+        spectra = 1 if is_matched else 1.5 if is_plain and projector.filters_matched else 2
+        total += spectra * half * 2 * element
         if isinstance(operator, (VaryingBlur, SheetScan)):
             total += operator.bytes_beyond_mean + half * 2 * element  # and the sum of spectra
     return int(1.03 * (total + half * 2 * element))  # and the spectrum in flight
 
 
-def _start(problem: Problem, kind: str | float, weight: Tensor) -> Tensor:
+def _start(problem: Problem, kind: str | float, weight: Weight) -> Tensor:
     if not isinstance(kind, str):
-        return (weight > 0).to(problem.observations[0].image.dtype).mul_(kind)
-    flat = flat_start(problem, weight > 0)
+        return constant_where_seen(problem, weight, kind)
+    flat = flat_start(problem, weight)
     if kind == "flat":
         return flat
     if kind == "raw" and len(problem.observations) > 1:
@@ -283,7 +287,7 @@ def _start(problem: Problem, kind: str | float, weight: Tensor) -> Tensor:
         back = _summed(
             o.operator.adjoint(i) for o, i in zip(problem.observations, images, strict=True)
         )
-        return back.mul_(weight)
+        return back.mul_(weight[:])
     raw = flat.clone()
     problem.windowed(raw)[...] = images[0]
     return raw.clamp_min_(1e-3 * float(flat.max()))

@@ -5,10 +5,10 @@ import glob
 import re
 from pathlib import Path
 
-from pellucid.data.zarr_json import is_zarr
+from pellucid.data.zarr_json import is_n5, is_zarr
 from pellucid.errors import InputError
 
-IMAGE_SUFFIXES = (".tif", ".tiff", ".btf", ".tf8", ".zarr", ".npy", ".npz")
+IMAGE_SUFFIXES = (".tif", ".tiff", ".btf", ".tf8", ".zarr", ".npy", ".npz", ".ims", ".h5", ".n5")
 
 
 def find_inputs(spec: str | Path) -> list[Path]:
@@ -23,7 +23,7 @@ def find_inputs(spec: str | Path) -> list[Path]:
     InputError : nothing found; lists what the folder holds instead
     """
     path = Path(spec).expanduser()
-    if path.is_dir() and not is_zarr(path):
+    if path.is_dir() and not _is_store(path):
         found = [entry for entry in path.iterdir() if _looks_like_image(entry)]
         if not found:
             raise InputError(f"{path}: no images in this folder; {_holds(path)}")
@@ -35,7 +35,7 @@ def find_inputs(spec: str | Path) -> list[Path]:
             Path(name)
             for name in glob.glob(str(path), recursive=True)
             if not Path(name).name.startswith(".") and not Path(name).name.endswith(".partial")
-            and (Path(name).is_file() or is_zarr(Path(name)))
+            and (Path(name).is_file() or _is_store(Path(name)))
         ]  # fmt: skip
         if not found:
             folder = next(p for p in path.parents if not glob.has_magic(str(p)))
@@ -62,7 +62,7 @@ def check_input_path(path: str | Path) -> Path:
         hint = f"Did you mean {near}?" if near else _holds(path.parent)
         raise InputError(f"{path}: no such file. {hint}")
     if path.is_dir():
-        if not is_zarr(path):
+        if not _is_store(path):
             raise InputError(
                 f"{path}: a folder, and not an OME-Zarr; {_holds(path)} "
                 "Give one file, or find_inputs for all of them."
@@ -76,8 +76,12 @@ def _looks_like_image(entry: Path) -> bool:
     return (
         entry.suffix.lower() in IMAGE_SUFFIXES
         and not entry.name.startswith(".")
-        and (entry.is_file() or is_zarr(entry))
+        and (entry.is_file() or _is_store(entry))
     )
+
+
+def _is_store(path: Path) -> bool:
+    return is_zarr(path) or is_n5(path)
 
 
 def _close_matches(path: Path) -> str:

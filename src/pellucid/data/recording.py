@@ -10,9 +10,11 @@ import numpy as np
 
 from pellucid.data.inputs import check_input_path, find_inputs
 from pellucid.data.source import RECORDING_AXES, Array, Source, Spacing
+from pellucid.data.zarr_json import is_n5
 from pellucid.errors import InputError, VoxelSizeWarning
 
 TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+HDF5_MAGIC = b"\x89HDF"
 NUMPY_MAGIC = (b"\x93NUM", b"PK\x03\x04")
 
 SAME_VOXEL = 0.01
@@ -20,8 +22,7 @@ SAME_VOXEL = 0.01
 
 # Suffixes of instrument formats, to tell "cannot read this yet" from "this is not an image".
 MICROSCOPE_SUFFIXES = frozenset(
-    {".czi", ".nd2", ".lif", ".ims", ".oib", ".oif", ".oir", ".vsi", ".h5", ".hdf5", ".n5", ".dv",
-     ".stk", ".klb", ".mrc"}
+    {".czi", ".nd2", ".lif", ".oib", ".oif", ".oir", ".vsi", ".dv", ".stk", ".klb", ".mrc"}
 )  # fmt: skip
 
 
@@ -127,11 +128,13 @@ def open_recording(
 
     Parameters
     ----------
-    path : OME-TIFF, ImageJ TIFF, TIFF, OME-Zarr 0.4 or 0.5 (a folder), .npy or .npz
+    path : OME-TIFF, ImageJ TIFF, TIFF, OME-Zarr 0.4 or 0.5 (a folder), BigDataViewer (.xml with
+        HDF5 or N5), Imaris (.ims), an N5 array, .npy or .npz
     voxel_um : (z, y, x) micrometres; overrides what the file says, with a `VoxelSizeWarning` where
         that is something else
     axes : the dimensions of the stored array, such as "tzyx", where the file does not say
-    image : which image of a TIFF that holds several (positions, scenes)
+    image : which image of a TIFF that holds several (positions, scenes), which view of a dataset of
+        BigDataViewer
 
     Raises
     ------
@@ -213,12 +216,24 @@ def check_voxel_um(voxel_um: Sequence[float]) -> tuple[float, float, float]:
 
 def _open_source(path: Path, axes: str | None, image: int | None) -> Source:
     # Each format is imported when a file of it comes: tensorstore alone costs half a second.
+    if is_n5(path):
+        from pellucid.data.n5 import open_n5
+
+        return open_n5(path, image)
     if path.is_dir():
         from pellucid.data.ome_zarr import OmeZarrSource
 
         return OmeZarrSource(path, axes)
     with path.open("rb") as file:
         magic = file.read(4)
+    if magic == HDF5_MAGIC:
+        from pellucid.data.hdf5 import open_hdf5
+
+        return open_hdf5(path, image)
+    if path.suffix.lower() == ".xml":
+        from pellucid.data.bdv import open_bdv
+
+        return open_bdv(path, image)
     if magic in TIFF_MAGIC:
         from pellucid.data.tiff import TiffSource
 
@@ -234,7 +249,7 @@ def _open_source(path: Path, axes: str | None, image: int | None) -> Source:
         )
     raise InputError(
         f"{path.name}: not an image that Pellucid knows (its first bytes are {magic!r}). "
-        "Give a TIFF, an OME-Zarr folder or a .npy file."
+        "Give a TIFF, an OME-Zarr folder, a BigDataViewer .xml, an .ims or a .npy file."
     )
 
 

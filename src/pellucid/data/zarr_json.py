@@ -41,3 +41,8 @@ def is_zarr(path: Path) -> bool:
     return path.suffix.lower() == ".zarr" or any(
         (path / name).is_file() for name in ("zarr.json", ".zgroup", ".zattrs", ".zarray")
     )
+
+
+def is_n5(path: Path) -> bool:
+    """Whether `path` is an N5 container or array."""
+    return path.is_dir() and (path / "attributes.json").is_file()

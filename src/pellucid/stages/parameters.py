@@ -157,6 +157,9 @@ class InputParameters(Parameters):
     )
     time: str | None = Field(None, description="Time points to take: 3, 0:3, or 0,2,5.")
     channel: str | None = Field(None, description="Channels to take, by number or name: 0,2.")
+    image: int | None = Field(
+        None, ge=0, description="Which image or view of a file that holds several, from 0."
+    )
 
 
 class MeasureParameters(InputParameters):

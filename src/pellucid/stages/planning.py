@@ -21,7 +21,13 @@ from pellucid.stages.parameters import SUFFIXES, DeconvolveParameters
 from pellucid.stages.psf_choice import psfs_or_fields
 from pellucid.stages.resources import available_bytes, describe_device, resolve_device
 from pellucid.stages.restoring import back_projector_figures, peak_bytes, shape_that_fits
-from pellucid.stages.tile_plan import MARGIN, TilePlan, plan_tiles, resident_bytes
+from pellucid.stages.tile_plan import (
+    BESIDE_BYTES,
+    MARGIN,
+    TilePlan,
+    plan_tiles,
+    resident_bytes,
+)
 
 IMAGE_SUFFIXES = (".zarr", ".tif", ".tiff")
 
@@ -178,7 +184,9 @@ def plan_deconvolution(parameters: DeconvolveParameters) -> Plan:
     recordings = [
         recording
         for spec in parameters.inputs
-        for recording in open_recordings(spec, voxel_um=parameters.voxel_um, axes=parameters.axes)
+        for recording in open_recordings(
+            spec, voxel_um=parameters.voxel_um, axes=parameters.axes, image=parameters.image
+        )
     ]
     return plan_recordings(parameters, recordings)
 
@@ -268,7 +276,8 @@ def _fitted(file: FilePlan, parameters: DeconvolveParameters, place: Workplace) 
             f"{file.output.name}: an interrupted run of this output is there. Go on with --resume, or "
             "begin anew with --overwrite."
         )
-    needed = file.peak_bytes + (file.host_bytes if device == "cpu" else 0)
+    beside = file.host_bytes + BESIDE_BYTES if device == "cpu" else 0
+    needed = file.peak_bytes + beside
     fits = room is None or needed <= room
     in_one = fits and parameters.tile is None and parameters.cluster is None
     if in_one and not (goes_on and parameters.resume):
@@ -290,7 +299,7 @@ def _fitted(file: FilePlan, parameters: DeconvolveParameters, place: Workplace) 
             f"{'tile' if parameters.tile else 'cluster'} out."
         )
     assert room is not None
-    left = room - (file.host_bytes if device == "cpu" else 0)
+    left = room - beside
     widest = max(file.psfs, key=lambda psf: math.prod(psf.shape))
     crop = shape_that_fits((z, y, x), widest, parameters, left)
     if len(psfs) < len(file.psfs):
@@ -314,7 +323,8 @@ def _shared_out(
     volumes, itemsize = file.shape[0] * file.shape[1], file.recording.dtype.itemsize
     z, y, x = file.shape[2:]
     while place.workers > 1 and volumes * len(tiles.tiling) < TILES_OF_A_WORKER * place.workers:
-        room = int(0.7 * tiles.tiling.peak_bytes / MARGIN)
+        work = tiles.tiling.peak_bytes - BESIDE_BYTES
+        room = int((BESIDE_BYTES + 0.7 * work) / MARGIN)
         try:
             tiles = plan_tiles((z, y, x), psfs, parameters, itemsize, room)
         except PlanError:

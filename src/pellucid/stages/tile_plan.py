@@ -2,6 +2,7 @@
 
 import math
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,14 +15,24 @@ from pellucid.core.fourier import Shape
 from pellucid.core.operators import Blur
 from pellucid.core.problem import Observation, Problem
 from pellucid.core.psf import Psf, fwhm_px
-from pellucid.core.tiling import Tiling, halo_of, plan
+from pellucid.core.replay import replayed_peak_bytes
+from pellucid.core.tiling import Box, Tile, Tiling, halo_of, plan
 from pellucid.data.pyramid import SHARD_CHUNKS, Triple, chunk_and_shard
 from pellucid.errors import ParameterError, PlanError
 from pellucid.stages.parameters import DeconvolveParameters
 
-MARGIN = 0.6
-"""Share of the room that tiles may plan with: libraries, measuring, and freed memory take the rest.
-With 0.85, 1.05 GiB were held where 1 GiB was allowed (`benchmarks/large_volumes.py`)."""
+MARGIN = 0.95
+"""Share of the room that tiles may plan with."""
+
+BESIDE_BYTES = 130 * 2**20
+"""Held beside the work and not before it: libraries and threads that start later, and freed memory
+that the C library keeps (`benchmarks/large_volumes.py`)."""
+
+SMALLEST_SAMPLE = 64
+"""Voxels along an axis below which a sample is not made smaller."""
+
+WRITER_SHARE = 16
+"""A shard takes at most this part of the room: one waits to be encoded, and is encoded."""
 
 
 @dataclass(frozen=True)
@@ -32,10 +43,21 @@ class TilePlan:
     ----------
     tiling : cores and what is read for them
     shard_chunks : of the output, so that no two cores share a file
+    sample_shape : of the part of a tile on which decisions are made, at most
     """
 
     tiling: Tiling
     shard_chunks: Triple
+    sample_shape: Shape
+
+    def sample(self, tile: Tile) -> Box:
+        """The middle of what is read for a tile, on which decisions are made."""
+        box = []
+        for n, read in zip(self.sample_shape, tile.read, strict=True):
+            size = min(n, read.stop - read.start)
+            start = (read.start + read.stop - size) // 2
+            box.append(slice(start, start + size))
+        return box[0], box[1], box[2]
 
 
 def plan_tiles(
@@ -61,8 +83,10 @@ def plan_tiles(
 
     def needed(read: Shape) -> int:
         voxels = math.prod(read)
-        # one more tile is read meanwhile, one becomes float32, and one core is being written
-        return tile_peak_bytes(read, widest, parameters) + voxels * (2 * itemsize + 4 + 8)
+        core = math.prod(max(n - 2 * h, 1) for n, h in zip(read, halo, strict=True))
+        # one more tile is read meanwhile, and a core is being written: itself, and shards of it
+        beside = voxels * itemsize + min(core, voxels) * 4 * 2
+        return tile_peak_bytes(read, widest, parameters) + beside + BESIDE_BYTES
 
     room = int(MARGIN * room_bytes) if room_bytes is not None else 2**62
     if parameters.tile is None:
@@ -79,16 +103,36 @@ def plan_tiles(
                 f"{largest / 2**20:.0f} MiB, and {room / 2**20:.0f} MiB may be used. "
                 "Take a smaller tile, or leave it out."
             )
-    return TilePlan(tiling, _shard_chunks(tiling, chunk))
+    largest_read = max((_size(tile.read) for tile in tiling), key=math.prod)
+    sample = _sample_shape(largest_read, widest, parameters, room - BESIDE_BYTES)
+    return TilePlan(tiling, _shard_chunks(tiling, chunk, room), sample)
 
 
 def tile_peak_bytes(shape: Shape, kernel: np.ndarray, parameters: DeconvolveParameters) -> int:
     """Memory that the restoration of one tile takes."""
+    problem, projector = _meta_problem(shape, kernel), back_projector(parameters.method)
+    if parameters.iterations is None:
+        return replayed_peak_bytes(problem, projector)
+    return restorer(projector, parameters.iterations).peak_bytes(problem)
+
+
+def _sample_shape(
+    largest: Shape, kernel: np.ndarray, parameters: DeconvolveParameters, room_bytes: int
+) -> Shape:
+    """The most of a tile that can be restored with all decisions open: it takes twice the memory."""
+    size, guarded = list(largest), restorer(back_projector(parameters.method), None)
+    while guarded.peak_bytes(_meta_problem(_triple(size), kernel)) > room_bytes:
+        axis = int(np.argmax(size))
+        if size[axis] < 2 * SMALLEST_SAMPLE:
+            break
+        size[axis] = 3 * size[axis] // 4
+    return _triple(size)
+
+
+def _meta_problem(shape: Shape, kernel: np.ndarray) -> Problem:
     # Tensors without memory carry the shapes through the arithmetic.
     blur = Blur(torch.empty(kernel.shape, dtype=torch.float32, device="meta"), shape)
-    image = torch.empty(shape, dtype=torch.float32, device="meta")
-    chosen = restorer(back_projector(parameters.method), parameters.iterations)
-    return chosen.peak_bytes(Problem((Observation(image, blur),)))
+    return Problem((Observation(torch.empty(shape, dtype=torch.float32, device="meta"), blur),))
 
 
 def resident_bytes() -> int:
@@ -121,14 +165,22 @@ def _coarsest(kernels: list[np.ndarray], shape: Shape) -> Shape:
     return _largest(steps)
 
 
-def _shard_chunks(tiling: Tiling, chunk: Triple) -> Triple:
-    """The most chunks that make a shard within a core."""
+def _shard_chunks(tiling: Tiling, chunk: Triple, room_bytes: int) -> Triple:
+    """The most chunks that make a shard within a core and within `WRITER_SHARE` of the room."""
     most = []
     for core, c, n, limit in zip(tiling.core_shape, chunk, tiling.shape, SHARD_CHUNKS, strict=True):
         chunks = core // c
         whole = core >= n
         most.append(limit if whole else max(k for k in range(1, limit + 1) if chunks % k == 0))
+    while max(most) > 1 and 4 * math.prod(most) * math.prod(chunk) * WRITER_SHARE > room_bytes:
+        axis = int(np.argmax(most))
+        most[axis] = max(k for k in range(1, most[axis]) if most[axis] % k == 0)
     return most[0], most[1], most[2]
+
+
+def _triple(values: Sequence[int]) -> Shape:
+    z, y, x = values
+    return z, y, x
 
 
 def _largest(triples: list[Shape]) -> Shape:

@@ -36,7 +36,8 @@ from pellucid.stages.engine import Done, Engine, InProcess
 from pellucid.stages.events import FileDone, OnEvent, TileDone, Warned
 from pellucid.stages.parameters import DeconvolveParameters
 from pellucid.stages.planning import FilePlan, Plan
-from pellucid.stages.resources import describe_device
+from pellucid.stages.resources import describe_device, return_freed_memory
+from pellucid.stages.tile_plan import TilePlan
 from pellucid.stages.volume_statistics import LazyVolume, VolumeStatistics, measured
 
 Float32 = npt.NDArray[np.float32]
@@ -113,20 +114,20 @@ class RestoredTiles:
         t, c, index = key
         return f"t{t} c{c} tile {index}"
 
-    def read(self, key: TileKey) -> npt.NDArray[Any] | None:
-        """Return the counts of a tile and its halo; None where there is no light."""
+    def read(self, key: TileKey) -> list[npt.NDArray[Any]]:
+        """Return the counts of a tile and its halo, to be taken out; none where there is no light."""
         t, c, index = key
         volume = self.volumes[t, c]
-        return None if index in volume.dark else volume.read(self.tiling.tile(index))
+        return [] if index in volume.dark else [volume.read(self.tiling.tile(index))]
 
     def compute(
-        self, key: TileKey, read: npt.NDArray[Any] | None
+        self, key: TileKey, read: list[npt.NDArray[Any]]
     ) -> tuple[Float32 | None, dict[str, Any]]:
         """Return the core of a tile in counts above background, and what the restorer said."""
-        if read is None:
+        if not read:
             return None, {}
         t, c, index = key
-        return self.volumes[t, c].restored(self.tiling.tile(index), read)
+        return self.volumes[t, c].restored(self.tiling.tile(index), read.pop())
 
     def write(self, key: TileKey, made: tuple[Float32 | None, dict[str, Any]]) -> dict[str, Any]:
         """Write the core of a tile; returns what is listed of it."""
@@ -150,6 +151,7 @@ def run_tiled(
     asked = plan.parameters
     warnings: list[str] = []
     record = RunRecord("deconvolve", asked.plain())
+    return_freed_memory()
     record.inputs = [fingerprint(path) for path in [*file.recording.files, *asked.psf]]
     writer = _writer(plan, file, record)
     file.output.parent.mkdir(exist_ok=True)
@@ -231,7 +233,7 @@ def _prepared(
             volume = LazyVolume(file.recording, *task_place(file, place))
             statistics = measured(volume, tiling, plan.parameters.background)
             new[place] = _volume_task(plan, file, place, statistics, None)
-    engine.run(list(new), DecidedVolumes(tiling, new), done, lambda _: None)
+    engine.run(list(new), DecidedVolumes(file.tiles, new), done, lambda _: None)
     # As they were listed, so that a run that goes on knows exactly the same.
     prepared = {}
     for place in places:
@@ -266,7 +268,7 @@ def _volume_task(
 class DecidedVolumes:
     """The task of deciding, on one tile of a volume (t, c), what all its tiles will repeat."""
 
-    tiling: Tiling
+    tiles: TilePlan
     volumes: dict[tuple[int, int], VolumeTask]
 
     def part(self, key: tuple[int, int]) -> str:
@@ -276,8 +278,13 @@ class DecidedVolumes:
     def read(self, key: tuple[int, int]) -> npt.NDArray[Any] | None:
         """Return the counts of the typical tile; None where nothing is to be decided."""
         volume = self.volumes[key]
-        decides = volume.parameters.iterations is None and len(volume.dark) < len(self.tiling)
-        return volume.read(self.tiling.tile(volume.statistics.typical)) if decides else None
+        tiling = self.tiles.tiling
+        if volume.parameters.iterations is not None or len(volume.dark) == len(tiling):
+            return None
+        counts: npt.NDArray[Any] = volume.volume[
+            self.tiles.sample(tiling.tile(volume.statistics.typical))
+        ]
+        return counts
 
     def compute(
         self, key: tuple[int, int], read: npt.NDArray[Any] | None

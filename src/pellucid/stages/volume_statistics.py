@@ -1,5 +1,6 @@
 """What is measured of a whole volume before its first tile: samples, and one pass over all voxels."""
 
+import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,7 +18,8 @@ from pellucid.errors import InputError
 
 PERCENTILES = (0.1, 1.0, 50.0, 99.0, 99.9)
 SAMPLED_VOXELS = 4_000_000
-SLAB_PLANES = 64
+SLAB_PLANES, SLAB_ROWS, SLAB_VOXELS = 64, 128, 4_000_000
+"""What is measured at a time: whole chunks of what Pellucid writes, 100 MiB with all copies."""
 
 DARK_BLOCK_SIGMAS, DARK_VOXEL_SIGMAS = 8.0, 8.0
 """A core is empty where no mean of 4 x 8 x 8 voxels, and no voxel, stands out by so many standard
@@ -128,9 +130,11 @@ def _camera(volume: LazyVolume, noise: Noise, background: float) -> Noise:
 
 def _slabs(volume: LazyVolume, core: Box) -> Iterator[Any]:
     z, y, x = core
-    for start in range(z.start, z.stop, SLAB_PLANES):
+    rows = max(SLAB_VOXELS // (SLAB_PLANES * (x.stop - x.start)) // SLAB_ROWS, 1) * SLAB_ROWS
+    starts = itertools.product(range(z.start, z.stop, SLAB_PLANES), range(y.start, y.stop, rows))
+    for start, first in starts:
         planes = slice(start, min(start + SLAB_PLANES, z.stop))
-        slab = volume[planes, y, x]
+        slab = volume[planes, slice(first, min(first + rows, y.stop)), x]
         if slab.dtype.kind == "f" and not np.isfinite(slab).all():
             raise InputError(
                 f"{volume.recording.path.name}: voxels that are NaN or infinite in planes "
