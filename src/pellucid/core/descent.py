@@ -23,6 +23,7 @@ from pellucid.core.gauss_newton import (
     strongest_gradients,
 )
 from pellucid.core.geometry import Affine, Grid
+from pellucid.core.view_noise import ViewNoise, measured_noise
 from pellucid.core.verdict import Agreement, agreement, correlation, shared_volume
 
 Matrix = NDArray[np.float64]
@@ -64,6 +65,8 @@ class View:
         default_factory=dict, init=False, repr=False, compare=False
     )
 
+    noise: list[ViewNoise] = field(default_factory=list, init=False, repr=False, compare=False)
+
     def at(self, voxel_um: float) -> tuple[Tensor, Grid]:
         """Return the view averaged down to voxels of about `voxel_um`; averaged once, then kept."""
         if voxel_um not in self.pyramid:
@@ -71,6 +74,13 @@ class View:
             source = self.pyramid[max(finer)] if finer else (self.image, self.grid)
             self.pyramid[voxel_um] = downsampled(*source, voxel_um)
         return self.pyramid[voxel_um]
+
+    def noise_at(self, voxel_um: float) -> ViewNoise:
+        """Return the noise of `at(voxel_um)`; measured once, then kept."""
+        if not self.noise:
+            self.noise.append(measured_noise(self.image))
+        grid = self.at(voxel_um)[1]
+        return self.noise[0].averaged(self.image.numel() // int(np.prod(grid.shape)))
 
     def mask_at(self, voxel_um: float) -> Tensor | None:
         """Return 1 where all voxels averaged count."""
@@ -196,7 +206,8 @@ class _Descent:
         at = self.fit.fixed_to_moving
         blur = from_difference(self.difference, at)
         pair = self.fixed.at(voxel_um), self.moving.at(voxel_um)
-        first, second = matched_levels(*pair, at, blur)
+        noise = self.fixed.noise_at(voxel_um), self.moving.noise_at(voxel_um)
+        first, second = matched_levels(*pair, at, blur, noise)
         return (
             replace(first, mask=self.fixed.mask_at(voxel_um)),
             replace(second, mask=self.moving.mask_at(voxel_um)),

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pellucid.core.geometry import Affine, Grid, Triple
+from pellucid.core.view_noise import NO_NOISE, ViewNoise
 
 Model = Literal["translation", "rigid", "similarity", "affine"]
 Matrix = NDArray[np.float64]
@@ -38,6 +39,7 @@ class Level:
     grid: Grid
     border_um: Triple
     mask: Tensor | None = None
+    noise: ViewNoise = NO_NOISE
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,7 @@ class Points:
     places_um: Tensor
     values: Tensor
     gradients: Tensor
+    noise: ViewNoise = NO_NOISE
 
 
 @dataclass(frozen=True)
@@ -87,7 +90,7 @@ def strongest_gradients(level: Level, most: int, share: float = 0.3) -> Points:
     middle = (np.asarray(image.shape) - 1) / 2
     places = (lattice.to(image) - image.new_tensor(middle)) * image.new_tensor(spacing)
     chosen = torch.stack([g.ravel()[index] for g in gradients], dim=1)
-    return Points(places, image[lattice.unbind(1)], chosen)
+    return Points(places, image[lattice.unbind(1)], chosen, level.noise)
 
 
 def align(
@@ -179,12 +182,28 @@ def sample_with_gradient(image: Tensor, places: Tensor) -> tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True)
+class _Bias:
+    """What noise adds to the normal equations: to sums of geometry times value, of geometry times
+    the moving image, and of squares of the moving image."""
+
+    with_fixed: Matrix
+    with_moving: Matrix
+    of_moving: float
+
+
+@dataclass(frozen=True)
 class _Columns:
     """The linearised problem: `values ~ matrix @ (12 geometric unknowns, gain, offset)`."""
 
     matrix: Tensor
     values: Tensor
     index: Tensor
+    bias: _Bias
+
+    def gain(self) -> float:
+        """Return the slope between the images, not made smaller by the noise of the moving one."""
+        seen = self.matrix[:, 12]
+        return float(seen @ self.values) / max(float(seen @ seen) - self.bias.of_moving, 1e-30)
 
 
 def _columns(
@@ -205,15 +224,32 @@ def _columns(
     if index.numel() < FEWEST_POINTS:
         return None
     seen, slope = sample_with_gradient(image, places[index])
+    value, slope_fixed, slope_moving = points.values[index], points.gradients[index], slope @ linear
+    noise_moving = moving.noise.interpolated(grid)
+    noisy_fixed = float(points.noise.variance(value).sum())
+    noisy_moving = float(noise_moving.variance(seen).sum())
     # float32 sums of squares keep their digits only around the mean; the offset is free anyway
-    seen, value = seen - seen.mean(), points.values[index] - points.values[index].mean()
+    seen, value = seen - seen.mean(), value - value.mean()
     # the ratio of spreads, not the slope of a fit: misalignment makes the slope too small
-    gain = (float(value @ value) / max(float(seen @ seen), 1e-30)) ** 0.5
-    gradient = 0.5 * (points.gradients[index] + gain * (slope @ linear))
+    spread_fixed, spread_moving = float(value @ value), float(seen @ seen)
+    gain = (
+        max(spread_fixed - noisy_fixed, 0.1 * spread_fixed)
+        / max(spread_moving - noisy_moving, 0.1 * spread_moving, 1e-30)
+    ) ** 0.5
+    gradient = 0.5 * (slope_fixed + gain * slope_moving)
     lever = torch.nn.functional.pad(points.places_um[index] / scale_um, (0, 1), value=1.0)
     geometry = (gradient[:, :, None] * lever[:, None, :]).reshape(-1, 12)
     ones = torch.ones_like(seen)
-    return _Columns(torch.cat([geometry, seen[:, None], ones[:, None]], dim=1), value, index)
+    # E[n dn] is half the gradient of the variance; the mean of two gradients has half of it again
+    with_fixed = 0.25 * points.noise.slope * (slope_fixed.T @ lever).ravel()
+    with_moving = 0.25 * gain * noise_moving.slope * (slope_moving.T @ lever).ravel()
+    noisy_moving = min(noisy_moving, 0.9 * spread_moving)
+    return _Columns(
+        torch.cat([geometry, seen[:, None], ones[:, None]], dim=1),
+        value,
+        index,
+        _Bias(_float64(with_fixed), _float64(with_moving), noisy_moving),
+    )
 
 
 def _linearise(
@@ -228,6 +264,11 @@ def _linearise(
     energy_seen = max(float(normal[12, 12]), 1e-30)
     energy_value = max(float(columns.values.double().square().sum()), 1e-30)
     ncc = float(right[12] / np.sqrt(energy_seen * energy_value))
+    bias = columns.bias
+    right[:12] -= bias.with_fixed
+    normal[:12, 12] -= bias.with_moving
+    normal[12, :12] -= bias.with_moving
+    normal[12, 12] -= bias.of_moving
     return _System(normal, right, int(normal[13, 13]), ncc)
 
 
@@ -260,9 +301,7 @@ def corner_sigma_um(
         design = np.pad(design, ((0, curvature.shape[1]), (0, curvature.shape[1])))
         design[14:, -curvature.shape[1] :] = np.eye(curvature.shape[1])
         matrix = torch.cat([matrix, curvature], dim=1)
-    seen = matrix[:, 12]
-    gain = (seen @ columns.values) / (seen @ seen)
-    residual = columns.values - gain * seen
+    residual = columns.values - columns.gain() * matrix[:, 12]
     cell = ((points.places_um[columns.index] / block_um).floor() + 512).long()
     label = (cell[:, 0] * 1024 + cell[:, 1]) * 1024 + cell[:, 2]
     names, member = torch.unique(label, return_inverse=True)
@@ -309,6 +348,11 @@ def _solve(system: _System, basis: Matrix, scale_um: float) -> tuple[Matrix, Mat
     solution = np.linalg.solve(scaled, right / size) / size
     parameters = (basis @ solution[:free]).reshape(3, 4)
     return parameters[:, :3] / scale_um, parameters[:, 3]
+
+
+def _float64(values: Tensor) -> Matrix:
+    array: Matrix = values.double().cpu().numpy()
+    return array
 
 
 def _design(basis: Matrix) -> Matrix:
