@@ -7,21 +7,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pellucid.core.blur_matching import (
-    difference_left,
     downsampled,
     estimated_difference,
     from_difference,
     matched_levels,
 )
-from pellucid.core.gauss_newton import (
-    Fit,
-    Level,
-    Model,
-    Points,
-    align,
-    corner_sigma_um,
-    strongest_gradients,
-)
+from pellucid.core.fit_columns import PAIRS, Level, Points, strongest_gradients, with_curvatures
+from pellucid.core.fit_uncertainty import Uncertainty, uncertainty
+from pellucid.core.gauss_newton import Fit, Model, align, symmetric
 from pellucid.core.geometry import Affine, Grid
 from pellucid.core.view_noise import ViewNoise, measured_noise
 from pellucid.core.verdict import Agreement, agreement, correlation, shared_volume
@@ -48,6 +41,12 @@ BLUR_ROUNDS, BLUR_TOLERANCE_VOXELS = 4, 0.25
 
 LEAST_NCC = 0.5
 """Of views that agree less, one cannot say that they differ by a blur."""
+
+PSF_TRUST = 0.05
+"""Of a PSF's widths, one standard deviation: how far the PSF that is given is that of the views."""
+
+SAMPLING_BLUR_VOXELS2 = 0.15
+"""What averaging over voxels and interpolation add to a difference of blur, one deviation."""
 
 WIDEST_BLUR = 1 / 12
 """Of the view's length, one sigma: what is estimated to be wider is something else than blur."""
@@ -90,6 +89,35 @@ class View:
 
 
 @dataclass(frozen=True)
+class BlurPrior:
+    """What given PSFs say about the difference of blur, and how far that is to be trusted.
+
+    `covariance_um4` is that of the entries zz, zy, zx, yy, yx, xx.
+    """
+
+    difference_um2: Matrix
+    covariance_um4: Matrix
+
+    @classmethod
+    def of(cls, fixed_um2: Matrix, moving_um2: Matrix, voxel_um: float) -> "BlurPrior":
+        """Return the prior from the covariances of both PSFs, in the fixed frame."""
+        variances = []
+        for i, j in PAIRS:
+            product = sum(c[i, i] * c[j, j] + c[i, j] ** 2 for c in (fixed_um2, moving_um2))
+            variances.append(2 * PSF_TRUST**2 * product + (SAMPLING_BLUR_VOXELS2 * voxel_um**2) ** 2)
+        return cls(fixed_um2 - moving_um2, np.diag(variances))
+
+    def blended(self, measured_um2: Matrix, covariance_um4: Matrix) -> Matrix:
+        """Return the mean of prior and measurement, each by its precision."""
+        apart = measured_um2 - self.difference_um2
+        entries = np.array([apart[i, j] for i, j in PAIRS])
+        share = self.covariance_um4 @ np.linalg.pinv(
+            covariance_um4 + self.covariance_um4, hermitian=True
+        )
+        return self.difference_um2 + symmetric(share @ entries)
+
+
+@dataclass(frozen=True)
 class Attempt:
     """Where one descent ended, and what it is worth."""
 
@@ -123,8 +151,7 @@ def descend(
         best.align(voxel_um, model)
         # smooth specimens trade a little blur for a little stretch: settle both together
         rounds = BLUR_ROUNDS if voxels(fixed.grid, voxel_um) <= JUDGED_VOXELS else 0
-        while rounds and best.measure_blur():
-            best.align(voxel_um, model)
+        while rounds and best.measure_blur(model):
             rounds -= 1
     return best.judged(nominal, model, start)
 
@@ -178,23 +205,27 @@ class _Descent:
 
     def __init__(self, fixed: View, moving: View, start: Affine) -> None:
         self.fixed, self.moving, self.start = fixed, moving, start
-        self.blur_known = fixed.psf_um2 is not None and moving.psf_um2 is not None
+        self.psfs_given = fixed.psf_um2 is not None and moving.psf_um2 is not None
         self.fit = Fit(start, -1.0, -1.0, 0, 0, False)
         self.iterations = 0
         sizes = voxel_sizes(fixed.grid)
         self.judging_um = next(
             (h for h in reversed(sizes) if voxels(fixed.grid, h) <= JUDGED_VOXELS), sizes[0]
         )
-        self.difference = self._difference()
+        self.prior = self._prior_now() if self.psfs_given else None
+        if self.prior is not None:
+            self.difference = self.prior.difference_um2
+        else:
+            pair = fixed.at(self.judging_um), moving.at(self.judging_um)
+            self.difference = self._bounded(estimated_difference(*pair, start))
 
-    def _difference(self) -> Matrix:
-        """Return the difference of blur: of the PSFs as they lie now, or else estimated."""
-        fixed, moving = self.fixed, self.moving
-        if fixed.psf_um2 is not None and moving.psf_um2 is not None:
-            back = np.linalg.inv(self.fit.fixed_to_moving.linear)
-            return fixed.psf_um2 - back @ moving.psf_um2 @ back.T
-        pair = fixed.at(self.judging_um), moving.at(self.judging_um)
-        return self._bounded(estimated_difference(*pair, self.start))
+    def _prior_now(self) -> "BlurPrior":
+        """Return what the PSFs, as they lie now, say about the difference of blur."""
+        assert self.fixed.psf_um2 is not None
+        assert self.moving.psf_um2 is not None
+        back = np.linalg.inv(self.fit.fixed_to_moving.linear)
+        voxel_um = max(self.fixed.grid.spacing_um)
+        return BlurPrior.of(self.fixed.psf_um2, back @ self.moving.psf_um2 @ back.T, voxel_um)
 
     def _bounded(self, difference: Matrix) -> Matrix:
         most = (WIDEST_BLUR * max(self.fixed.grid.extent_um)) ** 2
@@ -215,8 +246,11 @@ class _Descent:
 
     def align(self, voxel_um: float, model: Model, share: float = 0.3) -> None:
         """Align at one level."""
-        if self.blur_known:
-            self.difference = self._difference()
+        if self.psfs_given:
+            # the PSFs lie in their views, and so turn with the transform
+            prior = self._prior_now()
+            self.difference = self.difference + prior.difference_um2 - self.prior.difference_um2
+            self.prior = prior
         self.levels = self._levels(voxel_um)
         self.points: Points = strongest_gradients(self.levels[0], MOST_POINTS, share)
         start = self.fit.fixed_to_moving
@@ -228,31 +262,45 @@ class _Descent:
         shared = shared_volume(self.fixed.grid, self.moving.grid, self.fit.fixed_to_moving)
         return float(max(self.fit.ncc, 0.0) * np.sqrt(min(1.0, 2 * shared)))
 
-    def measure_blur(self) -> bool:
-        """Correct the difference of blur by what is left of it; return whether that was much."""
-        if self.blur_known or self.fit.ncc < LEAST_NCC:
+    def measure_blur(self, model: Model) -> bool:
+        """Settle transform and difference of blur together; return whether the latter changed much."""
+        if self.fit.ncc < LEAST_NCC:
             return False
-        left = difference_left(*self.levels, self.fit.fixed_to_moving)
-        before, self.difference = self.difference, self._bounded(self.difference + left)
+        at = self.fit.fixed_to_moving
+        points = with_curvatures(self.points, *self.levels, at)
+        fit = align(*self.levels, at, model, points=points)
+        self.iterations += fit.iterations
+        if fit.blur_um2 is None:
+            return False
+        before = self.difference
+        after = before + fit.blur_um2
+        if self.prior is not None:
+            sure = self._uncertainty(model, points)
+            if sure is None:
+                return False
+            after = self.prior.blended(after, sure.of_blur)
+        self.difference = self._bounded(after)
+        self.fit = fit
         voxel_um = min(self.levels[0].grid.spacing_um)
+        self.align(voxel_um, model)
         return bool(
             np.abs(self.difference - before).max() > (BLUR_TOLERANCE_VOXELS * voxel_um) ** 2
         )
 
-    def judged(self, nominal: Affine, model: Model, start: str) -> Attempt:
-        """Return where the descent ended, with the verdict's measurements."""
-        at = self.fit.fixed_to_moving
+    def _uncertainty(self, model: Model, points: Points) -> Uncertainty | None:
         # residuals are alike within about two of the blur's widths
         widest = float(np.abs(np.linalg.eigvalsh(self.difference)).max()) ** 0.5
         block_um = 4 * max(widest, *self.levels[0].grid.spacing_um)
-        sigma = corner_sigma_um(
-            *self.levels,
-            at,
-            model,
-            points=self.points,
-            block_um=block_um,
-            blur_unknown=not self.blur_known,
-        )
+        at = self.fit.fixed_to_moving
+        return uncertainty(*self.levels, at, model, points=points, block_um=block_um)
+
+    def judged(self, nominal: Affine, model: Model, start: str) -> Attempt:
+        """Return where the descent ended, with the verdict's measurements."""
+        at = self.fit.fixed_to_moving
+        sure = self._uncertainty(model, with_curvatures(self.points, *self.levels, at))
+        if sure is not None and self.prior is not None:
+            sure = sure.knowing_blur(self.prior.covariance_um4)
+        sigma = np.full(8, np.inf) if sure is None else sure.corner_sigma_um()
         levels = self._levels(self.judging_um)
         return Attempt(
             start=start,

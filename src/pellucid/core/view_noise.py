@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pellucid.core.geometry import Grid
+from pellucid.core.geometry import Affine, Grid
 
 Matrix = NDArray[np.float64]
 
@@ -54,9 +54,17 @@ class ViewNoise:
         A value at a part p of the way has (1 - p)^2 + p^2 + 2 p (1 - p) times the variance, as far
         as neighbours share it: on average 2 / 3 + 1 / 3 of what they share, along each axis.
         """
-        shared = np.diag(neighbours_share(self.blur_um2, grid))
-        left = float(np.prod(np.where(np.asarray(grid.shape) > 1, (2 + shared) / 3, 1.0)))
+        left = 1.0
+        inverse = np.linalg.pinv(self.blur_um2, hermitian=True)
+        for axis, n in enumerate(grid.shape):
+            if n > 1:
+                left *= (2 + np.exp(-inverse[axis, axis] * grid.spacing_um[axis] ** 2 / 4)) / 3
         return ViewNoise(left * self.slope, left * self.intercept, self.blur_um2)
+
+    def seen_through(self, there_from_here: Affine) -> "ViewNoise":
+        """Return the noise as it lies in the frame that the map leads from."""
+        back = np.linalg.inv(there_from_here.linear)
+        return ViewNoise(self.slope, self.intercept, back @ self.blur_um2 @ back.T)
 
     def variance(self, values: Tensor) -> Tensor:
         """Return the variance of voxels of these values."""
@@ -74,19 +82,41 @@ def _energy(grid: Grid, covariance_um2: Matrix) -> float:
     return float(1 / np.sqrt((4 * np.pi) ** len(axes) * max(np.linalg.det(voxels2), 1e-30)))
 
 
-def neighbours_share(blur_um2: Matrix, grid: Grid) -> Matrix:
-    """Return (3, 3): the correlation of blurred noise between voxels a step along i and j apart.
+def shared_noise(blur_um2: Matrix, grid: Grid) -> Matrix:
+    """Return (10, 10): covariance of the noise of a value, its gradient and its second derivatives.
 
-    The diagonal is that of a step along one axis; of two axes, it is a step forward along both.
+    For a variance of one, of differences between neighbouring voxels, z y x and zz zy zx yy yx xx;
+    those along axes of one voxel are zero.
     """
-    steps = np.diag(grid.spacing_um)
     inverse = np.linalg.pinv(blur_um2, hermitian=True)
-    share = np.zeros((3, 3))
-    for i in range(3):
-        for j in range(3):
-            step = steps[i] if i == j else steps[i] + steps[j]
-            share[i, j] = np.exp(-(step @ inverse @ step) / 4)
-    return share
+    apart = _STEPS[:, None] - _STEPS * 1.0
+    apart = apart * grid.spacing_um
+    shared = np.exp(-np.einsum("abi,ij,abj->ab", apart, inverse, apart) / 4)
+    there = np.asarray(grid.shape) > 1
+    per_um = there / np.asarray(grid.spacing_um)
+    scale = np.array([1.0, *per_um, *(per_um[i] * per_um[j] for i, j in _PAIRS)])
+    covariance: Matrix = _STENCILS.T @ shared @ _STENCILS * np.outer(scale, scale)
+    return covariance
+
+
+def _stencils() -> tuple[Matrix, Matrix]:
+    """Return the 27 voxels around one, (27, 3), and the weights of ten differences on them."""
+    steps = np.stack(np.meshgrid(*[[-1, 0, 1]] * 3, indexing="ij"), axis=-1).reshape(-1, 3)
+    middle, slope, curve = np.array([0, 1, 0]), np.array([-0.5, 0, 0.5]), np.array([1, -2, 1])
+
+    def weights(*axes: int) -> Matrix:
+        lines = [middle, middle, middle]
+        for axis in axes:
+            lines[axis] = curve if axes.count(axis) == 2 else slope
+        product: Matrix = np.einsum("i,j,k->ijk", *lines).ravel()
+        return product
+
+    columns = [weights(), *(weights(a) for a in range(3)), *(weights(i, j) for i, j in _PAIRS)]
+    return steps.astype(float), np.stack(columns, axis=1)
+
+
+_PAIRS = tuple((i, j) for i in range(3) for j in range(i, 3))
+_STEPS, _STENCILS = _stencils()
 
 
 def measured_noise(image: Tensor) -> ViewNoise:
