@@ -120,11 +120,15 @@ def matched_levels(
     fixed_to_moving: Affine,
     difference: BlurDifference,
     noise: tuple[ViewNoise, ViewNoise] = (NO_NOISE, NO_NOISE),
+    smoothing_um: float = 0.0,
 ) -> tuple[Level, Level]:
-    """Return both views of one resolution, blurred alike as far as `fixed_to_moving` is right."""
+    """Return both views of one resolution, blurred alike as far as `fixed_to_moving` is right.
+
+    `smoothing_um` is the sigma of a blur of both where that is wider than what hides interpolation.
+    """
     (fixed_image, fixed_grid), (moving_image, moving_grid) = fixed, moving
     linear = fixed_to_moving.linear
-    base = _base_covariance(fixed_grid)
+    base = np.maximum(_base_covariance(fixed_grid), smoothing_um**2 * _along_axes(fixed_grid))
     of_fixed = difference.of_fixed_um2 + base
     of_moving = difference.of_moving_um2 + linear @ base @ linear.T
     return (
@@ -230,6 +234,11 @@ def gaussian_of_psf(psf: Tensor, grid: Grid) -> Matrix:
     ).numpy()
     strong = transfer > 0.2
     return _fit_quadratic(k[strong], 2 * np.log(transfer[strong]))
+
+
+def _along_axes(grid: Grid) -> Matrix:
+    """Return ones on the diagonal where there is more than one voxel."""
+    return np.diag((np.asarray(grid.shape) > 1) * 1.0)
 
 
 def _base_covariance(grid: Grid) -> Matrix:

@@ -12,9 +12,16 @@ from pellucid.core.blur_matching import (
     from_difference,
     matched_levels,
 )
-from pellucid.core.fit_columns import PAIRS, Level, Points, strongest_gradients, with_curvatures
+from pellucid.core.fit_columns import (
+    PAIRS,
+    Level,
+    Points,
+    columns_at,
+    strongest_gradients,
+    with_curvatures,
+)
 from pellucid.core.fit_uncertainty import Uncertainty, uncertainty
-from pellucid.core.gauss_newton import Fit, Model, align, symmetric
+from pellucid.core.gauss_newton import Fit, Model, align, half_um, symmetric
 from pellucid.core.geometry import Affine, Grid
 from pellucid.core.view_noise import ViewNoise, measured_noise
 from pellucid.core.verdict import Agreement, agreement, correlation, shared_volume
@@ -41,6 +48,10 @@ BLUR_ROUNDS, BLUR_TOLERANCE_VOXELS = 4, 0.25
 
 LEAST_NCC = 0.5
 """Of views that agree less, one cannot say that they differ by a blur."""
+
+NOISY_CURVATURE, SMOOTHER, MOST_SMOOTHING = 0.3, 1.4, 1 / 16
+"""Share of noise in what tells blurs apart, above which both views are smoothed more, by this
+factor, up to this share of the view's length: what noise hides it also biases."""
 
 PSF_TRUST = 0.05
 """Of a PSF's widths, one standard deviation: how far the PSF that is given is that of the views."""
@@ -151,7 +162,7 @@ def descend(
         best.align(voxel_um, model)
         # smooth specimens trade a little blur for a little stretch: settle both together
         rounds = BLUR_ROUNDS if voxels(fixed.grid, voxel_um) <= JUDGED_VOXELS else 0
-        while rounds and best.measure_blur(model):
+        while rounds and best.measure_blur(voxel_um, model):
             rounds -= 1
     return best.judged(nominal, model, start)
 
@@ -208,6 +219,7 @@ class _Descent:
         self.psfs_given = fixed.psf_um2 is not None and moving.psf_um2 is not None
         self.fit = Fit(start, -1.0, -1.0, 0, 0, False)
         self.iterations = 0
+        self.smoothing_um = 0.0
         sizes = voxel_sizes(fixed.grid)
         self.judging_um = next(
             (h for h in reversed(sizes) if voxels(fixed.grid, h) <= JUDGED_VOXELS), sizes[0]
@@ -238,7 +250,7 @@ class _Descent:
         blur = from_difference(self.difference, at)
         pair = self.fixed.at(voxel_um), self.moving.at(voxel_um)
         noise = self.fixed.noise_at(voxel_um), self.moving.noise_at(voxel_um)
-        first, second = matched_levels(*pair, at, blur, noise)
+        first, second = matched_levels(*pair, at, blur, noise, self.smoothing_um)
         return (
             replace(first, mask=self.fixed.mask_at(voxel_um)),
             replace(second, mask=self.moving.mask_at(voxel_um)),
@@ -262,12 +274,12 @@ class _Descent:
         shared = shared_volume(self.fixed.grid, self.moving.grid, self.fit.fixed_to_moving)
         return float(max(self.fit.ncc, 0.0) * np.sqrt(min(1.0, 2 * shared)))
 
-    def measure_blur(self, model: Model) -> bool:
+    def measure_blur(self, voxel_um: float, model: Model) -> bool:
         """Settle transform and difference of blur together; return whether the latter changed much."""
         if self.fit.ncc < LEAST_NCC:
             return False
         at = self.fit.fixed_to_moving
-        points = with_curvatures(self.points, *self.levels, at)
+        points = self._quiet_points(voxel_um)
         fit = align(*self.levels, at, model, points=points)
         self.iterations += fit.iterations
         if fit.blur_um2 is None:
@@ -281,11 +293,28 @@ class _Descent:
             after = self.prior.blended(after, sure.of_blur)
         self.difference = self._bounded(after)
         self.fit = fit
-        voxel_um = min(self.levels[0].grid.spacing_um)
         self.align(voxel_um, model)
         return bool(
             np.abs(self.difference - before).max() > (BLUR_TOLERANCE_VOXELS * voxel_um) ** 2
         )
+
+    def _quiet_points(self, voxel_um: float) -> Points:
+        """Return the points with curvatures, smoothed until noise is the least part of these."""
+        at = self.fit.fixed_to_moving
+        while True:
+            points = with_curvatures(self.points, *self.levels, at)
+            share = self._noise_of_curvature(points)
+            wider = SMOOTHER * max(self.smoothing_um, *self.levels[0].grid.spacing_um)
+            if share < NOISY_CURVATURE or wider > MOST_SMOOTHING * max(self.fixed.grid.extent_um):
+                return points
+            self.smoothing_um = wider
+            self.levels = self._levels(voxel_um)
+            self.points = strongest_gradients(self.levels[0], MOST_POINTS)
+
+    def _noise_of_curvature(self, points: Points) -> float:
+        grid, at = self.levels[0].grid, self.fit.fixed_to_moving
+        columns = columns_at(points, self.levels[1], at, grid.centre_um, half_um(grid))
+        return 0.0 if columns is None else columns.noise_of_curvature()
 
     def _uncertainty(self, model: Model, points: Points) -> Uncertainty | None:
         # residuals are alike within about two of the blur's widths

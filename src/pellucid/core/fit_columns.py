@@ -101,6 +101,12 @@ class Columns:
         """Return the sums of products of columns, noise included."""
         return _float64(self.matrix.T @ self.matrix)
 
+    def noise_of_curvature(self) -> float:
+        """Return the share of noise in the squares of the columns BLUR: that of the noisiest one."""
+        total = _float64(self.matrix[:, BLUR].square().sum(0))
+        noise = np.diag(self.noise_normal)[BLUR]
+        return float((noise[total > 0] / total[total > 0]).max(initial=0.0))
+
     def right(self) -> Matrix:
         """Return the sums of columns times values, without what noise adds."""
         return _float64(self.matrix.T @ self.values) - self.noise_right
