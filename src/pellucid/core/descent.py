@@ -53,6 +53,9 @@ NOISY_CURVATURE, SMOOTHER, MOST_SMOOTHING = 0.3, 1.4, 1 / 16
 """Share of noise in what tells blurs apart, above which both views are smoothed more, by this
 factor, up to this share of the view's length: what noise hides it also biases."""
 
+SPECTRUM_TRUST, SPECTRUM_TRUST_VOXELS2 = 1.0, 2.0
+"""One deviation of a first estimate of the difference of blur, as a share of it, and beside it."""
+
 PSF_TRUST = 0.05
 """Of a PSF's widths, one standard deviation: how far the PSF that is given is that of the views."""
 
@@ -117,6 +120,13 @@ class BlurPrior:
             product = sum(c[i, i] * c[j, j] + c[i, j] ** 2 for c in (fixed_um2, moving_um2))
             variances.append(2 * PSF_TRUST**2 * product + (SAMPLING_BLUR_VOXELS2 * voxel_um**2) ** 2)
         return cls(fixed_um2 - moving_um2, np.diag(variances))
+
+    @classmethod
+    def estimated(cls, difference_um2: Matrix, voxel_um: float) -> "BlurPrior":
+        """Return the prior from a first estimate out of the views' spectra."""
+        size = np.sqrt(np.abs(np.diag(difference_um2)))
+        own = SPECTRUM_TRUST * np.outer(size, size) + SPECTRUM_TRUST_VOXELS2 * voxel_um**2
+        return cls(difference_um2, np.diag([own[i, j] ** 2 for i, j in PAIRS]))
 
     def blended(self, measured_um2: Matrix, covariance_um4: Matrix) -> Matrix:
         """Return the mean of prior and measurement, each by its precision."""
@@ -230,6 +240,7 @@ class _Descent:
         else:
             pair = fixed.at(self.judging_um), moving.at(self.judging_um)
             self.difference = self._bounded(estimated_difference(*pair, start))
+            self.prior = BlurPrior.estimated(self.difference, self.judging_um)
 
     def _prior_now(self) -> "BlurPrior":
         """Return what the PSFs, as they lie now, say about the difference of blur."""
