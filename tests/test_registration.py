@@ -9,7 +9,6 @@ import torch
 from scipy import ndimage
 
 from pellucid.core.blur_matching import (
-    difference_left,
     downsampled,
     estimated_difference,
     from_difference,
@@ -17,7 +16,13 @@ from pellucid.core.blur_matching import (
     gaussian_of_psf,
     matched_levels,
 )
-from pellucid.core.gauss_newton import Level, align, sample_with_gradient, strongest_gradients
+from pellucid.core.fit_columns import (
+    Level,
+    sample_with_gradient,
+    strongest_gradients,
+    with_curvatures,
+)
+from pellucid.core.gauss_newton import align
 from pellucid.core.geometry import Affine, Grid
 from pellucid.core.registration import register
 from pellucid.core.starts import search, turns_within, view_turn
@@ -419,7 +424,8 @@ def test_blur_differences_are_measured_from_the_views():
     assert rough[0, 0] > 2
     assert rough[2, 2] < -2
     levels = matched_levels(*pair, truth, from_difference(rough, truth))
-    better = rough + difference_left(*levels, truth)
+    points = with_curvatures(strongest_gradients(levels[0], 20_000), *levels, truth)
+    better = rough + align(*levels, truth, "affine", points=points).blur_um2
     np.testing.assert_allclose(better, blurs[0] - blurs[1], atol=1.0)
 
 

@@ -43,6 +43,9 @@ COARSEST_PIXELS = 48
 MOST_POINTS = 40_000
 """More voxels of strong gradient than this add time but no exactness (their blur overlaps)."""
 
+BLUR_POINTS = 16_000
+"""Voxels that tell transform and difference of blur together."""
+
 BLUR_ROUNDS, BLUR_TOLERANCE_VOXELS = 4, 0.25
 """Corrections of the blur difference at most, and the sigma (voxels) below which one is no more."""
 
@@ -171,9 +174,8 @@ def descend(
     for voxel_um in sizes[len(coarse) :]:
         best.align(voxel_um, model)
         # smooth specimens trade a little blur for a little stretch: settle both together
-        rounds = BLUR_ROUNDS if voxels(fixed.grid, voxel_um) <= JUDGED_VOXELS else 0
-        while rounds and best.measure_blur(voxel_um, model):
-            rounds -= 1
+        if voxel_um == best.judging_um:
+            best.settle(voxel_um, model)
     return best.judged(nominal, model, start)
 
 
@@ -234,8 +236,8 @@ class _Descent:
         self.judging_um = next(
             (h for h in reversed(sizes) if voxels(fixed.grid, h) <= JUDGED_VOXELS), sizes[0]
         )
-        self.prior = self._prior_now() if self.psfs_given else None
-        if self.prior is not None:
+        if self.psfs_given:
+            self.prior = self._prior_now()
             self.difference = self.prior.difference_um2
         else:
             pair = fixed.at(self.judging_um), moving.at(self.judging_um)
@@ -285,29 +287,32 @@ class _Descent:
         shared = shared_volume(self.fixed.grid, self.moving.grid, self.fit.fixed_to_moving)
         return float(max(self.fit.ncc, 0.0) * np.sqrt(min(1.0, 2 * shared)))
 
+    def settle(self, voxel_um: float, model: Model) -> None:
+        """Settle transform and difference of blur together, then the transform alone."""
+        for _ in range(BLUR_ROUNDS):
+            if not self.measure_blur(voxel_um, model):
+                break
+        self.align(voxel_um, model)
+
     def measure_blur(self, voxel_um: float, model: Model) -> bool:
         """Settle transform and difference of blur together; return whether the latter changed much."""
         if self.fit.ncc < LEAST_NCC:
             return False
-        at = self.fit.fixed_to_moving
         points = self._quiet_points(voxel_um)
-        fit = align(*self.levels, at, model, points=points)
+        fit = align(*self.levels, self.fit.fixed_to_moving, model, points=points)
         self.iterations += fit.iterations
-        if fit.blur_um2 is None:
+        sure = self._uncertainty(model, points)
+        if fit.blur_um2 is None or sure is None:
             return False
         before = self.difference
-        after = before + fit.blur_um2
-        if self.prior is not None:
-            sure = self._uncertainty(model, points)
-            if sure is None:
-                return False
-            after = self.prior.blended(after, sure.of_blur)
-        self.difference = self._bounded(after)
-        self.fit = fit
-        self.align(voxel_um, model)
-        return bool(
-            np.abs(self.difference - before).max() > (BLUR_TOLERANCE_VOXELS * voxel_um) ** 2
-        )
+        after = self.prior.blended(before + fit.blur_um2, sure.of_blur)
+        self.fit, self.difference = fit, self._bounded(after)
+        changed = np.abs(self.difference - before).max()
+        if changed > (BLUR_TOLERANCE_VOXELS * voxel_um) ** 2:
+            self.levels = self._levels(voxel_um)
+            self.points = strongest_gradients(self.levels[0], BLUR_POINTS)
+            return True
+        return False
 
     def _quiet_points(self, voxel_um: float) -> Points:
         """Return the points with curvatures, smoothed until noise is the least part of these."""
@@ -320,11 +325,12 @@ class _Descent:
                 return points
             self.smoothing_um = wider
             self.levels = self._levels(voxel_um)
-            self.points = strongest_gradients(self.levels[0], MOST_POINTS)
+            self.points = strongest_gradients(self.levels[0], BLUR_POINTS)
 
     def _noise_of_curvature(self, points: Points) -> float:
         grid, at = self.levels[0].grid, self.fit.fixed_to_moving
-        columns = columns_at(points, self.levels[1], at, grid.centre_um, half_um(grid))
+        few = points.every(8)
+        columns = columns_at(few, self.levels[1], at, grid.centre_um, half_um(grid))
         return 0.0 if columns is None else columns.noise_of_curvature()
 
     def _uncertainty(self, model: Model, points: Points) -> Uncertainty | None:
@@ -338,7 +344,7 @@ class _Descent:
         """Return where the descent ended, with the verdict's measurements."""
         at = self.fit.fixed_to_moving
         sure = self._uncertainty(model, with_curvatures(self.points, *self.levels, at))
-        if sure is not None and self.prior is not None:
+        if sure is not None:
             sure = sure.knowing_blur(self.prior.covariance_um4)
         sigma = np.full(8, np.inf) if sure is None else sure.corner_sigma_um()
         levels = self._levels(self.judging_um)

@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pellucid.core.geometry import Affine, Grid, Triple
-from pellucid.core.resampling import resample
 from pellucid.core.view_noise import NO_NOISE, ViewNoise, shared_noise
 
 Matrix = NDArray[np.float64]
@@ -56,6 +55,19 @@ class Points:
     grid: Grid
     noise: ViewNoise = NO_NOISE
     curvatures: Tensor | None = None
+
+    def every(self, step: int) -> "Points":
+        """Return every so many of the points, if enough are left."""
+        if len(self.values) < 4 * step * FEWEST_POINTS:
+            return self
+        curvatures = None if self.curvatures is None else self.curvatures[::step]
+        return replace(
+            self,
+            places_um=self.places_um[::step],
+            values=self.values[::step],
+            gradients=self.gradients[::step],
+            curvatures=curvatures,
+        )
 
 
 def strongest_gradients(level: Level, most: int, share: float = 0.3) -> Points:
@@ -213,18 +225,33 @@ def _of_unit_blur(shared: Matrix) -> Matrix:
 
 def with_curvatures(points: Points, fixed: Level, moving: Level, fixed_to_moving: Affine) -> Points:
     """Return the points, with the curvatures that make the difference of blur an unknown."""
-    warped = resample(moving.image, moving.grid, fixed.grid, target_to_source=fixed_to_moving)
-    middle = fixed.image.new_tensor((np.asarray(fixed.image.shape) - 1) / 2)
-    z, y, x = (points.places_um / fixed.image.new_tensor(fixed.grid.spacing_um) + middle).round().T
-    _, ny, nx = fixed.image.shape
-    index = ((z * ny + y) * nx + x).long()
-    value, seen = points.values, warped.ravel()[index]
-    both = fixed.image + float(value.std() / seen.std().clamp_min(1e-30)) * warped
-    curves = [
-        second_difference(both, index, i, j, fixed.grid) * (0.25 if i == j else 0.5)
-        for i, j in PAIRS
-    ]
-    return replace(points, curvatures=torch.stack(curves, dim=1))
+    linear = fixed_to_moving.linear
+    here = _curvatures(fixed, points.places_um + points.places_um.new_tensor(fixed.grid.centre_um))
+    places = points.places_um @ points.places_um.new_tensor(linear).T
+    there = _curvatures(
+        moving, places + places.new_tensor(fixed_to_moving.apply(fixed.grid.centre_um))
+    )
+    # of the moving image's curvatures, c(fixed) = A^T c(moving) A
+    turn = [
+        [linear[a, i] * linear[b, j] + (linear[b, i] * linear[a, j] if a != b else 0.0)
+         for i, j in PAIRS] for a, b in PAIRS
+    ]  # fmt: skip
+    there = there @ there.new_tensor(np.array(turn))
+    gain = float(fixed.image.std() / moving.image.std().clamp_min(1e-30))
+    factor = here.new_tensor([0.25 if i == j else 0.5 for i, j in PAIRS])
+    return replace(points, curvatures=(here + gain * there) * factor)
+
+
+def _curvatures(level: Level, places_um: Tensor) -> Tensor:
+    """Return the second derivatives (n, 6) at the voxels nearest to places, off the border."""
+    grid = level.grid
+    index = (places_um - places_um.new_tensor(grid.origin_um)) / places_um.new_tensor(grid.spacing_um)
+    low = index.new_tensor([1.0 if n > 2 else 0.0 for n in grid.shape])
+    high = index.new_tensor([float(n - 2) if n > 2 else n - 1.0 for n in grid.shape])
+    z, y, x = torch.minimum(torch.maximum(index.round(), low), high).long().unbind(1)
+    _, ny, nx = grid.shape
+    flat = (z * ny + y) * nx + x
+    return torch.stack([second_difference(level.image, flat, i, j, grid) for i, j in PAIRS], dim=1)
 
 
 def sample_with_gradient(image: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
@@ -282,7 +309,7 @@ def second_difference(image: Tensor, index: Tensor, i: int, j: int, grid: Grid) 
     flat = image.ravel()
     _, ny, nx = image.shape
     steps, sizes, spacing = (ny * nx, nx, 1), image.shape, grid.spacing_um
-    if sizes[i] == 1 or sizes[j] == 1:
+    if sizes[i] < 3 or sizes[j] < 3:
         return image.new_zeros(index.shape)
     a, b = steps[i], steps[j]
     if i == j:
