@@ -133,7 +133,7 @@ class _System:
         """Return all unknowns, those that the design leaves free."""
         right = design.T @ self.right
         normal, size = noise_free(design.T @ self.normal @ design, design.T @ self.noise @ design)
-        normal[np.diag_indices(len(normal))] += 1e-6
+        normal[np.diag_indices(len(normal))] += 1e-4
         solution: Matrix = design @ (np.linalg.solve(normal, right / size) / size)
         return solution
 
@@ -143,7 +143,9 @@ def noise_free(normal: Matrix, noise: Matrix) -> tuple[Matrix, Matrix]:
 
     Along no direction is more than MOST_NOISE of it taken out: what is left must be trusted.
     """
-    size = np.sqrt(np.maximum(np.diag(normal), 1e-30))
+    own = np.diag(normal)
+    # what the images cannot tell (the blur along an axis of one voxel) is left alone
+    size = np.sqrt(np.where(own > 1e-20 * own.max(), own, 1.0))
     scaled, noise = normal / np.outer(size, size), noise / np.outer(size, size)
     if not noise.any():
         return scaled, size
