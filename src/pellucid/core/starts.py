@@ -93,6 +93,66 @@ def search(
     return found[:keep]
 
 
+def from_projections(
+    fixed: tuple[Tensor, Grid],
+    moving: tuple[Tensor, Grid],
+    linear: Matrix,
+    *,
+    voxel_um: float,
+    angles_rad: list[float],
+) -> list[Affine]:
+    """Return two transforms to begin from, out of maximum projections along the axes.
+
+    Each pair of projections tells a shift along two axes and a turn about the third: planes are
+    searched in place of volumes. The first transform only shifts, the second turns as well; turns
+    about several axes at once change what projections show, and then the search over rotations of
+    whole volumes finds more.
+
+    Parameters
+    ----------
+    linear : (3, 3), directions from the fixed to the moving frame as far as they are known
+    voxel_um : isotropic voxel of the projections
+    angles_rad : turns to try about each axis, none (0) among them
+    """
+    fixed_image, fixed_grid = downsampled(*fixed, voxel_um)
+    moving_image, moving_grid = downsampled(*moving, voxel_um)
+    turn = Affine.from_linear(linear, source=fixed_grid.frame, target=moving_grid.frame)
+    lattice = _lattice(fixed_grid, voxel_um)
+    box = _bounding(moving_grid, turn.inverse(), lattice)
+    same = Affine.identity(source=fixed_grid.frame, target=fixed_grid.frame)
+    here = resample(fixed_image - fixed_image.min(), fixed_grid, lattice, target_to_source=same)
+    there = resample(moving_image - moving_image.min(), moving_grid, box, target_to_source=turn)
+    starts = []
+    for angles in ([0.0], angles_rad):
+        rotation, weight, shift = np.eye(3), np.full(3, 1e-12), np.zeros(3)
+        for axis, name in enumerate("zyx"):
+            if lattice.shape[axis] > 1 and 1 in lattice.shape:
+                continue
+            turns = [Affine.rotation(name, a).linear.copy() for a in angles]  # type: ignore[arg-type]
+            pair = _projected(here, lattice, axis), _projected(there, box, axis)
+            best = search(*pair, turns, voxel_um=voxel_um, keep=1)[0]
+            centre = pair[0][1].centre_um
+            moved = best.fixed_to_moving.apply(centre) - centre
+            told = np.where(np.arange(3) == axis, 0.0, max(best.score, 0.0) ** 2)
+            shift, weight = shift + told * moved, weight + told
+            rotation = best.fixed_to_moving.linear @ rotation
+        about = Affine.from_linear(
+            rotation, centre_um=lattice.centre_um, translation_um=shift / weight,
+            source=fixed_grid.frame, target=fixed_grid.frame,
+        )  # fmt: skip
+        starts.append(turn @ about)
+    return starts
+
+
+def _projected(image: Tensor, grid: Grid, axis: int) -> tuple[Tensor, Grid]:
+    """Return the maximum along an axis, as an image of one plane at 0 along that axis."""
+    shape, origin = list(grid.shape), list(grid.origin_um)
+    origin[axis], shape[axis] = 0.0, 1
+    z, y, x = shape
+    flat = Grid((z, y, x), grid.spacing_um, as_triple(origin, "origin_um"), grid.frame)
+    return image.amax(axis, keepdim=True), flat
+
+
 def turns_within(angle_rad: float, step_rad: float) -> list[Matrix]:
     """Return rotations at most `angle_rad` from none, about `step_rad` apart, none first.
 
