@@ -25,7 +25,7 @@ from pellucid.core.fit_columns import (
 from pellucid.core.gauss_newton import align
 from pellucid.core.geometry import Affine, Grid
 from pellucid.core.registration import register
-from pellucid.core.starts import search, turns_within, view_turn
+from pellucid.core.starts import from_projections, search, turns_within, view_turn
 from pellucid.core.verdict import shared_volume
 from pellucid.errors import FrameError, InputError, ParameterError
 
@@ -454,6 +454,20 @@ def test_correlation_finds_a_shift_longer_than_half_the_view():
     ]
     found = search(*pair, [np.eye(3)], voxel_um=1.5, keep=1)[0]
     assert np.abs(found.fixed_to_moving.offset_um - truth.offset_um).max() < 1.0
+
+
+def test_projections_tell_shift_and_turn():
+    truth = moved(translation_um=(4, -6, 5), rotation_rad=(0.0, 0.25, 0.0))
+    views = two_views(truth, photons=500)
+    grids = FIXED, Grid(FIXED.shape, frame="moving")
+    pair = [(torch.from_numpy(v), g) for v, g in zip(views, grids, strict=True)]
+    angles = np.deg2rad(np.arange(-40, 41, 5)).tolist()
+    shifted, turned = from_projections(*pair, np.eye(3), voxel_um=1.0, angles_rad=angles)
+    np.testing.assert_array_equal(shifted.linear, np.eye(3))
+    corners = FIXED.corners_um()
+    off = [np.linalg.norm(s.apply(corners) - truth.apply(corners), axis=1).max()
+           for s in (shifted, turned)]  # fmt: skip
+    assert off[1] < 5 < off[0]
 
 
 def test_shared_volume_by_hand():
