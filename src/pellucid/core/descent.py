@@ -176,6 +176,8 @@ def descend(
         # smooth specimens trade a little blur for a little stretch: settle both together
         if voxel_um == best.judging_um:
             best.settle(voxel_um, model)
+            if voxel_um == sizes[-1]:
+                best.align(voxel_um, model)
     return best.judged(nominal, model, start)
 
 
@@ -288,11 +290,11 @@ class _Descent:
         return float(max(self.fit.ncc, 0.0) * np.sqrt(min(1.0, 2 * shared)))
 
     def settle(self, voxel_um: float, model: Model) -> None:
-        """Settle transform and difference of blur together, then the transform alone."""
+        """Settle transform and difference of blur together."""
+        self.points = self.points.every(max(1, len(self.points.values) // BLUR_POINTS))
         for _ in range(BLUR_ROUNDS):
             if not self.measure_blur(voxel_um, model):
                 break
-        self.align(voxel_um, model)
 
     def measure_blur(self, voxel_um: float, model: Model) -> bool:
         """Settle transform and difference of blur together; return whether the latter changed much."""
@@ -343,7 +345,8 @@ class _Descent:
     def judged(self, nominal: Affine, model: Model, start: str) -> Attempt:
         """Return where the descent ended, with the verdict's measurements."""
         at = self.fit.fixed_to_moving
-        sure = self._uncertainty(model, with_curvatures(self.points, *self.levels, at))
+        points = self.points.every(max(1, len(self.points.values) // BLUR_POINTS))
+        sure = self._uncertainty(model, with_curvatures(points, *self.levels, at))
         if sure is not None:
             sure = sure.knowing_blur(self.prior.covariance_um4)
         sigma = np.full(8, np.inf) if sure is None else sure.corner_sigma_um()
