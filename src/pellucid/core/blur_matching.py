@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import avg_pool3d
 
-from pellucid.core.fourier import fast_shape, filtered, frequencies, rfftn
 from pellucid.core.fit_columns import Level, inside, second_difference
+from pellucid.core.fourier import fast_shape, filtered, frequencies, rfftn
 from pellucid.core.geometry import Affine, Grid, as_triple
 from pellucid.core.resampling import resample
 from pellucid.core.view_noise import NO_NOISE, ViewNoise

@@ -23,8 +23,8 @@ from pellucid.core.fit_columns import (
 from pellucid.core.fit_uncertainty import Uncertainty, uncertainty
 from pellucid.core.gauss_newton import Fit, Model, align, half_um, symmetric
 from pellucid.core.geometry import Affine, Grid
-from pellucid.core.view_noise import ViewNoise, measured_noise
 from pellucid.core.verdict import Agreement, agreement, correlation, shared_volume
+from pellucid.core.view_noise import ViewNoise, measured_noise
 
 Matrix = NDArray[np.float64]
 

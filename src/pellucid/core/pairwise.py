@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pellucid.core.blur_matching import gaussian_blurred
-from pellucid.core.fourier import fast_shape
 from pellucid.core.fit_columns import Level, strongest_gradients
 from pellucid.core.fit_uncertainty import uncertainty
+from pellucid.core.fourier import fast_shape
 from pellucid.core.gauss_newton import align
 from pellucid.core.geometry import Affine, Grid, Triple, as_triple
 

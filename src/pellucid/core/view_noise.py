@@ -11,7 +11,6 @@ Models, 2006).
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
