@@ -3,6 +3,7 @@
     python benchmarks/registration.py                        twenty pairs of 128^3
     python benchmarks/registration.py --size 256             the same at 256^3
     python benchmarks/registration.py --far                  30 degrees, 40 voxels
+    python benchmarks/registration.py --starts               where each way to start leads
     python benchmarks/registration.py --peers 3 --peer-python OTHER/bin/python
     python benchmarks/registration.py --size 256 --memory
     python benchmarks/registration.py --failures 140 --size 64 --data FOLDER
@@ -107,6 +108,25 @@ def compare(args: argparse.Namespace) -> None:
     print(f"pellucid within 0.5 voxel: {good} of {len(mine)}")
 
 
+def starts(args: argparse.Namespace) -> None:
+    """Print how often each start leads to the truth, and what it costs."""
+    names = list(STRUCTURES)
+    print("pairs  start        within 0.5 voxel  median CPU s")
+    for kind, far in (("near", {}), ("far", {"rotation_deg": 30.0, "shift": 40.0 * args.size / 128})):
+        for start in ("identity", "translation", "projections", "search", None):
+            good, seconds = 0, []
+            for case in range(args.first, args.first + args.cases):
+                make = partial(simulate, names[case % len(names)], args.size, case, **far)
+                pair = cached(args.cache, f"{kind} {args.size} {case}", make)
+                before = cpu_seconds()
+                found = register(pair.fixed, pair.moving, fixed_spacing_um=1.0,
+                                 moving_spacing_um=1.0, start=start)  # fmt: skip
+                seconds.append(cpu_seconds() - before)
+                good += corner_error(found.fixed_to_moving.matrix, pair) < 0.5
+            print(f"{kind:5}  {start or 'auto':11}  {good:9} of {args.cases:<4}  "
+                  f"{np.median(seconds):.2f}", flush=True)  # fmt: skip
+
+
 def failures(args: argparse.Namespace) -> None:
     """Print how many wrong pairs are flagged, and how many right ones."""
     flagged: dict[str, list[bool]] = {}
@@ -175,11 +195,14 @@ def main() -> None:
     parser.add_argument("--peer-python", default=sys.executable, help="a Python that has the peers")
     parser.add_argument("--failures", type=int, default=0, help="pairs, half of them wrong")
     parser.add_argument("--memory", action="store_true", help="the peak of resident memory")
+    parser.add_argument("--starts", action="store_true", help="all ways to start, near and far")
     parser.add_argument("--first", type=int, default=0, help="number of the first case")
     parser.add_argument("--cache", type=Path, help="folder to keep simulated pairs in")
     parser.add_argument("--data", type=Path, help="folder of recorded volumes, for --failures")
     args = parser.parse_args()
-    if args.failures:
+    if args.starts:
+        starts(args)
+    elif args.failures:
         failures(args)
     elif args.memory:
         memory(args)

@@ -206,3 +206,25 @@ def test_what_fails_beside_the_transforms_is_not_there_and_they_are(
     record = json.loads((tmp_path / "t.json.pellucid.json").read_text())
     assert record["statistics"]["outputs"] == [str(tmp_path / "t.json")]
     assert len(read_transforms(tmp_path / "t.json").transforms) == 4
+
+
+@pytest.mark.parametrize("kind", ["BigStitcher", "ITK"])
+def test_transforms_of_other_programs_are_a_start(tmp_path, kind):
+    specs = save(tmp_path, [FIRST], [SECOND])
+    out = tmp_path / "t.json"
+    files = ["--itk", str(tmp_path / "itk"), "--bigstitcher", str(tmp_path / "b.xml")]
+    assert main(["register", *specs, "-o", str(out), "--angles", "0,90", "--model", "rigid", *files]) == 0
+    given = {"BigStitcher": tmp_path / "b.xml", "ITK": tmp_path / "itk" / "view1_t0000.txt"}[kind]
+    again = ["register", *specs, "-o", str(tmp_path / "u.json"), "--start", str(given)]
+    assert main([*again, "--over-time", "none"]) == 0
+    first, second = (read_transforms(p).world_to_view(0, 1) for p in (out, tmp_path / "u.json"))
+    np.testing.assert_allclose(second.matrix, first.matrix, atol=1e-9)
+
+
+def test_projections_are_a_start_by_name(tmp_path):
+    specs = save(tmp_path, [FIRST], [SECOND])
+    command = ["register", *specs, "-o", str(tmp_path / "t.json"), "--angles", "0,90"]
+    assert main([*command, "--model", "rigid", "--start", "projections"]) == 0
+    found = read_transforms(tmp_path / "t.json")
+    assert found.at(0, 1).registration.start == "projections"
+    assert error(found, 0) < 1.0

@@ -8,7 +8,7 @@ import pytest
 from pellucid.core.geometry import Affine, Grid
 from pellucid.core.registration import register
 from pellucid.core.transform_series import SeriesRegistration, ViewTransform, first_view
-from pellucid.data.bigstitcher import read_bigstitcher, write_bigstitcher
+from pellucid.data.bigstitcher import read_bigstitcher, read_bigstitcher_series, write_bigstitcher
 from pellucid.data.transform_exchange import affine_from_itk, affine_from_matrix_text, affine_to_itk
 from pellucid.data.transform_file import read_affine, read_transforms, write_transforms
 from pellucid.errors import InputError
@@ -108,3 +108,15 @@ def test_bigstitcher_maps_voxels_of_a_view_to_the_world(tmp_path, series):
     path.write_text(path.read_text()[:500])
     with pytest.raises(InputError, match="truncated"):
         read_bigstitcher(path)
+
+
+def test_bigstitcher_gives_back_the_transforms_between_views(tmp_path, series):
+    path = tmp_path / "dataset.xml"
+    write_bigstitcher(path, series, GRIDS, ("488", "561"))
+    back = read_bigstitcher_series(path, GRIDS)
+    assert back.times == (3, 4)
+    for time in back.times:
+        expected = series.world_to_view(time, 1).matrix
+        np.testing.assert_allclose(back.world_to_view(time, 1).matrix, expected, atol=1e-12)
+    with pytest.raises(InputError, match="2 views for 1"):
+        read_bigstitcher_series(path, GRIDS[:1])

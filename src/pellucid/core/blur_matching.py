@@ -15,10 +15,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import avg_pool3d
 
+from pellucid.core.fit_columns import Level, inside, second_difference
 from pellucid.core.fourier import fast_shape, filtered, frequencies, rfftn
-from pellucid.core.gauss_newton import Level, inside, second_difference
 from pellucid.core.geometry import Affine, Grid, as_triple
 from pellucid.core.resampling import resample
+from pellucid.core.view_noise import NO_NOISE, ViewNoise
 
 Matrix = NDArray[np.float64]
 
@@ -118,16 +119,21 @@ def matched_levels(
     moving: tuple[Tensor, Grid],
     fixed_to_moving: Affine,
     difference: BlurDifference,
+    noise: tuple[ViewNoise, ViewNoise] = (NO_NOISE, NO_NOISE),
+    smoothing_um: float = 0.0,
 ) -> tuple[Level, Level]:
-    """Return both views of one resolution, blurred alike as far as `fixed_to_moving` is right."""
+    """Return both views of one resolution, blurred alike as far as `fixed_to_moving` is right.
+
+    `smoothing_um` is the sigma of a blur of both where that is wider than what hides interpolation.
+    """
     (fixed_image, fixed_grid), (moving_image, moving_grid) = fixed, moving
     linear = fixed_to_moving.linear
-    base = _base_covariance(fixed_grid)
+    base = np.maximum(_base_covariance(fixed_grid), smoothing_um**2 * _along_axes(fixed_grid))
     of_fixed = difference.of_fixed_um2 + base
     of_moving = difference.of_moving_um2 + linear @ base @ linear.T
     return (
-        _blurred_level(fixed_image, fixed_grid, of_fixed),
-        _blurred_level(moving_image, moving_grid, of_moving),
+        _blurred_level(fixed_image, fixed_grid, of_fixed, noise[0]),
+        _blurred_level(moving_image, moving_grid, of_moving, noise[1]),
     )
 
 
@@ -230,17 +236,23 @@ def gaussian_of_psf(psf: Tensor, grid: Grid) -> Matrix:
     return _fit_quadratic(k[strong], 2 * np.log(transfer[strong]))
 
 
+def _along_axes(grid: Grid) -> Matrix:
+    """Return ones on the diagonal where there is more than one voxel."""
+    return np.diag((np.asarray(grid.shape) > 1) * 1.0)
+
+
 def _base_covariance(grid: Grid) -> Matrix:
     spacing = np.asarray(grid.spacing_um) * (np.asarray(grid.shape) > 1)
     return np.diag((BASE_SIGMA_VOXELS * spacing) ** 2)
 
 
-def _blurred_level(image: Tensor, grid: Grid, covariance_um2: Matrix) -> Level:
+def _blurred_level(image: Tensor, grid: Grid, covariance_um2: Matrix, noise: ViewNoise) -> Level:
     """Return the blurred image, with a border of the blur's reach, at most a quarter of an axis."""
     reach = BORDER_SIGMAS * np.sqrt(np.diag(covariance_um2))
     quarter = (np.asarray(grid.shape) - 1) * grid.spacing_um / 4
     border = as_triple(np.minimum(reach, quarter), "border_um")
-    return Level(gaussian_blurred(image, grid, covariance_um2), grid, border)
+    blurred = gaussian_blurred(image, grid, covariance_um2)
+    return Level(blurred, grid, border, noise=noise.blurred(grid, covariance_um2))
 
 
 def difference_left(fixed: Level, moving: Level, fixed_to_moving: Affine) -> Matrix:

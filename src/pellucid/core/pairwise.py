@@ -16,8 +16,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pellucid.core.blur_matching import gaussian_blurred
+from pellucid.core.fit_columns import Level, strongest_gradients
+from pellucid.core.fit_uncertainty import uncertainty
 from pellucid.core.fourier import fast_shape
-from pellucid.core.gauss_newton import Level, align, corner_sigma_um, strongest_gradients
+from pellucid.core.gauss_newton import align
 from pellucid.core.geometry import Affine, Grid, Triple, as_triple
 
 Array = NDArray[Any]
@@ -262,11 +264,11 @@ def _fitted(fixed: Tensor, moving: Tensor, offset: Array) -> tuple[Array, float]
     fit = align(levels[0], levels[1], start, "translation", points=points, tolerance=0.002)
     # where points at the border come and go, steps need not become small: the best one will do, and
     # its residuals say how sure it is
-    sigma = corner_sigma_um(
+    sure = uncertainty(
         levels[0], levels[1], fit.fixed_to_moving, "translation", points=points, block_um=4.0
     )
     moved: Array = fit.fixed_to_moving.matrix[:3, 3]
-    return moved, float(sigma[0])
+    return moved, np.inf if sure is None else float(sure.corner_sigma_um()[0])
 
 
 def _brightness(fixed: Tensor, moving: Tensor, offset: Array) -> float:

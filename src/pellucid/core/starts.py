@@ -56,6 +56,7 @@ def search(
     *,
     voxel_um: float,
     keep: int,
+    least_energy: float = LEAST_ENERGY,
 ) -> list[Start]:
     """Return the best translation for each of the best `keep` linear maps, best first.
 
@@ -63,6 +64,7 @@ def search(
     ----------
     linears : (3, 3) maps of directions from the fixed to the moving frame
     voxel_um : isotropic voxel of the search; views are averaged down to it
+    least_energy : share of the structure that must overlap to be believed at face value
     """
     fixed_image, fixed_grid = _high_passed(*downsampled(*fixed, voxel_um))
     moving_image, moving_grid = _high_passed(*downsampled(*moving, voxel_um))
@@ -84,13 +86,74 @@ def search(
     for turn, box in zip(turned, boxes, strict=True):
         other = resample(moving_image, moving_grid, box, target_to_source=turn)
         there = resample(torch.ones_like(moving_image), moving_grid, box, target_to_source=turn)
-        index, score = template.best_shift(other, there)
+        index, score = template.best_shift(other, there, least_energy)
         shift = index * np.asarray(lattice.spacing_um) + box.origin_um - lattice.origin_um
         found.append(
             Start(turn @ Affine.translation(shift, source=same.source, target=same.target), score)
         )
     found.sort(key=lambda start: -start.score)
     return found[:keep]
+
+
+def from_projections(
+    fixed: tuple[Tensor, Grid],
+    moving: tuple[Tensor, Grid],
+    linear: Matrix,
+    *,
+    voxel_um: float,
+    angles_rad: list[float],
+) -> list[Affine]:
+    """Return two transforms to begin from, out of maximum projections along the axes.
+
+    Each pair of projections tells a shift along two axes and a turn about the third: planes are
+    searched in place of volumes. The first transform only shifts, the second turns as well; turns
+    about several axes at once change what projections show, and then the search over rotations of
+    whole volumes finds more.
+
+    Parameters
+    ----------
+    linear : (3, 3), directions from the fixed to the moving frame as far as they are known
+    voxel_um : isotropic voxel of the projections
+    angles_rad : turns to try about each axis, none (0) among them
+    """
+    fixed_image, fixed_grid = downsampled(*fixed, voxel_um)
+    moving_image, moving_grid = downsampled(*moving, voxel_um)
+    turn = Affine.from_linear(linear, source=fixed_grid.frame, target=moving_grid.frame)
+    lattice = _lattice(fixed_grid, voxel_um)
+    box = _bounding(moving_grid, turn.inverse(), lattice)
+    same = Affine.identity(source=fixed_grid.frame, target=fixed_grid.frame)
+    here = resample(fixed_image - fixed_image.min(), fixed_grid, lattice, target_to_source=same)
+    there = resample(moving_image - moving_image.min(), moving_grid, box, target_to_source=turn)
+    starts = []
+    for angles in ([0.0], angles_rad):
+        rotation, score, shift = np.eye(3), np.zeros(3), np.zeros(3)
+        for axis, name in enumerate("zyx"):
+            if lattice.shape[axis] > 1 and 1 in lattice.shape:
+                continue
+            turns = [Affine.rotation(name, a).linear.copy() for a in angles]  # type: ignore[arg-type]
+            pair = _projected(here, lattice, axis), _projected(there, box, axis)
+            best = search(*pair, turns, voxel_um=voxel_um, keep=1, least_energy=0.6)[0]
+            centre = pair[0][1].centre_um
+            moved = best.fixed_to_moving.apply(centre) - centre
+            # each axis is seen twice: the better match is believed
+            better = (np.arange(3) != axis) & (best.score > score)
+            shift, score = np.where(better, moved, shift), np.where(better, best.score, score)
+            rotation = best.fixed_to_moving.linear @ rotation
+        about = Affine.from_linear(
+            rotation, centre_um=lattice.centre_um, translation_um=shift,
+            source=fixed_grid.frame, target=fixed_grid.frame,
+        )  # fmt: skip
+        starts.append(turn @ about)
+    return starts
+
+
+def _projected(image: Tensor, grid: Grid, axis: int) -> tuple[Tensor, Grid]:
+    """Return the maximum along an axis, as an image of one plane at 0 along that axis."""
+    shape, origin = list(grid.shape), list(grid.origin_um)
+    origin[axis], shape[axis] = 0.0, 1
+    z, y, x = shape
+    flat = Grid((z, y, x), grid.spacing_um, as_triple(origin, "origin_um"), grid.frame)
+    return image.amax(axis, keepdim=True), flat
 
 
 def turns_within(angle_rad: float, step_rad: float) -> list[Matrix]:
@@ -150,13 +213,15 @@ class _Template:
         squared, seen = rfftn(image.square(), shape), rfftn(support, shape)
         return cls(rfftn(image, shape).conj(), squared.conj(), seen.conj(), shape)
 
-    def best_shift(self, other: Tensor, there: Tensor) -> tuple[NDArray[np.int64], float]:
+    def best_shift(
+        self, other: Tensor, there: Tensor, least_energy: float
+    ) -> tuple[NDArray[np.int64], float]:
         """Return the shift (voxels) that matches `other`, seen where `there` is 1; its score."""
         product = irfftn(self.image * rfftn(other, self.shape), self.shape)
         energy = irfftn(self.square * rfftn(there, self.shape), self.shape)
         other_energy = irfftn(self.support * rfftn(other.square(), self.shape), self.shape)
-        energy = torch.maximum(energy, LEAST_ENERGY * energy.max())
-        other_energy = torch.maximum(other_energy, LEAST_ENERGY * other_energy.max())
+        energy = torch.maximum(energy, least_energy * energy.max())
+        other_energy = torch.maximum(other_energy, least_energy * other_energy.max())
         score = product / (energy * other_energy).sqrt().clamp_min(1e-30)
         best = int(score.argmax())
         index = np.array(np.unravel_index(best, self.shape))

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from pellucid.core.blur_matching import gaussian_blurred
+from pellucid.core.fit_columns import Level, inside
 from pellucid.core.fourier import fast_shape, irfftn, rfftn
-from pellucid.core.gauss_newton import Level, inside
 from pellucid.core.geometry import Affine, Grid, as_triple
 from pellucid.core.resampling import resample
 

@@ -12,7 +12,7 @@ from xml.etree.ElementTree import Element, SubElement
 import numpy as np
 
 from pellucid.core.geometry import Affine, Grid
-from pellucid.core.transform_series import WORLD, SeriesRegistration
+from pellucid.core.transform_series import WORLD, SeriesRegistration, ViewTransform
 from pellucid.data.transform_exchange import to_xyz
 from pellucid.data.writer import plain_errors, write_atomically
 from pellucid.errors import InputError, PellucidError
@@ -81,6 +81,46 @@ def read_bigstitcher(path: Path) -> dict[tuple[int, int], Affine]:
     if not found:
         raise InputError(f"{path.name}: holds no view registrations.")
     return found
+
+
+def read_bigstitcher_series(path: Path, grids: Sequence[Grid]) -> SeriesRegistration:
+    """The transforms between the views of a series; whatever unit the world has, it cancels.
+
+    Views are the setups of different angle, illumination or tile in the order of their numbers;
+    the first channel of each counts.
+
+    Raises
+    ------
+    InputError : other numbers of views, or a time point without the first view
+    """
+    places = read_bigstitcher(path)
+    setups = _views(path) or sorted({setup for _, setup in places})
+    if len(setups) != len(grids):
+        raise InputError(f"{path.name}: transforms of {len(setups)} views for {len(grids)}.")
+    times = tuple(sorted({time for time, _ in places}))
+    transforms = []
+    for time in times:
+        if any((time, setup) not in places for setup in setups):
+            raise InputError(f"{path.name}: time point {time} lacks the registration of a view.")
+        for view, setup in enumerate(setups):
+            to_first = places[time, setups[0]].inverse() @ places[time, setup]
+            between = grids[0].index_to_um.matrix @ to_first.matrix @ grids[view].um_to_index.matrix
+            placed = Affine(between, f"view {view}", WORLD).inverse()
+            transforms.append(ViewTransform(time, view, placed, "given"))
+    return SeriesRegistration(times, len(grids), tuple(transforms))
+
+
+def _views(path: Path) -> list[int]:
+    """The first setup of each angle, illumination and tile; none where these are not stated."""
+    first: dict[tuple[str | None, ...], int] = {}
+    for setup in ElementTree.parse(path).getroot().iter("ViewSetup"):
+        found = setup.find("attributes")
+        if found is None:
+            return []
+        place = tuple(found.findtext(name) for name in ("angle", "illumination", "tile"))
+        number = int(setup.findtext("id") or 0)
+        first[place] = min(number, first.get(place, number))
+    return sorted(first.values())
 
 
 def _add(entry: Element, name: str, matrix: np.ndarray) -> None:

@@ -17,7 +17,7 @@ from pellucid.stages.parameters import RegistrationParameters
 from pellucid.stages.view_series import ViewSeries
 
 Float32 = npt.NDArray[np.float32]
-STARTS = ("auto", "identity", "translation", "search")
+STARTS = ("auto", "identity", "translation", "projections", "search")
 
 
 def nominal_transforms(

@@ -236,8 +236,8 @@ class RegistrationParameters(Parameters):
     model: Model = Field("affine", description="What a transform may be.")
     start: str = Field(
         "auto",
-        description="auto, identity (the nominal angle alone), translation, search, or a file of "
-        "transforms (.json, ITK .txt, .tmx).",
+        description="auto, identity (the nominal angle alone), translation, projections, search, or "
+        "a file of transforms (.json, ITK .txt, .tmx, BigStitcher .xml).",
     )
     over_time: OverTime = Field(
         "each",

@@ -16,7 +16,7 @@ from pellucid.core.field_resampling import sampled
 from pellucid.core.geometry import Affine
 from pellucid.core.psf_preparation import prepare
 from pellucid.core.transform_series import WORLD, SeriesRegistration, ViewTransform
-from pellucid.data.bigstitcher import write_bigstitcher
+from pellucid.data.bigstitcher import read_bigstitcher_series, write_bigstitcher
 from pellucid.data.manifest import remove_manifest
 from pellucid.data.output import create_output
 from pellucid.data.record import RunRecord, fingerprint, write_record
@@ -257,6 +257,8 @@ def given_transforms(
             f"start: expected {', '.join(STARTS)} or a file of transforms, got "
             f"{parameters.start!r}, which is neither."
         )
+    if path.suffix.lower() == ".xml":
+        return read_bigstitcher_series(path, [view.grid for view in views])
     try:
         found = read_transforms(path)
     except InputError:
