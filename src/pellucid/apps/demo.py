@@ -11,7 +11,6 @@ from pellucid.apps.pictures import write_picture
 from pellucid.apps.report import write_report
 from pellucid.apps.terminal import say
 
-
 PARTS = (on_simulation, dual_view, worker_killed)
 
 
