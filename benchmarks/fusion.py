@@ -3,21 +3,19 @@
 Records an object by two or four arms (true transforms are the nominal ones and a misplacement by
 about 2 degrees, 1 % and 2 voxels), fuses the views with every method, and prints correlation with the
 truth (as it is, and both at half the PSF's lateral width), the finest period along z, y and x that
-correlates with the truth by 0.5 (voxels), the light kept, and seconds, all in one process.
+correlates with the truth by 0.5 (voxels), the light kept, and CPU seconds, all in one process.
 
     python benchmarks/fusion.py                              # 48^3, two and four views, a few minutes
     python benchmarks/fusion.py --structure shells --peak 40 --views 2
     python benchmarks/fusion.py --registered                 # transforms from register(), not the true ones
     python benchmarks/fusion.py --data REAL_DATA        # measured PSFs, a real brain as the object
-    python benchmarks/fusion.py --seeds 11 12 --peak 30 300  # medians of plain iterations over many cases
+    python benchmarks/fusion.py --seeds 11 12 --peak 30 300  # medians over many cases
     python benchmarks/fusion.py --timing 256 --threads 2     # the command on one dual-view time point
 """
 
 import argparse
 import time
-import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
 from math import radians
 from pathlib import Path
 from typing import Any
@@ -25,12 +23,10 @@ from typing import Any
 import numpy as np
 import tifffile
 import torch
-from scipy import ndimage
 
 import fusion_medians
 import fusion_timing
-from pellucid.core.back_projectors import Matched, WienerButterworth
-from pellucid.core.fusion import fuse
+from fusion_methods import methods, scored
 from pellucid.core.geometry import Affine, Grid
 from pellucid.core.multiview import (
     DUAL_DEG,
@@ -40,54 +36,17 @@ from pellucid.core.multiview import (
     turned_arms,
 )
 from pellucid.core.noise import Noise
-from pellucid.core.psf import crop_to_support, fwhm_px
+from pellucid.core.psf import crop_to_support
 from pellucid.core.psf_preparation import prepare
 from pellucid.core.psf_theory import gaussian
-from pellucid.core.quality import ncc
 from pellucid.core.registration import register
-from pellucid.core.resolution import resolution_along_axes
 from pellucid.core.simulation import STRUCTURES, Camera
 from pellucid.core.starts import view_turn
 from pellucid.core.views import View
-from pellucid.core.virtual_views import VirtualViews
-from pellucid.errors import RunawayWarning
 
 CAMERA = Camera(gain=1.0, offset=100.0, read_noise=1.5)
 NOISE = Noise(gain=1.0, offset=100.0, read_noise=1.5)
 BACKGROUND = 2.0
-BORDER = 4
-
-
-@dataclass(frozen=True)
-class Method:
-    """One way to fuse, by name; `views` is 1 for the single view."""
-
-    name: str
-    options: dict[str, Any]
-    views: int | None = None
-
-
-def methods() -> Iterator[Method]:
-    wb = WienerButterworth(cutoff_fwhm=2**-0.5)
-    yield Method("single view, guarded", {"how": "joint"}, 1)
-    yield Method("average", {"how": "average"})
-    yield Method("content average", {"how": "content-average"})
-    for how in ("resample-then-joint", "joint"):
-        short = "resampled" if how == "resample-then-joint" else "joint"
-        for n in (10, 30):
-            yield Method(f"{short}, matched {n}", plain(how, n, Matched()))
-        yield Method(f"{short}, matched 10 alt", plain(how, 10, Matched(), "alternating"))
-        for n in (1, 2, 3):
-            yield Method(f"{short}, WB {n}", plain(how, n, wb))
-        for n in (1, 2, 3):
-            yield Method(f"{short}, WB {n} alt", plain(how, n, wb, "alternating"))
-        for n in (3, 10):
-            yield Method(f"{short}, virtual views {n}", plain(how, n, VirtualViews()))
-        yield Method(f"{short}, guarded", {"how": how})
-
-
-def plain(how: str, n: int, projector: Any, update: str = "additive") -> dict[str, Any]:
-    return {"how": how, "iterations": n, "back_projector": projector, "update": update}
 
 
 def views_of(recording: MultiViewRecording, registered: bool) -> tuple[list[View], str]:
@@ -129,28 +88,17 @@ def report(recording: MultiViewRecording, registered: bool, only: str) -> None:
     views, note = views_of(recording, registered)
     if note:
         print(note)
-    inner = (slice(BORDER, -BORDER),) * 3
-    truth = recording.truth[inner]
-    sigma = min(fwhm_px(recording.views[0].psf)) / 2 / 2.3548
-    half = ndimage.gaussian_filter(recording.truth, sigma)[inner]
-    print(f"{'method':27}  ncc   half   z    y    x  (period)  light  iterations  seconds")
+    print(f"{'method':27}  ncc   half   z    y    x  (period)  light  iterations  CPU s")
     for method in methods():
         if only not in method.name:
             continue
-        start = time.perf_counter()
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always", RunawayWarning)
-            restored = fuse(views[: method.views], recording.world, **method.options)
-        seconds = time.perf_counter() - start
-        whole = restored.image.numpy()
-        image, soft = whole[inner], ndimage.gaussian_filter(whole, sigma)[inner]
-        z, y, x = resolution_along_axes(image, truth)
-        light = image.sum() / truth.sum()
-        iterations = restored.stats.get("iterations", "-")
-        flag = "  ran away" if caught else ""
+        found = scored(method, views, recording, recording.world)
+        z, y, x = found["period_px"]
+        flag = "  ran away" if found["ran_away"] else ""
         print(
-            f"{method.name:27} {ncc(image, truth):5.3f} {ncc(soft, half):5.3f} {z:4.1f} {y:4.1f} "
-            f"{x:4.1f}          {light:6.3f}  {iterations!s:>10} {seconds:8.1f}{flag}",
+            f"{method.name:27} {found['ncc']:5.3f} {found['half']:5.3f} {z:4.1f} {y:4.1f} {x:4.1f}"
+            f"          {found['light']:6.3f}  {found['iterations'] or '-'!s:>10} "
+            f"{found['cpu_s']:8.1f}{flag}",
             flush=True,
         )
 
@@ -198,6 +146,7 @@ def main() -> None:
     parser.add_argument("--only", default="", help="methods or runs whose name contains this")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seeds", type=int, nargs="+", help="medians over these seeds, four PSFs")
+    parser.add_argument("--cases", type=int, help="with --seeds: only so many, drawn at random")
     parser.add_argument("--log", type=Path, help="with --seeds: a line of JSON for each case")
     parser.add_argument("--timing", type=int, metavar="SIZE", help="time the command on SIZE^3 views")
     arguments = parser.parse_args()
@@ -210,7 +159,8 @@ def main() -> None:
             fusion_medians.run(
                 arguments.seeds, DUAL_DEG if count == 2 else QUAD_DEG, size=arguments.size,
                 peaks=arguments.peak, structures=arguments.structure,
-                planes_every=arguments.planes_every, log=arguments.log,
+                planes_every=arguments.planes_every, log=arguments.log, only=arguments.only,
+                most=arguments.cases,
             )  # fmt: skip
             continue
         for name, recording in recordings(arguments, DUAL_DEG if count == 2 else QUAD_DEG):

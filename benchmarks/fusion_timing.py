@@ -46,6 +46,9 @@ def measured(folder: Path, name: str, options: list[str], threads: int) -> str:
     words = ["fuse", "a.tif", "b.tif", "--angles", "0,90", "--psf", "psf.tif", "--overwrite",
              "-o", "fused.ome.zarr", "--json", *options]  # fmt: skip
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    dry = [sys.executable, "-c", code, *words, "--dry-run"]
+    plan = subprocess.run(dry, cwd=folder, capture_output=True, env=environment, check=True)
+    planned = json.loads(plan.stdout)["peak_bytes"] / 2**30
     begin = time.perf_counter()
     with (folder / "said.json").open("w") as said:
         run = subprocess.Popen(
@@ -61,7 +64,7 @@ def measured(folder: Path, name: str, options: list[str], threads: int) -> str:
     cells = [f"{seconds.get(part, 0.0):6.1f}" for part in PARTS]
     return (
         f"| {name:15} | {wall:6.1f} | {used.ru_utime + used.ru_stime:6.1f} | {' | '.join(cells)} | "
-        f"{rest:5.1f} | {used.ru_maxrss / 2**20:5.2f} |"
+        f"{rest:5.1f} | {used.ru_maxrss / 2**20:5.2f} | {planned:5.2f} |"
     )
 
 
@@ -71,8 +74,9 @@ def run(size: int, threads: int, only: str = "") -> None:
         folder = Path(name)
         simulate(folder, size)
         print(f"\nTwo views of {size}^3 voxels, {threads} threads; seconds of the clock in each part\n")
-        print(f"| run             |  whole |    CPU | {' | '.join(PARTS)} | start | GiB at most |")
-        print("|---" * (len(PARTS) + 5) + "|")
+        columns = " | ".join(("run", "whole", "CPU", *PARTS, "start", "GiB at most", "planned"))
+        print(f"| {columns} |")
+        print("|---" * (len(PARTS) + 6) + "|")
         for run_name, options in RUNS.items():
             if only in run_name:
                 print(measured(folder, run_name, options, threads), flush=True)

@@ -251,4 +251,86 @@ def test_a_view_that_does_not_fit_is_not_begun(folder, capsys, monkeypatch):
     assert fuse(*ANGLES) == 1
     assert "256 kiB free. Voxels of" in capsys.readouterr().err
     assert main(["register", "a.tif", "b.tif", "-o", "t.json", *ANGLES]) == 1
-    assert "Crop or bin the views first" in capsys.readouterr().err
+    assert "Register in chunks (--chunks auto)" in capsys.readouterr().err
+
+
+def test_a_drifting_series_keeps_what_all_its_time_points_need(folder):
+    times = 3
+    for name, view in zip("ab", recorded().views, strict=True):
+        (folder / name).mkdir()
+        for t in range(times):
+            pellucid.write(f"{name}/t{t}.tif", view.counts, voxel_um=UM)
+    assert main(["register", "a", "b", "-o", "t.json", *ANGLES, "--over-time", "none"]) == 0
+    content = json.loads((folder / "t.json").read_text())
+    for one in content["transforms"]:
+        if one["view"] == 1:
+            one["world_to_view"]["matrix"][1][3] += 6.0 * one["time"]  # along y, of both views
+    (folder / "t.json").write_text(json.dumps(content))
+    sizes = {}
+    for cover in ("all", "overlap"):
+        wanted = ["--transforms", "t.json", "--cover", cover, "--method", "average", "--no-projections"]
+        assert fuse(*wanted, "--overwrite", views=("a", "b")) == 0
+        sizes[cover] = Grid.from_dict(read_record("f.ome.tif")["statistics"]["world"]).shape[1]
+    assert sizes == {"all": 32 + 12, "overlap": 32 - 12}
+    # the last time point is lit wherever the box says that all views see
+    assert (pellucid.open("f.ome.tif").read(times - 1).max((0, 2)) > 0).all()
+
+
+def test_views_that_share_no_place_over_time(folder, capsys):
+    for name, view in zip("ab", recorded().views, strict=True):
+        (folder / name).mkdir()
+        for t in range(2):
+            pellucid.write(f"{name}/t{t}.tif", view.counts, voxel_um=UM)
+    assert main(["register", "a", "b", "-o", "t.json", *ANGLES, "--over-time", "none"]) == 0
+    content = json.loads((folder / "t.json").read_text())
+    for one in content["transforms"]:
+        if one["view"] == 1:
+            one["world_to_view"]["matrix"][1][3] += 20.0 * (2 * one["time"] - 1)
+    (folder / "t.json").write_text(json.dumps(content))
+    wanted = ["--transforms", "t.json", "--cover", "overlap", "--method", "average"]
+    assert fuse(*wanted, views=("a", "b")) == 1
+    assert "no place is in all views at all 2 time points" in capsys.readouterr().err
+
+
+def test_a_dry_run_tells_the_psf_of_every_view(folder, capsys):
+    coarse = gaussian((6.0, 3.0, 3.0), (0.5, 1.0, 1.0))
+    pellucid.write("wide.tif", coarse.values.astype(np.float32) + 3, voxel_um=(0.5, 1.0, 1.0))
+    two = ("--psf", "psf.tif", "--psf", "wide.tif")
+    assert fuse(*ANGLES, "--dry-run", "--json", psf=two) == 0
+    first, second = (view["psfs"]["channel 0"] for view in json.loads(capsys.readouterr().out)["views"])
+    assert first["notes"][0] == "from psf.tif"
+    assert second["notes"][0] == "from wide.tif"
+    assert any("voxels of (0.5, 1, 1) um in the file" in note for note in second["notes"])
+    np.testing.assert_allclose(second["fwhm_um"], (6, 3, 3), rtol=0.05)
+    assert fuse(*ANGLES, "--dry-run", psf=two) == 0
+    said = capsys.readouterr().out
+    assert "voxels, FWHM " in said
+    assert "from wide.tif" in said
+    assert fuse(*ANGLES, "--dry-run", "--method", "average", psf=()) == 0
+    assert "psf          none is needed" in capsys.readouterr().out
+
+
+def test_psfs_of_two_views_belong_to_their_views(folder):
+    pellucid.write("wide.tif", gaussian((9.0, 5.0, 5.0), UM).values.astype(np.float32), voxel_um=UM)
+    images = []
+    for order in (("psf.tif", "wide.tif"), ("wide.tif", "psf.tif")):
+        two = [word for name in order for word in ("--psf", name)]
+        assert fuse(*ANGLES, *QUICK, "--overwrite", psf=two) == 0
+        images.append(pellucid.open("f.ome.tif").read())
+    assert ncc(*images) < 0.999
+
+
+def test_a_background_above_all_counts_is_said(folder, capsys):
+    assert fuse(*ANGLES, *QUICK, "--background", "1e9") == 1
+    assert "1e+09 counts were stated, and the brightest voxel has" in capsys.readouterr().err
+    assert main(["deconvolve", "a.tif", "--psf", "psf.tif", "--background", "1e9", "-o", "d.tif"]) == 1
+    assert "1e+09 counts were stated" in capsys.readouterr().err
+    tiled = ["--tile", "32,32,32", "-o", "d.ome.zarr"]
+    assert main(["deconvolve", "a.tif", "--psf", "psf.tif", "--background", "1e9", *tiled]) == 1
+    assert "1e+09 counts were stated" in capsys.readouterr().err
+    assert not [p for p in folder.glob("[df].*") if p.name in ("d.tif", "d.ome.zarr", "f.ome.tif")]
+
+
+def test_a_voxel_size_that_contradicts_the_files_is_told_once(folder, capsys):
+    assert fuse(*ANGLES, "--voxel-um", "2,1,1", "--dry-run") == 0
+    assert capsys.readouterr().err.count("warning: voxel size: the file states 1, 1, 1 um") == 1

@@ -197,3 +197,32 @@ def test_a_wrong_tile_is_named(folder, capsys):
     assert stitch("tiles", "--grid", "1x2", "-o", "out.ome.zarr") == 1
     assert "a1.ome.tif" in capsys.readouterr().err
     assert not list(folder.glob("out*"))
+
+
+def test_positions_in_voxels_are_read_back_as_voxels(folder):
+    places = corners()
+    for n, ((r, c), at) in enumerate(places.items()):
+        save(f"t_{r}_{c}", at, 1, n, voxel_um=None)
+    assert stitch("tiles/t_{y}_{x}.ome.tif", "--overlap", OVERLAP, "-o", "out.ome.tif") == 0
+    assert json.loads(Path("out_positions.json").read_text())["unit"] == "voxel"
+    again = ["tiles", "--positions", "out_positions.json", "--registration", "none"]
+    # a voxel size that is stated later changes nothing about voxels
+    for number, words in enumerate(([], ["--voxel-um", "1,0.5,0.5"])):
+        assert stitch(*again, *words, "-o", f"again{number}.ome.tif") == 0
+        for name, at in found_px(f"again{number}").items():
+            np.testing.assert_allclose(at, found_px()[name], atol=1e-6)
+    content = json.loads(Path("out_positions.json").read_text()) | {"unit": "inch"}
+    Path("out_positions.json").write_text(json.dumps(content))
+    assert stitch(*again, "-o", "no.ome.tif") == 1
+
+
+def test_what_would_be_lost_is_refused(folder, capsys):
+    for (r, c), at in corners().items():
+        counts = tile(at, 1, 0).astype(np.uint32)
+        pellucid.write(f"tiles/t_{r}_{c}.ome.zarr", counts, voxel_um=VOXEL_UM)
+    asked = ["tiles/t_{y}_{x}.ome.zarr", "--overlap", OVERLAP, "-o", "out.ome.zarr"]
+    assert stitch(*asked) == 1
+    assert "Take --dtype float32" in capsys.readouterr().err
+    assert stitch(*asked, "--dtype", "float32", "--background", "1e9") == 1
+    assert "1e+09 counts were stated, and the brightest voxel has" in capsys.readouterr().err
+    assert not Path("out.ome.zarr").exists()

@@ -12,7 +12,7 @@ from pellucid.data.inputs import find_inputs
 from pellucid.data.recording import open_recording, open_recordings
 from pellucid.data.tiff import _OpenFiles
 from pellucid.data.tiff_metadata import micromanager_calibration
-from pellucid.errors import InputError
+from pellucid.errors import InputError, VoxelSizeWarning
 
 TYPES = ["uint8", "uint16", "uint32", "int16", "float16", "float32", "float64"]
 
@@ -154,8 +154,10 @@ def test_a_voxel_size_is_never_guessed(tmp_path):
     assert recording.stated_um == pytest.approx((None, 0.1, 0.1))
     with pytest.raises(InputError, match=r"only y = 0\.1 um, x = 0\.1 um.*--voxel-um"):
         recording.require_voxel_um()
-    stated = open_recording(tmp_path / "no_z.tif", voxel_um=(0.4, 0.2, 0.2))
-    assert stated.require_voxel_um() == (0.4, 0.2, 0.2)
+    stated = open_recording(tmp_path / "no_z.tif", voxel_um=(0.4, 0.1, 0.1))
+    assert stated.require_voxel_um() == (0.4, 0.1, 0.1)
+    with pytest.warns(VoxelSizeWarning, match=r"states \?, 0\.1, 0\.1 um .* 0\.4, 0\.2, 0\.1 um is used"):
+        open_recording(tmp_path / "no_z.tif", voxel_um=(0.4, 0.2, 0.1))
 
 
 def test_one_plane_needs_no_z_spacing(tmp_path):

@@ -104,3 +104,29 @@ def test_the_input_is_not_overwritten(tmp_path, monkeypatch, capsys):
     scan = ["--step-um", "0.3", "--angle-deg", "45", "--overwrite"]
     assert main(["deskew", "raw.tif", *scan, "-o", "raw.tif"]) == 1
     assert "is an input" in capsys.readouterr().err
+
+
+def test_options_come_from_a_file_and_the_environment_too(recorded, tmp_path, capsys, monkeypatch):
+    path, _ = recorded
+    target = str(tmp_path / "up.ome.zarr")
+    assert main(["deskew", str(path)]) == 2
+    assert "step_um, angle_deg, output: needed, and not given (--step-um --angle-deg --output)" in (
+        capsys.readouterr().err
+    )
+    (tmp_path / "scan.yaml").write_text("step_um: 0.5\nangle_deg: 30\nframe: view\n")
+    monkeypatch.setenv("PELLUCID_DESKEW_ANGLE_DEG", "45")
+    asked = ["deskew", str(path), "-o", target, "--config", str(tmp_path / "scan.yaml")]
+    assert main([*asked, "--print-config"]) == 0
+    said = capsys.readouterr().out
+    assert "angle_deg: 45.0" in said
+    assert "frame: view" in said
+    assert main([*asked, "--dry-run"]) == 0
+
+
+def test_whole_numbers_that_arithmetic_would_change_are_refused(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    labels = np.arange(6 * 8 * 8, dtype=np.uint32).reshape(6, 8, 8) + 2**24
+    pellucid.write("labels.ome.zarr", labels, voxel_um=(1.0, 0.2, 0.2))
+    assert main(["deskew", "labels.ome.zarr", *SCAN, "-o", "up.ome.zarr"]) == 1
+    assert "keeps whole numbers only to 16777216. Take --dtype float32" in capsys.readouterr().err
+    assert main(["deskew", "labels.ome.zarr", *SCAN, "-o", "up.ome.zarr", "--dtype", "float32"]) == 0

@@ -52,6 +52,17 @@ def test_a_recording_is_restored_with_its_record(folder, tmp_path, polish):
     assert main(asked) == 1
 
 
+def test_restoring_reads_a_file_of_options_and_the_environment(folder, tmp_path, capsys, monkeypatch):
+    config = tmp_path / "restore.yaml"
+    config.write_text(f"model: {folder / 'model'}\npolish: '2'\n")
+    monkeypatch.setenv("PELLUCID_RESTORE_POLISH", "1")
+    asked = ["restore", str(folder / "raw.tif"), "--config", str(config)]
+    assert main(asked) == 2
+    assert "output: needed, and not given (--output)" in capsys.readouterr().err
+    assert main([*asked, "-o", str(tmp_path / "sharp.tif"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["iterations"] == 1
+
+
 def test_what_does_not_fit_is_refused_before_anything_is_written(folder, tmp_path, capsys):
     out = tmp_path / "out.tif"
     asked = ["restore", str(folder / "raw.tif"), "--model", str(folder / "model"), "-o", str(out)]

@@ -12,7 +12,7 @@ from pellucid.core.multiview import record_views, turned_arms
 from pellucid.core.psf_theory import gaussian
 from pellucid.core.simulation import STRUCTURES
 from pellucid.data.transform_file import read_transforms
-from pellucid.errors import ParameterError
+from pellucid.errors import OutputError, ParameterError
 from pellucid.stages.pair_registration import nominal_transforms
 from pellucid.stages.parameters import RegistrationParameters
 from pellucid.stages.registering import reference_channels, register_series
@@ -173,3 +173,36 @@ def test_the_command_exits_3_with_the_list(tmp_path, capsys):
     assert "t=1 view 1: The moving view is empty" in capsys.readouterr().err
     assert read_transforms(tmp_path / "t.json").at(1, 1).how == "repaired"
     assert main([*command, "--angles", "0,90,180", "--overwrite"]) == 2
+
+
+@pytest.mark.parametrize("option", ["--itk", "--picture", "--registered"])
+def test_what_fails_beside_the_transforms_is_not_there_and_they_are(
+    tmp_path, capsys, monkeypatch, option
+):
+    from matplotlib.figure import Figure
+
+    from pellucid.stages import register_files
+
+    specs = save(tmp_path, [FIRST] * 2, [SECOND] * 2)
+    name = {"--itk": "write_atomically", "--registered": "sampled", "--picture": "savefig"}[option]
+    place = Figure if option == "--picture" else register_files
+    original, calls = getattr(place, name), []
+
+    def full(*rest, **options):
+        calls.append(rest)
+        if len(calls) == (1 if option == "--picture" else 2):
+            raise OutputError("the disk is full") if option == "--registered" else OSError(28, "")
+        return original(*rest, **options)
+
+    monkeypatch.setattr(place, name, full)
+    beside = tmp_path / ("beside.png" if option == "--picture" else "beside")
+    command = ["register", *specs, "-o", str(tmp_path / "t.json"), "--angles", "0,90",
+               "--over-time", "none", option, str(beside)]  # fmt: skip
+    assert main(command) == 1
+    said = capsys.readouterr().err
+    assert "the disk is full" in said
+    assert "The transforms are whole in t.json" in said
+    assert not list(tmp_path.glob("beside*"))
+    record = json.loads((tmp_path / "t.json.pellucid.json").read_text())
+    assert record["statistics"]["outputs"] == [str(tmp_path / "t.json")]
+    assert len(read_transforms(tmp_path / "t.json").transforms) == 4

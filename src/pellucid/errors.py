@@ -8,7 +8,8 @@
     └── OutputError      a result that could not be written; nothing half-written looks finished
 
     PellucidWarning(UserWarning)
-    └── RunawayWarning   an unguarded iteration left the data
+    ├── RunawayWarning   an unguarded iteration left the data
+    └── VoxelSizeWarning what was stated contradicts the file
 """
 
 
@@ -42,3 +43,7 @@ class PellucidWarning(UserWarning):
 
 class RunawayWarning(PellucidWarning):
     """An unguarded iteration left the data: its result is not to be believed."""
+
+
+class VoxelSizeWarning(PellucidWarning):
+    """A stated voxel size is used in place of another one that the file states."""

@@ -8,7 +8,7 @@ from cyclopts import App, CycloptsError, Parameter
 from pydantic import ValidationError
 
 from pellucid import __version__
-from pellucid.apps import network_cli
+from pellucid.apps import network_cli, recipe_cli
 from pellucid.apps.deskew_cli import deskew
 from pellucid.apps.fuse_cli import fuse
 from pellucid.apps.options import as_yaml, asked, given, options_of
@@ -25,7 +25,12 @@ from pellucid.apps.terminal import (
     print_json,
     say,
 )
-from pellucid.stages.parameters import DeconvolveParameters, InputParameters, parameter_error
+from pellucid.stages.parameters import (
+    DeconvolveParameters,
+    InputParameters,
+    MeasureParameters,
+    parameter_error,
+)
 
 app = App(
     name="pellucid",
@@ -42,14 +47,18 @@ app.command(stitch)
 app.command(register)
 app.command(network_cli.train)
 app.command(network_cli.restore)
+app.command(recipe_cli.run)
+app.command(recipe_cli.plan)
 
 _OWN = frozenset({"inputs", "output"})
 DeconvolveOptions: Any = options_of(DeconvolveParameters, without=_OWN)
 InputOptions: Any = options_of(InputParameters)
+MeasureOptions: Any = options_of(MeasureParameters, without=frozenset({"input", "output"}))
 
 Output = Annotated[Path | None, Parameter(name=["--output", "-o"])]
 Options = Annotated[DeconvolveOptions, Parameter(name="*")]
 Reading = Annotated[InputOptions, Parameter(name="*")]
+Measuring = Annotated[MeasureOptions, Parameter(name="*")]
 
 
 @app.command
@@ -144,20 +153,25 @@ def info(file: str, *, options: Reading = InputOptions(), json: bool = False) ->
 
 
 @app.command
-def measure(file: str, *, options: Reading = InputOptions(), json: bool = False) -> int:
+def measure(
+    file: str, *, output: Output = None, options: Measuring = MeasureOptions(), json: bool = False
+) -> int:
     """Measure background, noise, resolution and saturation of every channel and time point.
 
     Parameters
     ----------
     file
         A TIFF, OME-TIFF, OME-Zarr or .npy.
+    output
+        Write the figures as JSON to this file, with a record.
     json
         Print JSON for machines, and only that.
     """
     from pellucid.apps.text import quality_text
-    from pellucid.stages.measuring import measure_file
+    from pellucid.stages.measuring import plan_measuring, run_measuring
 
-    rows = measure_file(file, InputParameters.checked(given(options)))
+    asked = MeasureParameters.checked({**given(options), "input": file, "output": output})
+    rows = run_measuring(plan_measuring(asked))
     print_json(rows) if json else print(quality_text(rows), end="")
     return OK
 

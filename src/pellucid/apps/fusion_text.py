@@ -51,6 +51,7 @@ def fuse_plan_text(plan: Mapping[str, Any]) -> str:
             f"view         {view['name']}: {_sizes(view['shape_zyx'])} voxels of "
             f"{_numbers(view['voxel_um'])} um{skewed}"
         )
+        lines += _psf_lines(view["psfs"])
     lines += [
         f"series       {len(plan['times'])} time points, channels {', '.join(plan['channels'])}",
         f"output       {plan['output']}",
@@ -60,6 +61,22 @@ def fuse_plan_text(plan: Mapping[str, Any]) -> str:
         *machine_lines(plan),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _psf_lines(psfs: Mapping[str, Any]) -> list[str]:
+    """The PSFs of a view, one for all channels or one for each, and what was done to them."""
+    alike = all(psf == next(iter(psfs.values())) for psf in psfs.values())
+    lines = []
+    for channel, psf in list(psfs.items())[: 1 if alike else None]:
+        whose = "" if alike else f" of {channel}"
+        if psf is None:
+            return [f"psf{whose:10}none is needed"]
+        lines.append(
+            f"psf{whose:10}{_sizes(psf['shape_zyx'])} voxels, FWHM {_numbers(psf['fwhm_px'])} "
+            f"voxels, {_numbers(psf['fwhm_um'])} um"
+        )
+        lines += [f"             {note}" for note in psf["notes"]]
+    return lines
 
 
 def fuse_lines(outcome: Any) -> list[str]:

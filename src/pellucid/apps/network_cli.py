@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from pellucid.apps.options import given, options_of, read_config
+from pellucid.apps.options import as_yaml, asked_of, options_of, read_config
 from pellucid.apps.terminal import OK, print_json, say
 from pellucid.stages.network_parameters import RestoreParameters, TrainParameters
 
@@ -13,7 +13,7 @@ RestoreOptions: Any = options_of(
     RestoreParameters, without=frozenset({"input", "model", "output"})
 )
 Options = Annotated[RestoreOptions, Parameter(name="*")]
-Output = Annotated[Path, Parameter(name=["--output", "-o"])]
+Output = Annotated[Path | None, Parameter(name=["--output", "-o"])]
 
 
 def train(recipe: Path, *, json: bool = False) -> int:
@@ -40,11 +40,13 @@ def train(recipe: Path, *, json: bool = False) -> int:
 
 
 def restore(
-    input: Path,
+    input: Path | None = None,
     *,
-    model: Path,
-    output: Output,
+    model: Path | None = None,
+    output: Output = None,
     options: Options = RestoreOptions(),
+    config: Path | None = None,
+    print_config: bool = False,
     json: bool = False,
 ) -> int:
     """Restore a recording by a trained model, and say what of it to believe.
@@ -57,18 +59,25 @@ def restore(
         Folder that `pellucid train` wrote.
     output
         .ome.zarr, .ome.tif or .tif.
+    config
+        YAML file of these options; the environment (PELLUCID_RESTORE_POLISH=...) ranks above it.
+    print_config
+        Show all options as YAML and start nothing.
     json
         Print JSON for machines, and only that.
     """
-    asked = {"input": input, "model": model, "output": output, **given(options)}
-    parameters = RestoreParameters.checked(asked)
+    named = {"input": input, "model": model, "output": output}
+    parameters = asked_of(RestoreParameters, "restore", config, options, named)
+    if print_config:
+        print(as_yaml(parameters), end="")
+        return OK
     from pellucid.stages.network_restoring import restore
 
     stats = restore(parameters)
     if json:
         print_json(stats)
         return OK
-    say(f"wrote {output} ({stats['iterations']} physical iterations)")
+    say(f"wrote {parameters.output} ({stats['iterations']} physical iterations)")
     if "doubtful_regions" in stats:
         say(f"{stats['doubtful_regions']} regions are not to be believed")
     return OK

@@ -23,15 +23,19 @@ ENVIRONMENT = "PELLUCID_"
 
 
 def options_of(model: type[Parameters], without: frozenset[str] = frozenset()) -> type[Parameters]:
-    """A model of the fields of `model`, `without` some, as they are typed on a command line."""
-    fields: dict[str, Any] = {
-        name: (
-            Annotated[_as_typed(field.annotation), _parameter(name, field.default)],
-            Field(field.default, description=field.description),
-        )
-        for name, field in model.model_fields.items()
-        if name not in without
-    }
+    """A model of the fields of `model`, `without` some, as they are typed on a command line.
+
+    What is needed may be left out there, as a YAML file or the environment may say it.
+    """
+    fields: dict[str, Any] = {}
+    for name, field in model.model_fields.items():
+        needed = field.is_required()
+        typed = _as_typed(field.annotation | None if needed else field.annotation)  # type: ignore[operator]
+        default = None if needed else field.default
+        said = f"{field.description} Needed." if needed else field.description
+        parameter = _parameter(name, default)
+        if name not in without:
+            fields[name] = (Annotated[typed, parameter], Field(default, description=said))
     name = model.__name__.replace("Parameters", "Options")
     return create_model(name, __base__=Parameters, **fields)
 
@@ -65,9 +69,18 @@ def asked(
     output: Path | None,
 ) -> Model:
     """The parameters of a command: from its YAML file, the environment, and what was typed."""
-    typed = dict(given(options))
-    typed.update({"inputs": inputs} if inputs else {})
-    typed.update({"output": output} if output else {})
+    return asked_of(model, command, config, options, {"inputs": inputs, "output": output})
+
+
+def asked_of(
+    model: type[Model],
+    command: str,
+    config: Path | None,
+    options: Parameters,
+    named: Mapping[str, Any],
+) -> Model:
+    """The same for a command whose arguments have other names; empty ones were not typed."""
+    typed = {**given(options), **{name: value for name, value in named.items() if value}}
     return model.checked(merged(model, command, config, typed))
 
 
@@ -97,9 +110,14 @@ def read_config(path: Path) -> dict[str, Any]:
 
 def as_yaml(parameters: Parameters) -> str:
     """All parameters as a YAML file that `--config` takes."""
+    return yaml_text(parameters.plain())
+
+
+def yaml_text(content: Mapping[str, Any]) -> str:
+    """JSON types as YAML."""
     import yaml
 
-    text: str = yaml.safe_dump(parameters.plain(), sort_keys=False, allow_unicode=True)
+    text: str = yaml.safe_dump(dict(content), sort_keys=False, allow_unicode=True)
     return text
 
 

@@ -9,10 +9,23 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from pellucid.core.placement import Placement
+from pellucid.data.output import stem
 from pellucid.data.writer import plain_errors
+from pellucid.stages.stitch_plan import StitchPlan
+from pellucid.stages.stitching import StitchOutcome
 
 LEAST_SCALE_PX = 0.1
 INK, STAGE, BAD = "#1d2733", "#9aa7b0", "#c0392b"
+
+
+def drawn_placement(plan: StitchPlan, outcome: StitchOutcome, output: Path) -> list[Path]:
+    """The picture of a stitching beside its output, where it was asked for."""
+    if not plan.parameters.picture:
+        return []
+    assert outcome.placement is not None
+    path = output.with_name(f"{stem(output)}_placement.png")
+    placement_picture(outcome.placement, plan.tiles.nominal_px, plan.tiles.shapes, path)
+    return [path]
 
 
 def placement_picture(

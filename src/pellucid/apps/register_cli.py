@@ -48,6 +48,7 @@ def register(
 
 
 def _register(parameters: RegisterParameters, *, dry_run: bool, json: bool) -> int:
+    from pellucid.stages.cluster_choice import opened_engine
     from pellucid.stages.register_files import plan_registration, run_registration
 
     plan = plan_registration(parameters)
@@ -65,15 +66,14 @@ def _register(parameters: RegisterParameters, *, dry_run: bool, json: bool) -> i
         say(f"{plan.total} registrations on {said['device']}")
     if dry_run:
         return OK
-    with Progress(plan.total, quiet=json, doing="registering") as progress:
-        outcome = run_registration(plan, progress)
+    draw: Any = None
     if parameters.picture is not None:
         from pellucid.apps.transform_picture import transform_picture
 
-        transform_picture(outcome.series, parameters.picture)
-        outcome.outputs.append(parameters.picture)
-        if not json:
-            say(f"wrote {parameters.picture}")
+        draw = transform_picture
+    with opened_engine(parameters.cluster) as engine:
+        with Progress(plan.total, quiet=json, doing="registering") as progress:
+            outcome = run_registration(plan, progress, draw, engine)
     if json:
         print_json(outcome.to_json())
     if outcome.bad:

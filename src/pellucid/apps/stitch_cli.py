@@ -6,12 +6,24 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from pellucid.apps.options import as_yaml, asked, options_of
-from pellucid.apps.terminal import OK, Progress, print_json, say
+from pellucid.apps.options import given, merged, options_of, yaml_text
+from pellucid.apps.terminal import OK, SOME_FAILED, Progress, print_json, say
+from pellucid.data.plain_json import plain_json
+from pellucid.stages.parameters import DeconvolveParameters
 from pellucid.stages.stitch_parameters import StitchParameters
 
+# What a mosaic that is deconvolved in the same pass can be told beyond what stitching is told.
+SHARPENING = [
+    name
+    for name in DeconvolveParameters.model_fields
+    if name not in StitchParameters.model_fields and name not in ("format", "report")
+]
 StitchOptions: Any = options_of(StitchParameters, without=frozenset({"inputs", "output"}))
+SharpenOptions: Any = options_of(
+    DeconvolveParameters, without=frozenset(DeconvolveParameters.model_fields) - {*SHARPENING}
+)
 Options = Annotated[StitchOptions, Parameter(name="*")]
+Sharpen = Annotated[SharpenOptions, Parameter(name="*", group="Deconvolving in the same pass")]
 Output = Annotated[Path | None, Parameter(name=["--output", "-o"])]
 
 
@@ -19,12 +31,16 @@ def stitch(
     *inputs: str,
     output: Output = None,
     options: Options = StitchOptions(),
+    sharpen: Sharpen = SharpenOptions(),
     config: Path | None = None,
     dry_run: bool = False,
     print_config: bool = False,
     json: bool = False,
 ) -> int:
     """Place overlapping tiles by what they show in common, and blend them into one image.
+
+    With a PSF (--psf, or the optics) the image is deconvolved as it is blended, block by block,
+    and only the sharp one is written.
 
     Parameters
     ----------
@@ -42,14 +58,23 @@ def stitch(
     json
         Print JSON for machines, and only that.
     """
-    parameters = asked(StitchParameters, "stitch", config, options, inputs, output)
+    typed = {**given(options), **given(sharpen)}
+    typed.update({"inputs": inputs} if inputs else {})
+    typed.update({"output": output} if output else {})
+    values = merged(StitchParameters, "stitch", config, typed)
+    sharpening = {name: values.pop(name) for name in SHARPENING if name in values}
+    parameters = StitchParameters.checked(values)
     if print_config:
-        print(as_yaml(parameters), end="")
+        both = {**parameters.plain(), **{name: plain_json(value) for name, value in sharpening.items()}}
+        print(yaml_text(both), end="")
         return OK
+    if sharpening:
+        return _stitch_sharply(parameters, sharpening, dry_run=dry_run, json=json)
     return _stitch(parameters, dry_run=dry_run, json=json)
 
 
 def _stitch(parameters: StitchParameters, *, dry_run: bool, json: bool) -> int:
+    from pellucid.apps.placement_picture import drawn_placement
     from pellucid.stages.stitch_plan import plan_stitching
     from pellucid.stages.stitching import run_stitching
 
@@ -62,20 +87,53 @@ def _stitch(parameters: StitchParameters, *, dry_run: bool, json: bool) -> int:
         say(f"{len(plan.tiles.names)} tiles, {len(plan.pairs)} overlaps to compare")
     with Progress(len(plan.times) * len(plan.channels), quiet=json) as progress:
         outcome = run_stitching(plan, progress)
-    assert outcome.placement is not None
-    if parameters.picture:
-        from pellucid.apps.placement_picture import placement_picture
-        from pellucid.data.output import stem
+    outcome.outputs += drawn_placement(plan, outcome, plan.output)
+    return _told(outcome, json=json)
 
-        path = plan.output.with_name(f"{stem(plan.output)}_placement.png")
-        placement_picture(outcome.placement, plan.tiles.nominal_px, plan.tiles.shapes, path)
-        outcome.outputs.append(path)
+
+def _stitch_sharply(
+    parameters: StitchParameters, sharpening: dict[str, Any], *, dry_run: bool, json: bool
+) -> int:
+    from pellucid.apps.placement_picture import drawn_placement
+    from pellucid.apps.text import plan_text as deconvolution_text
+    from pellucid.stages.cluster_choice import opened_engine
+    from pellucid.stages.mosaic_deconvolving import plan_mosaic, run_mosaic
+
+    shared = {name: getattr(parameters, name) for name in ("inputs", "output", "overwrite", "ome_zarr")}
+    background = {} if parameters.background is None else {"background": parameters.background}
+    plan = plan_mosaic(
+        parameters, DeconvolveParameters.checked({**shared, **background, **sharpening})
+    )
+    if dry_run:
+        both = {"stitch": plan.stitching.to_json(), "deconvolve": plan.deconvolution.to_json()}
+        if json:
+            print_json(both)
+        else:
+            placed = plan_text(both["stitch"]).partition("\ndevice ")[0]
+            print(f"{placed}\n\n{deconvolution_text(both['deconvolve'])}", end="")
+        return OK
+    if not json:
+        tiles = plan.stitching
+        say(f"{len(tiles.tiles.names)} tiles, {len(tiles.pairs)} overlaps to compare")
+    with opened_engine(plan.parameters.cluster) as engine:
+        if plan.parameters.cluster is not None and not json:
+            say(engine.described)
+        with Progress(plan.deconvolution.steps, quiet=json) as progress:
+            outcome = run_mosaic(plan, progress, engine)
+    outcome.outputs += drawn_placement(plan.stitching, outcome, plan.stitching.output)
+    return _told(outcome, json=json)
+
+
+def _told(outcome: Any, *, json: bool) -> int:
+    """Say what came of it; returns the exit code."""
     if json:
         print_json(outcome.to_json())
-        return OK
-    for line in placed_lines(outcome):
-        say(line)
-    return OK
+    else:
+        for line in placed_lines(outcome):
+            say(line)
+        for name, why in outcome.failures:
+            say(f"pellucid: {name} failed: {why}")
+    return SOME_FAILED if outcome.failures else OK
 
 
 def plan_text(plan: Mapping[str, Any]) -> str:

@@ -5,12 +5,13 @@ import os
 import sys
 import time
 import traceback
+import warnings
 from collections.abc import Callable
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TextIO
 
 from pellucid.data.plain_json import plain_json
-from pellucid.errors import ParameterError, PellucidError
+from pellucid.errors import ParameterError, PellucidError, PellucidWarning
 from pellucid.stages.events import Event, FileDone, TileDone, VolumeDone, VolumeFailed, Warned
 
 OK, ERROR, USAGE, SOME_FAILED, INTERRUPTED = 0, 1, 2, 3, 130
@@ -29,10 +30,13 @@ def print_json(content: Any) -> None:
 def exit_code_of(command: Callable[[], int]) -> int:
     """Run `command`; an error becomes one sentence on stderr and an exit code.
 
-    With PELLUCID_DEBUG=1 the traceback comes first.
+    With PELLUCID_DEBUG=1 the traceback comes first. Our own warnings become one line each.
     """
     try:
-        return command()
+        with warnings.catch_warnings():
+            warnings.simplefilter("default", PellucidWarning)
+            warnings.showwarning = _show_warning
+            return command()
     except KeyboardInterrupt as stop:
         # a run that can go on says so in the interruption
         kept = str(stop) or (
@@ -52,6 +56,18 @@ def exit_code_of(command: Callable[[], int]) -> int:
         # Who read stdout has gone: nobody is left to tell.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return ERROR
+
+
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    ours = issubclass(category, PellucidWarning)
+    say(f"warning: {message}" if ours else warnings.formatwarning(message, category, filename, lineno))
 
 
 def _debug() -> None:

@@ -92,7 +92,7 @@ def info_text(said: Mapping[str, Any]) -> str:
 
 
 def quality_text(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Measurements (`measure_file`) as a table, and what could not be measured below it."""
+    """Measurements (`run_measuring`) as a table, and what could not be measured below it."""
     table = Table(box=None, pad_edge=False)
     heads = ("t", "channel", "background", "gain", "read noise", "photons", "saturated",
              "lateral um", "axial um", "FSC um", "contrast", "sampling")  # fmt: skip

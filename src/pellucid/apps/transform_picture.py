@@ -1,5 +1,6 @@
 """A picture of transforms over time: translation, rotation, and whether they are believed."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -37,8 +38,13 @@ def transform_picture(series: SeriesRegistration, path: Path) -> None:
                     axes[row, column].axvline(transform.time, color=BAD, lw=1, ls=":")
         axes[0, column].set_title(f"view {view} (dotted: not believed or repaired)", fontsize=9)
         axes[0, column].legend(frameon=False, fontsize=8)
+    scratch = path.with_name(f"{path.name}.partial")
     with plain_errors(path):
-        figure.savefig(path, dpi=130)
+        try:
+            figure.savefig(scratch, dpi=130, format="png")
+            os.replace(scratch, path)
+        finally:
+            scratch.unlink(missing_ok=True)
 
 
 def _moved(start: Affine, transform: Affine) -> tuple[list[float], list[float]]:

@@ -28,6 +28,13 @@ from pellucid.core.back_projectors import (
 )
 from pellucid.core.coarsening import bin_factors, binned, refined
 from pellucid.core.fourier import Shape, empty
+from pellucid.core.joint_coarsening import (
+    is_joint,
+    joint_binned,
+    joint_binned_images,
+    joint_binnings,
+    joint_refined,
+)
 from pellucid.core.noise import Noise, thin
 from pellucid.core.operators import Extended
 from pellucid.core.passband import band_edge_px, widths_of
@@ -144,8 +151,12 @@ class JudgedLevel:
         projectors: tuple[BackProjector, ...],
     ) -> None:
         self.factors, self.projectors = factors, projectors
-        self.problem = binned(kept, factors)
-        self.held = [o.image for o in binned(held, factors).observations]
+        if is_joint(kept):
+            self.problem = joint_binned(kept, factors)
+            self.held = joint_binned_images(held, factors)
+        else:
+            self.problem = binned(kept, factors)
+            self.held = [o.image for o in binned(held, factors).observations]
         self.held_ratio = held_out / (1 - held_out)
         # the thinned photons of a nearly dark recording may sum to nothing, or less
         self.photons = max(sum(float(image.sum(dtype=torch.float64)) for image in self.held), 1.0)
@@ -243,6 +254,12 @@ class _Climb:
         """Return the next estimate and the one before it on a finer grid, which will judge them."""
         x = self.level.corrected(self.p, self.models, 0)
         self.cost += 0.5 * self.level.cost
+        if is_joint(level.problem):
+            seen = (level.weight > 0).to(x.dtype)
+            p, before = (
+                joint_refined(v, self.level.problem, level.problem).mul_(seen) for v in (x, self.x)
+            )
+            return p, before
         coarse, fine = (lv.problem.observations[0].operator for lv in (self.level, level))
         assert isinstance(coarse, Extended)
         assert isinstance(fine, Extended)
@@ -334,6 +351,8 @@ def thinned(problem: Problem, held_out: float, seed: int) -> tuple[Problem, Prob
 
 
 def _binnings(problem: Problem) -> list[Shape]:
+    if is_joint(problem):
+        return joint_binnings(problem)
     operators = [o.operator for o in problem.observations]
     if len(operators) > 1 or not isinstance(operators[0], Extended):
         return [(1, 1, 1)]

@@ -8,9 +8,11 @@ import torch
 from torch import Tensor
 
 from pellucid.core.blur_matching import gaussian_blurred
+from pellucid.core.field_resampling import sampled
 from pellucid.core.fourier import Shape
 from pellucid.core.geometry import Affine, Grid
 from pellucid.core.resampling import Resample
+from pellucid.core.transform_field import TransformField
 
 Weighting = Literal["average", "content-average"]
 
@@ -59,6 +61,7 @@ def averaged(
     world_to_views: Sequence[Affine],
     world: Grid,
     weighting: Weighting = "average",
+    fields: Sequence[TransformField | None] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return the weighted average of views on `world`, 0 where none sees it, and where any does.
 
@@ -66,12 +69,16 @@ def averaged(
     ----------
     images : (z, y, x) each, background subtracted, of equal brightness
     grids, world_to_views : where each view's voxels are
+    fields : in place of the transforms, for each view that has one
     weighting : "average" (border weights) or "content-average" (times content weights)
     """
     total = images[0].new_zeros(world.shape)
     weights, seen = torch.zeros_like(total), torch.zeros_like(total)
-    for image, grid, world_to_view in zip(images, grids, world_to_views, strict=True):
-        sample = Resample(grid, world, world_to_view)
+    fields = fields or [None] * len(images)
+    for image, grid, world_to_view, field in zip(
+        images, grids, world_to_views, fields, strict=True
+    ):
+        sample = sampled(grid, world, world_to_view, field)
         border = sample.forward(border_weights(grid.shape).to(image))
         on_world, inside = on_other_grid(image, sample)
         weight = border = border * inside

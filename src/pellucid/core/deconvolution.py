@@ -12,7 +12,7 @@ from torch import Tensor
 from pellucid.core.accelerated import Accelerated
 from pellucid.core.back_projectors import METHODS, BackProjector
 from pellucid.core.fourier import Shape
-from pellucid.core.noise import Noise, estimate_background, estimate_noise
+from pellucid.core.noise import Noise, check_background, estimate_background, estimate_noise
 from pellucid.core.operators import Blur, Extended
 from pellucid.core.problem import Observation, Problem, Restored
 from pellucid.core.psf import Psf, crop_to_support, focal_plane, fwhm_px
@@ -77,7 +77,7 @@ def deconvolve(
 
     Raises
     ------
-    InputError : volume or PSF that is not finite, not 2D or 3D, or constant
+    InputError : volume or PSF that is not finite, not 2D or 3D, or constant; a background above all
     ParameterError : unknown method, iterations below 1
 
     Examples
@@ -97,6 +97,7 @@ def deconvolve(
         raise ParameterError(
             f"iterations must be 1 or more, or None for automatic, got {iterations}."
         )
+    check_background(background, float(image.min()), float(image.max()))
     used = usable_psf(psf, image_shape(image))
     camera = noise or estimate_noise(image.cpu().numpy())
     level = float(estimate_background(image.cpu().numpy())) if background is None else background

@@ -13,18 +13,18 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from pellucid.core.accelerated import Accelerated
 from pellucid.core.averaging import Weighting, averaged, on_other_grid
 from pellucid.core.back_projectors import BackProjector, Matched, WienerButterworth
 from pellucid.core.deconvolution import image_shape
-from pellucid.core.geometry import Grid, as_triple
+from pellucid.core.field_resampling import sampled
+from pellucid.core.geometry import Grid
+from pellucid.core.joint_operators import extended_grid, reached_box, sharpened, widened
 from pellucid.core.operators import Blur, Composed
-from pellucid.core.problem import Observation, Problem, Restored, Window
+from pellucid.core.problem import Observation, Problem, Restored
 from pellucid.core.psf import Psf
-from pellucid.core.resampling import Resample
 from pellucid.core.richardson_lucy import RichardsonLucy
 from pellucid.core.rotated_psf import rotated_psf
 from pellucid.core.slab_sampling import SlabSample, sampling_variance_px
@@ -124,9 +124,13 @@ def joint_problem(views: Sequence[LitView], world: Grid) -> Problem:
     cropped = [_cropped(view, world) for view in views]
     blurs = [_blur(view, views[0], world) for view in cropped]
     behind = [extended_grid(v.grid, blur) for v, blur in zip(cropped, blurs, strict=True)]
-    domain, window = _widened(world, cropped, behind, blurs)
+    transforms = [view.world_to_view for view in cropped]
+    displaced_um = max(view.displaced_um for view in views)
+    domain, window = widened(world, transforms, behind, blurs, displaced_um)
     observations = [
-        Observation(v.photons, blur @ SlabSample(domain, grid, v.world_to_view), v.background)
+        Observation(
+            v.photons, blur @ SlabSample(domain, grid, v.world_to_view, v.field), v.background
+        )
         for v, blur, grid in zip(cropped, blurs, behind, strict=True)
     ]
     return Problem(tuple(observations), window)
@@ -138,12 +142,14 @@ def resampled_problem(views: Sequence[LitView], world: Grid) -> Problem:
     Voxels that a view does not reach take the average of the views that do. Interpolated counts are
     no longer Poisson, and voxels of equal noise are counted several times.
     """
-    filler, _ = averaged(*on_equal_terms(views), world)
+    fields = [view.field for view in views]
+    filler, _ = averaged(*on_equal_terms(views), world, fields=fields)
     images = []
     for view in views:
         assert view.brightness is not None
         scale = view.brightness * view.voxel_um3 / views[0].voxel_um3
-        image, inside = on_other_grid(view.photons, Resample(view.grid, world, view.world_to_view))
+        sample = sampled(view.grid, world, view.world_to_view, view.field)
+        image, inside = on_other_grid(view.photons, sample)
         images.append(torch.where(inside, image, filler * scale + view.background).clamp_min_(0))
     psfs = [
         rotated_psf(_psf(view), view.grid.spacing_um, view.world_to_view.linear, world.spacing_um)
@@ -170,14 +176,15 @@ def covered(views: Sequence[LitView], world: Grid) -> Tensor:
     """
     seen = torch.zeros(world.shape, device=views[0].photons.device)
     for view in views:
-        sample = Resample(view.grid, world, view.world_to_view)
+        sample = sampled(view.grid, world, view.world_to_view, view.field)
         seen = torch.maximum(seen, sample.forward(torch.ones_like(view.photons)))
     return (seen > 0.5).to(seen)
 
 
 def averaged_light(views: Sequence[LitView], world: Grid, weighting: Weighting) -> Tensor:
     """Return the weighted average in photons per voxel of the first view, not negative."""
-    return averaged(*on_equal_terms(views), world, weighting)[0].clamp_min_(0)
+    fields = [view.field for view in views]
+    return averaged(*on_equal_terms(views), world, weighting, fields)[0].clamp_min_(0)
 
 
 def _checked_world(views: Sequence[View], world: Grid | None) -> Grid:
@@ -192,12 +199,6 @@ def _checked_world(views: Sequence[View], world: Grid | None) -> Grid:
             "transforms so that all start in the frame of the result."
         )
     return proposed_world(views) if world is None else world
-
-
-def extended_grid(grid: Grid, blur: Blur) -> Grid:
-    """Return the grid of the object behind a blurred image: object voxel = image voxel + margin."""
-    origin = grid.index_to_um.apply(-np.asarray(blur.margin, dtype=np.float64))
-    return Grid(blur.domain_shape, grid.spacing_um, as_triple(origin, "origin"), grid.frame)
 
 
 def _lit(views: list[LitView]) -> list[LitView]:
@@ -242,58 +243,16 @@ def _blur(view: LitView, first: LitView, world: Grid) -> Blur:
     return Blur(torch.from_numpy(kernel).to(view.photons), image_shape(view.photons))
 
 
-def sharpened(psf: NDArray[np.float64], variance_px: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the PSF that, after a blur of small variance on each axis, is `psf`; the same sum.
-
-    Sampling the object blurs it a little, and the microscope did not: without this the restored
-    object would be too sharp. To second order, psf - sum_d variance_d / 2 d^2 psf / dx_d^2.
-    """
-    result = psf.copy()
-    for axis, variance in enumerate(variance_px):
-        if psf.shape[axis] > 1:
-            edges = [(1, 1) if a == axis else (0, 0) for a in range(3)]
-            result -= variance / 2 * np.diff(np.pad(psf, edges), 2, axis)
-    result = np.maximum(result, 0)
-    normalised: NDArray[np.float64] = result * (psf.sum() / result.sum())
-    return normalised
-
-
 def _cropped(view: LitView, world: Grid) -> LitView:
     """Return the part of a view that the light of `world` reaches."""
-    corners = view.grid.um_to_index.apply(view.world_to_view.apply(world.corners_um()))
-    reach = [n // 2 + 1 for n in _psf(view).shape]
-    start = np.maximum(np.floor(corners.min(0)).astype(int) - reach, 0)
-    stop = np.minimum(np.ceil(corners.max(0)).astype(int) + reach + 1, view.grid.shape)
-    if (start >= stop).any():
+    box = reached_box(view.grid, view.world_to_view, _psf(view).shape, world, view.displaced_um)
+    if box is None:
         raise InputError(
             f"fuse: the view {view.grid.frame!r} does not reach the world of the result. Check its "
             "transform, or leave the view out."
         )
-    box = tuple(slice(int(a), int(b)) for a, b in zip(start, stop, strict=True))
-    grid = view.grid.crop(start.tolist(), stop.tolist())
+    grid = view.grid.crop([part.start for part in box], [part.stop for part in box])
     return replace(view, photons=view.photons[box].contiguous(), grid=grid)
-
-
-def _widened(
-    world: Grid, views: Sequence[LitView], behind: Sequence[Grid], blurs: Sequence[Blur]
-) -> tuple[Grid, Window]:
-    """Return `world` grown over all that sends light into the views, and where `world` lies in it."""
-    low, high = np.zeros(3), np.asarray(world.shape) - 1.0
-    for view, grid, blur in zip(views, behind, blurs, strict=True):
-        corners = np.array(list(np.ndindex(2, 2, 2))) * (_reached(blur) - 1)
-        view_to_index = world.um_to_index @ view.world_to_view.inverse() @ grid.index_to_um
-        places: NDArray[np.float64] = view_to_index.apply(corners)
-        low, high = np.minimum(low, places.min(0)), np.maximum(high, places.max(0))
-    before = -np.floor(low + 1e-6).astype(int)
-    z, y, x = (int(n) for n in np.ceil(high - 1e-6).astype(int) + before + 1)
-    origin = as_triple(world.index_to_um.apply(-before.astype(float)), "origin")
-    inside = [slice(int(b), int(b) + n) for b, n in zip(before, world.shape, strict=True)]
-    return Grid((z, y, x), world.spacing_um, origin, world.frame), (inside[0], inside[1], inside[2])
-
-
-def _reached(blur: Blur) -> NDArray[np.int64]:
-    """Return the shape of the object that the image sees; the blur's domain is an FFT size larger."""
-    return np.add(blur.range_shape, blur.psf.shape) - 1
 
 
 def _restorer(

@@ -21,7 +21,7 @@ from pellucid.core.photon_transfer import (
     saturation,
 )
 from pellucid.core.sampling import Array, block_means, blocks_of, fill_value
-from pellucid.errors import ParameterError
+from pellucid.errors import InputError, ParameterError
 
 # Noise power low along one axis over that high along all: 0.95 to 1.02 for white noise in
 # simulation, 1.7 to 3.6 after interpolation by a quarter or half voxel, 2 after a Gaussian of
@@ -73,6 +73,18 @@ class Background:
 
     def __float__(self) -> float:
         return self.level
+
+
+def check_background(background: float | None, darkest: float, brightest: float) -> None:
+    """Raise InputError where a stated background is above all that a volume holds.
+
+    A volume of one value is left alone: it is dark, whatever the background.
+    """
+    if background is not None and darkest < brightest < background:
+        raise InputError(
+            f"background: {background:g} counts were stated, and the brightest voxel has "
+            f"{brightest:g}. State the counts of empty regions, or leave it to be measured."
+        )
 
 
 def estimate_background(volume: Array) -> Background:

@@ -80,7 +80,10 @@ class Schedule:
 
 
 def start_of(problems: Iterable[Problem]) -> float:
-    """Return the flat start of samples together: their mean photons above background."""
+    """Return the flat start of samples together: their mean photons above background.
+
+    For samples in memory; a volume on disk has its start measured in passing, with its noise.
+    """
     light, mean, voxels = 0.0, 0.0, 0
     for problem in problems:
         o = problem.observations[0]

@@ -91,16 +91,24 @@ class Resample(LinearOperator):
     def _blocks(self) -> Iterator[tuple[Box, Box]]:
         """Yield every block of the target that sees the source, and the box of source it sees."""
         corners = np.array(list(np.ndindex(2, 2, 2)))
-        for start in np.ndindex(
-            *(-(-n // b) for n, b in zip(self.range_shape, BLOCK, strict=True))
-        ):
+        for block in self._target_blocks():
+            ends = np.array([(s.start, s.stop - 1) for s in block])
+            reached = self._apply(np.where(corners, ends[:, 1], ends[:, 0]))
+            box = self._source_box(reached.min(0), reached.max(0))
+            if box is not None:
+                yield block, box
+
+    def _target_blocks(self) -> Iterator[Box]:
+        counts = (-(-n // b) for n, b in zip(self.range_shape, BLOCK, strict=True))
+        for start in np.ndindex(*counts):
             low = np.array(start) * BLOCK
-            high = np.minimum(low + BLOCK, self.range_shape)
-            reached = self._apply(np.where(corners, high - 1, low))
-            first = np.maximum(np.floor(reached.min(0)).astype(np.int64) - 1, 0)
-            last = np.minimum(np.ceil(reached.max(0)).astype(np.int64) + 2, self.domain_shape)
-            if (first < last).all():
-                yield _box(low, high), _box(first, last)
+            yield _box(low, np.minimum(low + BLOCK, self.range_shape))
+
+    def _source_box(self, low: NDArray[np.float64], high: NDArray[np.float64]) -> Box | None:
+        """Return the voxels of the source that places between `low` and `high` see; None: none."""
+        first = np.maximum(np.floor(low).astype(np.int64) - 1, 0)
+        last = np.minimum(np.ceil(high).astype(np.int64) + 2, self.domain_shape)
+        return _box(first, last) if (first < last).all() else None
 
     def _apply(self, points: NDArray[np.float64]) -> NDArray[np.float64]:
         moved: NDArray[np.float64] = points @ self._index_map[:3, :3].T + self._index_map[:3, 3]

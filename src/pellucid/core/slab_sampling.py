@@ -12,10 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pellucid.core.field_resampling import FieldResample
 from pellucid.core.fourier import Shape
 from pellucid.core.geometry import Affine, Grid, as_triple
 from pellucid.core.operators import LinearOperator
 from pellucid.core.resampling import Resample
+from pellucid.core.transform_field import TransformField
 
 ALIGNED = 1e-6
 """Fraction of a voxel within which grids are taken to be aligned."""
@@ -38,17 +40,22 @@ class SlabSample(LinearOperator):
     world : grid of the object
     view : grid of the image, in the frame that `world_to_view` reaches
     world_to_view : maps micrometres of `world.frame` to micrometres of `view.frame`
+    field : the same, where it varies: samples are taken through its inverse, and how many and with
+        what weights is that of `world_to_view`
     """
 
-    def __init__(self, world: Grid, view: Grid, world_to_view: Affine) -> None:
-        self.world, self.view, self.world_to_view = world, view, world_to_view
+    def __init__(
+        self, world: Grid, view: Grid, world_to_view: Affine, field: TransformField | None = None
+    ) -> None:
+        self.world, self.view, self.world_to_view, self.field = world, view, world_to_view, field
+        back = None if field is None else field.inverse(view)
         self.domain_shape, self.range_shape = world.shape, view.shape
         counts = _samples_per_voxel(world, view, world_to_view)
         self._sample: LinearOperator
         if _slide_voxels(world, view, world_to_view, counts) > MOST_SLIDE:
             self._sample = _WeightedSum(
                 [
-                    (weight, _sampling(world, view, shift_um, world_to_view))
+                    (weight, _sampling(world, view, shift_um, world_to_view, back))
                     for shift_um, weight in _triangle(view, world_to_view, counts)
                 ]
             )
@@ -56,7 +63,7 @@ class SlabSample(LinearOperator):
             z, y, x = counts.tolist()
             pool = TrianglePool(view.shape, (z, y, x))
             fine = pool.fine_grid(view)
-            self._sample = pool @ _sampling(world, fine, np.zeros(3), world_to_view)
+            self._sample = pool @ _sampling(world, fine, np.zeros(3), world_to_view, back)
 
     def __repr__(self) -> str:
         return f"SlabSample({self.world!r}, {self.view!r}, {self.world_to_view!r})"
@@ -185,10 +192,19 @@ def plane_distances_um(
 
 
 def _sampling(
-    world: Grid, view: Grid, shift_um: NDArray[np.float64], world_to_view: Affine
+    world: Grid,
+    view: Grid,
+    shift_um: NDArray[np.float64],
+    world_to_view: Affine,
+    back: TransformField | None,
 ) -> LinearOperator:
-    """Return the cheapest exact sampling of the object at the voxels of the view, shifted."""
+    """Return the cheapest exact sampling of the object at the voxels of the view, shifted.
+
+    `back`, where it is given, leads from the view to the world in place of the affine map.
+    """
     shift = Affine.translation(shift_um, source=world.frame, target=world.frame)
+    if back is not None:
+        return FieldResample(world, view, back.followed_by(shift))
     view_to_world = shift @ world_to_view.inverse()
     index_map = (world.um_to_index @ view_to_world @ view.index_to_um).matrix
     whole = np.rint(index_map)

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from pellucid.core.geometry import Affine
 from pellucid.core.registration import Registration
+from pellucid.core.transform_field import TransformField
 from pellucid.errors import InputError, ParameterError
 
 How = Literal["first", "given", "registered", "reused", "smoothed", "repaired", "failed"]
@@ -27,6 +28,8 @@ class ViewTransform:
         be believed, the best guess
     reason : one sentence: why it failed or was repaired; empty otherwise
     registration : what was measured at this time point, believed or not; None where nothing was
+    field : the same from "world" to the view where it was registered in chunks; `world_to_view` is
+        the affine map that comes closest
     """
 
     time: int
@@ -35,6 +38,7 @@ class ViewTransform:
     how: How
     reason: str = ""
     registration: Registration | None = None
+    field: TransformField | None = None
 
     @property
     def believed(self) -> bool:
@@ -43,12 +47,13 @@ class ViewTransform:
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-ready values."""
-        record = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        record = {name: getattr(self, name) for name in self.__dataclass_fields__ if name != "field"}
         measured = self.registration
         return {
             **record,
             "world_to_view": self.world_to_view.to_dict(),
             "registration": None if measured is None else measured.to_dict(),
+            **({} if self.field is None else {"field": self.field.to_dict()}),
         }
 
 
@@ -132,7 +137,7 @@ def registration_from_dict(record: Mapping[str, Any]) -> Registration:
 def transform_from_dict(record: Mapping[str, Any]) -> ViewTransform:
     """Return the transform that `ViewTransform.to_dict` wrote."""
     names = set(ViewTransform.__dataclass_fields__)
-    if set(record) != names:
+    if set(record) | {"field"} != names:
         raise ParameterError(f"transform: expected the keys {sorted(names)}, got {sorted(record)}.")
     measured = record["registration"]
     return ViewTransform(
@@ -142,6 +147,7 @@ def transform_from_dict(record: Mapping[str, Any]) -> ViewTransform:
         record["how"],
         record["reason"],
         None if measured is None else registration_from_dict(measured),
+        TransformField.from_dict(record["field"]) if "field" in record else None,
     )
 
 

@@ -172,10 +172,12 @@ class VaryingBlur(Extended):
 
 
 class TiledBlur(LinearOperator):
-    """The same blur by blended tiles: each tile convolved with the PSF at its centre; a reference.
+    """The same blur by blended tiles: each tile convolved with the PSF at its centre.
 
-    The object is shared among tiles by hat functions that sum to 1, so that the PSF between two
-    centres is interpolated linearly. Slow and memory-hungry beside `VaryingBlur`.
+    The independent reference that `VaryingBlur` is compared with in tests and in
+    `benchmarks/varying_blur.py`; nothing else uses it. The object is shared among tiles by hat
+    functions that sum to 1, so that the PSF between two centres is interpolated linearly. Slow and
+    memory-hungry beside `VaryingBlur`.
 
     Parameters
     ----------

@@ -11,9 +11,10 @@ from torch import Tensor
 
 from pellucid.core.deconvolution import Array, as_volume, image_shape, in_photons, usable_psf
 from pellucid.core.geometry import Affine, Grid, as_triple
-from pellucid.core.noise import Noise, estimate_background, estimate_noise
+from pellucid.core.noise import Noise, check_background, estimate_background, estimate_noise
 from pellucid.core.psf import Psf
 from pellucid.core.slab_sampling import SlabSample, plane_distances_um
+from pellucid.core.transform_field import TransformField
 from pellucid.errors import FrameError, InputError
 
 BRIGHTNESS_LATTICE = 48
@@ -34,6 +35,8 @@ class View:
     background : counts where there is no object, camera offset included; None: measured
     noise : the camera; None: measured
     brightness : photons collected relative to the first view; None: measured where views overlap
+    field : the same as `world_to_view` where it varies, for a specimen that was registered in chunks;
+        light is then sampled through it, and all else goes by `world_to_view`
     """
 
     image: Array
@@ -43,6 +46,7 @@ class View:
     background: float | None = None
     noise: Noise | None = None
     brightness: float | None = None
+    field: TransformField | None = None
 
     def __post_init__(self) -> None:
         if tuple(self.image.shape) != self.grid.shape:
@@ -54,6 +58,12 @@ class View:
             raise FrameError(
                 f"View: expected world_to_view to reach the grid's frame {self.grid.frame!r}, it "
                 f"reaches {self.world_to_view.target!r}. Invert it, or rename with with_frames()."
+            )
+        frames = (self.world_to_view.source, self.world_to_view.target)
+        if self.field is not None and (self.field.source, self.field.target) != frames:
+            raise FrameError(
+                f"View: expected a field that leads from {frames[0]!r} to {frames[1]!r} as world_to_view "
+                f"does, got {self.field.source!r} -> {self.field.target!r}."
             )
 
     @property
@@ -123,6 +133,12 @@ class LitView:
     level: float
     voxel_um3: float
     brightness: float | None
+    field: TransformField | None = None
+
+    @property
+    def displaced_um(self) -> float:
+        """How far the field takes a point from where `world_to_view` has it, at most."""
+        return 0.0 if self.field is None else self.field.largest_um
 
     @property
     def dark(self) -> bool:
@@ -139,6 +155,7 @@ def prepared(view: View, device: str | torch.device | None) -> LitView:
     """Return the view in photons, read noise added to both image and background (Snyder 1993)."""
     image = as_volume(view.image, device)
     counts = image.cpu().numpy()
+    check_background(view.background, float(counts.min()), float(counts.max()))
     camera = view.noise or estimate_noise(counts)
     level = float(estimate_background(counts)) if view.background is None else view.background
     photons, expected, gain = in_photons(image, level, camera)
@@ -147,7 +164,7 @@ def prepared(view: View, device: str | torch.device | None) -> LitView:
     expected = max(expected, 1e-3 * float(photons.mean()))
     return LitView(
         photons, view.grid, view.world_to_view, psf, expected, gain, level, view.voxel_um3,
-        view.brightness,
+        view.brightness, view.field,
     )  # fmt: skip
 
 

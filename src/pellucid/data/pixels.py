@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from pellucid.data.source import Array
-from pellucid.errors import ParameterError
+from pellucid.errors import InputError, ParameterError
 
 OUTPUT_TYPES = ("float32", "float64", "uint8", "uint16", "uint32", "int16", "int32")
 
@@ -56,6 +56,15 @@ def check_output_dtype(dtype: str | np.dtype[Any]) -> np.dtype[Any]:
             f"output type: expected one of {', '.join(OUTPUT_TYPES)}, got {kind.name}."
         )
     return kind
+
+
+def check_exact(dtype: np.dtype[Any], name: str) -> None:
+    """Raise InputError for integers that would not stay what they are: arithmetic is in float32."""
+    if dtype.kind in "ui" and dtype.itemsize > 2:
+        raise InputError(
+            f"{name}: {dtype.name} is worked on as float32, which keeps whole numbers only to "
+            "16777216. Take --dtype float32, or export it as uint16."
+        )
 
 
 def to_dtype(

@@ -1,5 +1,6 @@
 """Recordings: one face, (t, c, z, y, x) and micrometres, for every file format that is read."""
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,10 +10,13 @@ import numpy as np
 
 from pellucid.data.inputs import check_input_path, find_inputs
 from pellucid.data.source import RECORDING_AXES, Array, Source, Spacing
-from pellucid.errors import InputError
+from pellucid.errors import InputError, VoxelSizeWarning
 
 TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 NUMPY_MAGIC = (b"\x93NUM", b"PK\x03\x04")
+
+SAME_VOXEL = 0.01
+"""Difference up to which a stated voxel size is the file's, rounded."""
 
 # Suffixes of instrument formats, to tell "cannot read this yet" from "this is not an image".
 MICROSCOPE_SUFFIXES = frozenset(
@@ -124,7 +128,8 @@ def open_recording(
     Parameters
     ----------
     path : OME-TIFF, ImageJ TIFF, TIFF, OME-Zarr 0.4 or 0.5 (a folder), .npy or .npz
-    voxel_um : (z, y, x) micrometres; overrides what the file says
+    voxel_um : (z, y, x) micrometres; overrides what the file says, with a `VoxelSizeWarning` where
+        that is something else
     axes : the dimensions of the stored array, such as "tzyx", where the file does not say
     image : which image of a TIFF that holds several (positions, scenes)
 
@@ -145,6 +150,8 @@ def open_recording(
     t, c, z, y, x = (sizes.get(axis, 1) for axis in RECORDING_AXES)
     stated = source.calibration
     names = stated.channels
+    if voxel_um is not None:
+        _warn_of_another(voxel_um, stated.spacing_um, planes=z)
     return Recording(
         path=path,
         shape=(t, c, z, y, x),
@@ -160,6 +167,17 @@ def open_recording(
 
 def _opened_again(path: Path, voxel_um: Any, axes: str | None, image: int | None) -> Recording:
     return open_recording(path, voxel_um=voxel_um, axes=axes, image=image)
+
+
+def _warn_of_another(voxel_um: tuple[float, float, float], stated_um: Spacing, planes: int) -> None:
+    """Warn where a file states another voxel size than the one that is used; once, not for each file."""
+    pairs = list(zip(voxel_um, stated_um, strict=True))[1 if planes == 1 else 0 :]
+    if any(said and abs(used / said - 1) > SAME_VOXEL for used, said in pairs):
+        used, said = (", ".join(f"{s:.4g}" if s else "?" for s in um) for um in (voxel_um, stated_um))
+        warnings.warn(
+            f"voxel size: the file states {said} um (z, y, x), and {used} um is used, as asked.",
+            VoxelSizeWarning, stacklevel=3,
+        )  # fmt: skip
 
 
 def open_recordings(

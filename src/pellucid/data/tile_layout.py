@@ -23,10 +23,16 @@ INDEX = re.compile(r"(\{[zyx]\})")
 
 @dataclass(frozen=True)
 class TileFile:
-    """A tile and its place (z, y, x): in tiles from the first, or in micrometres."""
+    """A tile and its place (z, y, x): in tiles from the first, or in what a table says.
+
+    Parameters
+    ----------
+    unit : "tile"; "micrometre" or "voxel" of a table
+    """
 
     path: Path
     place: Triple
+    unit: str = "tile"
 
 
 def has_indices(spec: str) -> bool:
@@ -101,13 +107,13 @@ def tiles_by_position(files: Sequence[Path], table: Path) -> list[TileFile]:
     """Tiles at the positions that a CSV or JSON file gives in micrometres, by name.
 
     A CSV has a header with name, y, x and perhaps z; a JSON is a list of such objects, or has one
-    under "tiles" (as `pellucid stitch` writes it).
+    under "tiles" (as `pellucid stitch` writes it), and may state "unit": "voxel" beside it.
 
     Raises
     ------
     InputError : a table that cannot be understood, or a tile that it does not name
     """
-    at = _positions(table)
+    at, unit = _positions(table)
     tiles = []
     for path in files:
         place = at.get(path.name, at.get(path.name.split(".")[0]))
@@ -115,7 +121,7 @@ def tiles_by_position(files: Sequence[Path], table: Path) -> list[TileFile]:
             raise InputError(
                 f"{table.name}: has no position for {path.name}. Add it, or leave the tile out."
             )
-        tiles.append(TileFile(path, place))
+        tiles.append(TileFile(path, place, unit))
     return tiles
 
 
@@ -125,19 +131,26 @@ def find_tiles(specs: Sequence[str]) -> list[Path]:
     return list({path.resolve(): path for path in files}.values())
 
 
-def _positions(table: Path) -> dict[str, Triple]:
+def _positions(table: Path) -> tuple[dict[str, Triple], str]:
+    """Positions by name, and their unit."""
     table = table.expanduser()
     try:
         text = table.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{table}: cannot be read as text. Give a CSV or JSON file.") from error
     rows: Any
+    unit = "micrometre"
     if table.suffix.lower() == ".json":
         try:
             rows = json.loads(text)
         except ValueError as error:
             raise InputError(f"{table.name}: is no JSON ({error}).") from error
-        rows = rows.get("tiles", []) if isinstance(rows, dict) else rows
+        if isinstance(rows, dict):
+            unit, rows = rows.get("unit", unit), rows.get("tiles", [])
+        if unit not in ("micrometre", "voxel"):
+            raise InputError(
+                f"{table.name}: expected the unit micrometre or voxel, got {unit!r}. Correct it."
+            )
     else:
         rows = list(csv.DictReader(text.splitlines(), skipinitialspace=True))
     found: dict[str, Triple] = {}
@@ -155,7 +168,7 @@ def _positions(table: Path) -> dict[str, Triple]:
         found[name] = (z, y, x)
     if not found:
         raise InputError(f"{table.name}: names no tiles. Expected the columns name,z,y,x.")
-    return found
+    return found, unit
 
 
 def _triple(values: Any) -> Triple:

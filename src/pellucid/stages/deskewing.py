@@ -13,6 +13,7 @@ import torch
 from pellucid.core.deskew import PLANES_AT_ONCE, StageScan, deskew, deskewed_grid
 from pellucid.core.geometry import Grid
 from pellucid.data.output import check_not_input, create_output
+from pellucid.data.pixels import check_exact
 from pellucid.data.record import RunRecord, fingerprint, write_record
 from pellucid.data.recording import Recording, open_recordings
 from pellucid.data.writer import ImageDescription, ImageWriter, check_free_space
@@ -90,6 +91,8 @@ def plan_deskew(parameters: DeskewParameters) -> DeskewPlan:
         )
     (recording,) = found
     check_not_input(parameters.output, (recording.path, *recording.files))
+    if parameters.dtype == "as-input":
+        check_exact(recording.dtype, recording.path.name)
     scan = parameters.scan(_pixel_um(parameters, recording))
     planes, height, width = recording.shape[2:]
     if planes < 2:

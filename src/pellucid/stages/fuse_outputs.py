@@ -8,8 +8,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from pellucid.core.field_resampling import sampled
 from pellucid.core.geometry import Grid
-from pellucid.core.resampling import resample
 from pellucid.core.transform_series import SeriesRegistration, ViewTransform
 from pellucid.data.finished_volumes import FinishedVolumes
 from pellucid.data.output import create_output, stem
@@ -95,7 +95,8 @@ def _on_world(
     except PellucidError:
         return np.full(world.shape, np.nan, np.float32)
     to_recorded = placed.to_recorded(transform.world_to_view)
-    seen: Float32 = resample(counts, placed.recorded, world, target_to_source=to_recorded).numpy()
+    field = placed.field_to_recorded(transform.field)
+    seen: Float32 = sampled(placed.recorded, world, to_recorded, field).forward(counts).numpy()
     return seen
 
 

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from pellucid.core.accelerated import Accelerated
 from pellucid.core.fusion import joint_problem
 from pellucid.core.geometry import Affine, Grid
 from pellucid.core.noise import estimate_background
-from pellucid.core.psf import Psf
+from pellucid.core.psf import Psf, fwhm_px
 from pellucid.core.transform_series import SeriesRegistration
 from pellucid.core.views import LitView, View, proposed_world
 from pellucid.data.finished_volumes import waiting_folder
@@ -97,8 +97,11 @@ class FusePlan:
         return {
             "views": [
                 {"name": view.series.name, "shape_zyx": view.series.shape,
-                 "voxel_um": view.recorded.spacing_um, "skewed": view.scan is not None}
-                for view in self.views
+                 "voxel_um": view.recorded.spacing_um, "skewed": view.scan is not None,
+                 "psfs": dict(zip(view.series.channels, map(_psf_json, upright, used), strict=True))}
+                for view, upright, used in zip(
+                    self.views, self.upright_psfs, self.psfs, strict=True
+                )
             ],
             "times": self.views[0].series.times,
             "channels": self.views[0].series.channels,
@@ -113,6 +116,19 @@ class FusePlan:
             "peak_bytes": self.peak_bytes,
             "available_bytes": self.available_bytes,
         }  # fmt: skip
+
+
+def _psf_json(upright: Psf | None, used: Psf | None) -> dict[str, Any] | None:
+    """What a PSF is at right angles, and what was done to it up to its use."""
+    if upright is None or used is None:
+        return None
+    widths = zip(fwhm_px(upright), upright.spacing_um or (math.nan,) * 3, strict=True)
+    return {
+        "shape_zyx": upright.shape,
+        "fwhm_px": fwhm_px(upright),
+        "fwhm_um": [pixels * um for pixels, um in widths],
+        "notes": list(used.notes),
+    }
 
 
 def plan_fusion(parameters: FuseParameters) -> FusePlan:
@@ -138,41 +154,73 @@ def plan_fusion(parameters: FuseParameters) -> FusePlan:
     check_stated(parameters.angles, "--transforms FILE", transforms=file_given)
     reference_channels(parameters.reference, views[0].series.channels)
     given = given_transforms(parameters, views)
-    angled = nominal(parameters, views)
-    if given is not None:
-        first = views[0].series.times[0]
-        angled = [given.nearest(first, n).world_to_view if n else angled[0] for n in range(len(views))]
-    proposed_world(hollow(views, angled), cover="overlap")
-    world = cropped(parameters, world_grid(parameters, views, angled))
+    over_time = _known_transforms(parameters, views, given)
+    proposed_world(hollow(views, over_time[0]), cover="overlap")
+    world = cropped(parameters, world_grid(parameters, views, over_time))
     upright_psfs = view_psfs(parameters, views)
     psfs = [
         tuple(view.recorded_psf(psf) for psf in own)
         for view, own in zip(views, upright_psfs, strict=True)
     ]
-    peak = peak_bytes(views, psfs, angled, world)
     plan = FusePlan(
         parameters, views, upright_psfs, psfs, given, _background_images(parameters, views), world,
-        device, peak, available_bytes(device),
+        device, peak_bytes(views, psfs, over_time[0], world), available_bytes(device),
     )  # fmt: skip
-    if plan.available_bytes is not None and peak > plan.available_bytes:
-        coarser = world.spacing_um[0] * (peak / plan.available_bytes) ** (1 / 3) * 1.05
-        raise PlanError(
-            f"{plan.output.name}: fusing to {world.shape} needs {gib(peak)} and {device} has "
-            f"{gib(plan.available_bytes)} free. Voxels of {coarser:.2g} um would fit (--spacing-um), "
-            "or a crop of the result (--crop)."
-        )
+    check_memory(plan, plan.peak_bytes, world)
     # what is finished waits beside the output until all is there
     waiting = math.prod(plan.image(world).shape) * 4
     check_free_space(plan.output.parent, plan.image(world).size_bytes + waiting)
     return plan
 
 
+def _known_transforms(
+    parameters: FuseParameters, views: Sequence[PlacedSeries], given: SeriesRegistration | None
+) -> list[list[Affine]]:
+    """Transforms of all views, at each time point that a file knows of; else the nominal ones."""
+    angled = nominal(parameters, views)
+    if given is None:
+        return [angled]
+    known = [
+        [given.nearest(t, n) for n in range(1, len(views))] for t in views[0].series.times
+    ]
+    believed = [some for some in known if all(one.believed for one in some)] or known[:1]
+    return [[angled[0], *(one.world_to_view for one in some)] for some in believed]
+
+
+def check_memory(plan: FusePlan, needed: int, world: Grid) -> None:
+    """Raise PlanError where the fusion of one volume to `world` does not fit, with what would."""
+    room = plan.available_bytes
+    if room is not None and needed > room:
+        coarser = world.spacing_um[0] * (needed / room) ** (1 / 3) * 1.05
+        raise PlanError(
+            f"{plan.output.name}: fusing to {world.shape} needs {gib(needed)} and {plan.device} has "
+            f"{gib(room)} free. Voxels of {coarser:.2g} um would fit (--spacing-um), "
+            "or a crop of the result (--crop)."
+        )
+
+
 def world_grid(
-    parameters: FuseParameters, views: Sequence[PlacedSeries], transforms: Sequence[Affine]
+    parameters: FuseParameters,
+    views: Sequence[PlacedSeries],
+    over_time: Sequence[Sequence[Affine]],
 ) -> Grid:
-    """The isotropic grid of the result under `transforms`, not cropped."""
+    """The isotropic grid of the result, not cropped: over all, or what is shared at all, times.
+
+    Parameters
+    ----------
+    over_time : the transforms of the views, at each time point
+    """
     spacing = parameters.spacing_um or min(min(view.upright.spacing_um) for view in views)
-    return proposed_world(hollow(views, transforms), cover=parameters.cover, spacing_um=spacing)
+    places = [place for transforms in over_time for place in hollow(views, transforms)]
+    try:
+        return proposed_world(places, cover=parameters.cover, spacing_um=spacing)
+    except InputError:
+        if len(over_time) == 1:
+            raise
+        raise InputError(
+            f"{parameters.output.name}: no place is in all views at all {len(over_time)} time points. "
+            "Take fewer of them (--time), or --cover all."
+        ) from None
 
 
 def hollow(views: Sequence[PlacedSeries], transforms: Sequence[Affine]) -> list[View]:
@@ -206,13 +254,20 @@ def cropped(parameters: FuseParameters, world: Grid) -> Grid:
     return world.crop([e.start for e in ends], [e.stop for e in ends])
 
 
-def proposed_crop(plan: FusePlan, world: Grid, transforms: Sequence[Affine]) -> Grid:
-    """The box of what is above background in any view at any of a few time points, with a margin."""
+def proposed_crop(
+    plan: FusePlan, world: Grid, over_time: Mapping[int, Sequence[Affine]]
+) -> Grid:
+    """The box of what is above background in any view at any of a few time points, with a margin.
+
+    Parameters
+    ----------
+    over_time : the transforms of the views by the index of the time point
+    """
     low, high = np.full(3, np.inf), np.full(3, -np.inf)
-    times, channels = plan.shape
-    chosen = np.unique(np.linspace(0, times - 1, min(times, CROP_TIMES)).round().astype(int))
-    for t, c in ((int(t), c) for t in chosen for c in range(channels)):
-        for view, seen in zip(plan.views, hollow(plan.views, transforms), strict=True):
+    known = sorted(over_time)
+    few = np.linspace(0, len(known) - 1, min(len(known), CROP_TIMES)).round().astype(int)
+    for t, c in ((known[i], c) for i in np.unique(few) for c in range(plan.shape[1])):
+        for view, seen in zip(plan.views, hollow(plan.views, over_time[t]), strict=True):
             try:
                 box = lit_box(view.read(t, c))
             except PellucidError:

@@ -81,7 +81,8 @@ def applied(
     if len(given.times) == 1:
         repeated = [
             ViewTransform(
-                t, one.view, one.world_to_view, "given" if one.believed else "failed", one.reason
+                t, one.view, one.world_to_view, "given" if one.believed else "failed", one.reason,
+                field=one.field,
             )
             for t in times
             for one in given.transforms

@@ -12,6 +12,7 @@ import torch
 from pellucid.core.deskew import StageScan, deskew, deskewed_grid
 from pellucid.core.geometry import Affine, Grid, as_triple
 from pellucid.core.psf import Psf
+from pellucid.core.transform_field import TransformField
 from pellucid.data.recording import Recording
 from pellucid.errors import InputError, ParameterError
 from pellucid.stages.deskew_parameters import ScanParameters
@@ -64,6 +65,13 @@ class PlacedSeries:
         to_view = shift @ self.scan.scan_to_view
         to_scan = to_view.inverse().with_frames(source=self.frame, target=self.recorded.frame)
         return to_scan @ world_to_view
+
+    def field_to_recorded(self, field: TransformField | None) -> TransformField | None:
+        """Continue a field into the right-angled view to the voxels as recorded."""
+        if field is None:
+            return None
+        same = Affine.identity(source=self.frame, target=self.frame)
+        return field.followed_by(self.to_recorded(same))
 
     def recorded_psf(self, psf: Psf | None) -> Psf | None:
         """A PSF at right angles, on the voxels as recorded."""

@@ -30,7 +30,14 @@ from pellucid.stages.events import (
     ignore,
 )
 from pellucid.stages.fuse_outputs import write_everything
-from pellucid.stages.fuse_plan import FusePlan, cropped, proposed_crop, world_grid
+from pellucid.stages.fuse_plan import (
+    FusePlan,
+    check_memory,
+    cropped,
+    peak_bytes,
+    proposed_crop,
+    world_grid,
+)
 from pellucid.stages.lanes import ReadAhead
 from pellucid.stages.pair_registration import STARTS
 
@@ -133,15 +140,20 @@ def _registered(
             on_partial=lambda some: waiting.keep(PARTLY, registering.to_json(some)),
         )  # fmt: skip
     numbers = range(len(plan.views))
-    good = [t for t in found.times if all(found.at(t, v).believed for v in numbers)]
-    if not good:
+    over_time = {
+        index: [found.world_to_view(t, v) for v in numbers]
+        for index, t in enumerate(found.times)
+        if all(found.at(t, v).believed for v in numbers)
+    }
+    if not over_time:
         raise InputError(
             f"{plan.output.name}: no time point could be registered. {found.failures[0].reason}"
         )
-    transforms = [found.world_to_view(good[0], v) for v in numbers]
-    world = cropped(plan.parameters, world_grid(plan.parameters, plan.views, transforms))
+    every = list(over_time.values())
+    world = cropped(plan.parameters, world_grid(plan.parameters, plan.views, every))
     if plan.parameters.crop == "auto":
-        world = proposed_crop(plan, world, transforms)
+        world = proposed_crop(plan, world, over_time)
+    check_memory(plan, peak_bytes(plan.views, plan.psfs, every[0], world), world)
     waiting.keep("registration", {"series": registering.to_json(found), "world": world.to_dict()})
     return found, world
 
@@ -213,7 +225,7 @@ def _fused(
             counts = counts - (empty - level)
         views.append(
             View(counts, placed.recorded, placed.to_recorded(transform.world_to_view),
-                 plan.psfs[number][c], level)
+                 plan.psfs[number][c], level, field=placed.field_to_recorded(transform.field))
         )  # fmt: skip
     with record.timed("fuse"):
         # a stated number means plain iterations, and those of the matched projector never run away;

@@ -1,13 +1,24 @@
 """What a file holds, and what its images say about themselves."""
 
+import json
+import math
+import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pellucid.data.record import read_record
+from pellucid.data.output import check_not_input
+from pellucid.data.plain_json import plain_json
+from pellucid.data.record import RunRecord, fingerprint, read_record, write_record
 from pellucid.data.recording import Recording, open_recording
+from pellucid.data.writer import check_output_path, plain_errors, write_atomically
 from pellucid.errors import InputError
-from pellucid.stages.parameters import InputParameters
+from pellucid.stages.events import FileDone, OnEvent, VolumeDone, ignore
+from pellucid.stages.parameters import InputParameters, MeasureParameters
 from pellucid.stages.planning import chosen
+
+MEASURED_BYTES = 24
+"""For each voxel: its float32, and what spectra and correlations take of them."""
 
 
 def describe(path: str | Path, parameters: InputParameters) -> dict[str, Any]:
@@ -26,18 +37,56 @@ def describe(path: str | Path, parameters: InputParameters) -> dict[str, Any]:
     }
 
 
-def measure_file(path: str | Path, parameters: InputParameters) -> list[dict[str, Any]]:
+@dataclass(frozen=True)
+class MeasurePlan:
+    """Measurements of a file that can be made, and have not started."""
+
+    parameters: MeasureParameters
+    recording: Recording
+    spacing_um: tuple[float, float, float]
+    places: tuple[tuple[int, int], ...]
+
+    @property
+    def peak_bytes(self) -> int:
+        """Memory that one volume takes while it is measured."""
+        voxels = math.prod(self.recording.shape[2:])
+        return voxels * (self.recording.dtype.itemsize + MEASURED_BYTES)
+
+
+def plan_measuring(parameters: MeasureParameters) -> MeasurePlan:
+    """The recording opened, and the output checked; nothing is read."""
+    recording = opened(parameters.input, parameters)
+    if parameters.output is not None:
+        check_not_input(parameters.output, (recording.path, *recording.files))
+        check_output_path(parameters.output.expanduser(), parameters.overwrite)
+    times = chosen(parameters.time, recording.shape[0], "time", recording)
+    channels = chosen(parameters.channel, recording.shape[1], "channel", recording)
+    places = tuple((t, c) for t in times for c in channels)
+    return MeasurePlan(parameters, recording, recording.require_voxel_um(), places)
+
+
+def run_measuring(plan: MeasurePlan, on_event: OnEvent = ignore) -> list[dict[str, Any]]:
     """Measured quality of every channel and time point taken, one dictionary each."""
     from pellucid.core.quality import measure
 
-    recording = opened(path, parameters)
-    spacing = recording.require_voxel_um()
-    rows = []
-    for t in chosen(parameters.time, recording.shape[0], "time", recording):
-        for c in chosen(parameters.channel, recording.shape[1], "channel", recording):
-            quality = measure(recording.read(t, c), spacing)
-            row = {"file": str(recording.path), "t": t, "channel": recording.channels[c]}
-            rows.append({**row, **quality.as_dict()})
+    recording, rows = plan.recording, []
+    record = RunRecord("measure", plan.parameters.plain())
+    for number, (t, c) in enumerate(plan.places):
+        begin = time.perf_counter()
+        quality = measure(recording.read(t, c), plan.spacing_um)
+        row = {"file": str(recording.path), "t": t, "channel": recording.channels[c]}
+        rows.append({**row, **quality.as_dict()})
+        seconds = time.perf_counter() - begin
+        record.timings_s["measure"] = record.timings_s.get("measure", 0.0) + seconds
+        name = f"{recording.path.name} t={t} c={c}"
+        on_event(VolumeDone(number, len(plan.places), seconds, name))
+    if plan.parameters.output is not None:
+        output = plan.parameters.output.expanduser()
+        with plain_errors(output):
+            text = json.dumps(plain_json(rows), indent=1, allow_nan=False) + "\n"
+            write_atomically(output, text)
+        record.inputs = [fingerprint(path) for path in recording.files]
+        on_event(FileDone(output, write_record(record, output)))
     return rows
 
 

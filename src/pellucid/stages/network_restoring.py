@@ -1,5 +1,7 @@
 """Restoration of a recording by a model: the answer, its polish, its verdict, its record."""
 
+import time
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -7,20 +9,23 @@ import numpy as np
 import torch
 
 from pellucid.core.accelerated import Accelerated
-from pellucid.core.deconvolution import as_volume
+from pellucid.core.deconvolution import as_volume, blur_of, usable_psf
+from pellucid.core.problem import Observation, Problem
 from pellucid.core.psf import Psf
 from pellucid.data.model_files import read_model
 from pellucid.data.output import check_not_input, create_output
 from pellucid.data.record import RunRecord, fingerprint, write_record
-from pellucid.data.recording import open_recording
-from pellucid.data.writer import ImageDescription
-from pellucid.errors import InputError, OutputError
+from pellucid.data.recording import Recording, open_recording
+from pellucid.data.writer import ImageDescription, ImageWriter
+from pellucid.errors import InputError, OutputError, PlanError
 from pellucid.networks.model import Architecture, RestorationNet
 from pellucid.networks.polish import Polished
 from pellucid.networks.restorer import Network
 from pellucid.networks.trust import Trust, as_map, gather
+from pellucid.stages.events import FileDone, OnEvent, VolumeDone, ignore
 from pellucid.stages.network_parameters import RestoreParameters
-from pellucid.stages.resources import resolve_device
+from pellucid.stages.planning import gib
+from pellucid.stages.resources import available_bytes, resolve_device
 from pellucid.stages.training import check_spacing, photon_problem
 
 
@@ -39,55 +44,120 @@ def load_network(folder: Path) -> tuple[Network, Psf, dict[str, Any]]:
     return Network(net.eval()), psf, card
 
 
-def restore(parameters: RestoreParameters) -> dict[str, Any]:
-    """Restore one volume or plane and write it with its record; returns the statistics."""
+@dataclass(frozen=True)
+class RestorePlan:
+    """A restoration by a model that can be done, and has not started."""
+
+    parameters: RestoreParameters
+    network: Network
+    psf: Psf
+    card: dict[str, Any]
+    recording: Recording
+    device: str
+    peak_bytes: int
+    available_bytes: int | None
+
+    @property
+    def restorer(self) -> Polished:
+        """The network with its polish."""
+        polish = self.parameters.polish
+        return Polished(self.network, None if polish == "auto" else int(polish))
+
+    @property
+    def image(self) -> ImageDescription:
+        """What the output will hold."""
+        z, y, x = self.recording.shape[2:]
+        return ImageDescription((1, 1, z, y, x), "float32", self.recording.require_voxel_um())
+
+    def writers(self) -> list[ImageWriter]:
+        """The outputs, the image first, checked and not yet begun."""
+        asked = self.parameters
+        paths = [asked.output] if asked.verdict is None else [asked.output, asked.verdict]
+        return [create_output(path, self.image, overwrite=asked.overwrite) for path in paths]
+
+
+def plan_restoring(parameters: RestoreParameters) -> RestorePlan:
+    """The plan of a restoration: model and recording opened and compared; no pixel is read.
+
+    Raises
+    ------
+    InputError, OutputError, PlanError : what cannot be, in one sentence
+    """
     network, psf, card = load_network(parameters.model)
     if parameters.modality not in (None, card["modality"]):
         raise InputError(
             f"{parameters.model.name}: a model for {card['modality']}, asked for "
             f"{parameters.modality}. Choose a model of that modality."
         )
+    if (parameters.verdict is not None or parameters.fall_back) and card.get("trust") is None:
+        raise InputError(
+            f"{parameters.model.name}: holds no verdict, as nothing was wrong in its calibration. "
+            "Train with more calibration recordings, or leave --verdict out."
+        )
     recording = open_recording(parameters.input, voxel_um=parameters.voxel_um)
-    spacing = recording.require_voxel_um()
-    check_spacing(spacing, card["voxel_um"], recording.path.name)
-    image = as_volume(recording.read(parameters.time, parameters.channel))
-    z, y, x = image.shape
-    described = ImageDescription((1, 1, z, y, x), "float32", spacing)
+    check_spacing(recording.require_voxel_um(), card["voxel_um"], recording.path.name)
+    asked = (("t", parameters.time), ("c", parameters.channel))
+    for (axis, index), size in zip(asked, recording.shape[:2], strict=True):
+        if index >= size:
+            raise InputError(
+                f"{recording.path.name}: {axis} = {index} is outside 0..{size - 1} of this file."
+            )
     inputs = (recording.path, *recording.files)
     check_not_input(parameters.output, inputs)
     if parameters.verdict is not None:
         check_not_input(parameters.verdict, inputs)
         if parameters.verdict.resolve() == parameters.output.resolve():
             raise OutputError(f"{parameters.verdict}: the verdict would replace the image. Name another.")
-    outputs = [create_output(parameters.output, described, overwrite=parameters.overwrite)]
-    if parameters.verdict is not None:
-        outputs.append(create_output(parameters.verdict, described, overwrite=parameters.overwrite))
-    problem, gain = photon_problem(image.to(resolve_device(parameters.device)), psf)
-    iterations = None if parameters.polish == "auto" else int(parameters.polish)
-    restorer = Polished(network, iterations)
+    device = resolve_device(parameters.device)
+    plan = RestorePlan(parameters, network, psf, card, recording, device, 0, available_bytes(device))
+    plan = replace(plan, peak_bytes=_peak_bytes(plan))
+    plan.writers()
+    if plan.available_bytes is not None and plan.peak_bytes > plan.available_bytes:
+        raise PlanError(
+            f"{recording.path.name}: restoring {recording.shape[2:]} needs {gib(plan.peak_bytes)} and "
+            f"{device} has {gib(plan.available_bytes)} free. Take a crop."
+        )
+    return plan
+
+
+def restore(parameters: RestoreParameters) -> dict[str, Any]:
+    """Restore one volume or plane and write it with its record; returns the statistics."""
+    return run_restoring(plan_restoring(parameters))
+
+
+def run_restoring(plan: RestorePlan, on_event: OnEvent = ignore) -> dict[str, Any]:
+    """Carry out `plan`; returns the statistics."""
+    parameters, recording, restorer = plan.parameters, plan.recording, plan.restorer
+    begin = time.perf_counter()
+    record = RunRecord("restore", parameters.plain())
+    image = as_volume(recording.read(parameters.time, parameters.channel))
+    problem, gain = photon_problem(image.to(plan.device), plan.psf)
     answer = restorer(problem)
     volumes, stats = [answer.image.cpu()], dict(answer.stats)
     if parameters.verdict is not None or parameters.fall_back:
-        if card.get("trust") is None:
-            raise InputError(
-                f"{parameters.model.name}: holds no verdict, as nothing was wrong in its calibration. "
-                "Train with more calibration recordings, or leave --verdict out."
-            )
         x_whole = restorer.estimate(problem)
-        judged = Trust.from_dict(card["trust"]).believable(gather(problem, restorer, x_whole))
-        trusted = as_map(judged, (z, y, x))
+        judged = Trust.from_dict(plan.card["trust"]).believable(gather(problem, restorer, x_whole))
+        trusted = as_map(judged, recording.shape[2:])
         stats |= {"believable": float(judged.mean()), "doubtful_regions": int((judged < 0.5).sum())}
         if parameters.fall_back:
             classical = Accelerated()(problem).image.cpu()
             volumes[0] = torch.where(trusted < 0.5, classical, volumes[0])
         if parameters.verdict is not None:
             volumes.append(trusted)
-    record = RunRecord("restore", parameters.plain())
+    record.timings_s["restore"] = time.perf_counter() - begin
     record.inputs = [fingerprint(path) for path in (*recording.files, parameters.model)]
     record.statistics = stats
-    scales = (gain, 1.0)
-    for writer, volume, scale in zip(outputs, volumes, scales, strict=False):
+    on_event(VolumeDone(0, 1, record.timings_s["restore"], recording.path.name))
+    for writer, volume, scale in zip(plan.writers(), volumes, (gain, 1.0), strict=False):
         with writer as out:
             out.write(0, 0, (volume * scale).numpy().astype(np.float32))
-        write_record(record, writer.path)
+        on_event(FileDone(writer.path, write_record(record, writer.path)))
     return stats
+
+
+def _peak_bytes(plan: RestorePlan) -> int:
+    # tensors without memory carry the shapes through the arithmetic
+    z, y, x = plan.recording.shape[2:]
+    blur = blur_of(usable_psf(plan.psf, (z, y, x)), (z, y, x), "meta")
+    image = torch.empty((z, y, x), dtype=torch.float32, device="meta")
+    return plan.restorer.peak_bytes(Problem((Observation(image, blur),))) + 12 * z * y * x

@@ -99,7 +99,8 @@ class Pairing:
         near = None if self.given is None else self.given.nearest(time_point, view)
         if near is not None and not near.believed:
             return ViewTransform(time_point, view, place, "failed", near.reason)
-        return ViewTransform(time_point, view, place, "given")
+        field = None if near is None else near.field
+        return ViewTransform(time_point, view, place, "given", field=field)
 
     def register(
         self,

@@ -42,6 +42,14 @@ def _as_several(value: Any) -> Any:
     return value if isinstance(value, (list, tuple)) else (value,)
 
 
+def _cubed(value: Any) -> Any:
+    """One size for all three axes, three sizes, or "auto" as (0, 0, 0)."""
+    sizes = listed(value)
+    if sizes in (None, ("none",)):
+        return None
+    return (0, 0, 0) if sizes == ("auto",) else sizes * 3 if len(sizes) == 1 else sizes
+
+
 def size_in_bytes(value: Any) -> Any:
     """A size in words (2GiB, 500 MB) as bytes."""
     if not isinstance(value, str):
@@ -58,6 +66,13 @@ Iterations = Annotated[int | None, BeforeValidator(_none_for_auto)]
 Counts = Annotated[float | None, BeforeValidator(_none_for_auto)]
 Numbers = Annotated[tuple[float, ...], BeforeValidator(listed)]
 SpacingUm = Annotated[tuple[float, float, float] | None, BeforeValidator(listed)]
+Chunks = Annotated[
+    tuple[
+        Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]
+    ] | None,
+    BeforeValidator(_cubed),
+]
+"""Of cores; zeros where the size is to be chosen."""
 Sizes = Annotated[tuple[int, int, int] | None, BeforeValidator(listed)]
 # A path may hold a comma, so these are not split.
 Names = Annotated[tuple[str, ...], BeforeValidator(_as_several)]
@@ -67,7 +82,8 @@ Paths = Annotated[tuple[Path, ...], BeforeValidator(_as_several)]
 class Parameters(BaseModel):
     """Base of every parameter model: frozen, and a name that does not exist is refused."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    # in YAML, channel: 0 is a number, and typed it is text
+    model_config = ConfigDict(frozen=True, extra="forbid", coerce_numbers_to_str=True)
 
     @classmethod
     def checked(cls, values: Mapping[str, Any]) -> Self:
@@ -93,7 +109,9 @@ def parameter_error(error: ValidationError, names: list[str]) -> ParameterError:
     if first["type"] == "missing" and len(first["loc"]) > 1:
         return ParameterError(f"{name}: expected more numbers, such as z,y,x.")
     if first["type"] == "missing":
-        return ParameterError(f"{name}: needed, and not given. See --help.")
+        missing = [str(e["loc"][0]) for e in error.errors() if e["type"] == "missing"]
+        flags = " ".join(f"--{one.replace('_', '-')}" for one in missing)
+        return ParameterError(f"{', '.join(missing)}: needed, and not given ({flags}). See --help.")
     said = first["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
     return ParameterError(f"{name}: expected {said}, got {first['input']!r}.")
 
@@ -139,6 +157,14 @@ class InputParameters(Parameters):
     )
     time: str | None = Field(None, description="Time points to take: 3, 0:3, or 0,2,5.")
     channel: str | None = Field(None, description="Channels to take, by number or name: 0,2.")
+
+
+class MeasureParameters(InputParameters):
+    """Everything that `pellucid measure` can be told."""
+
+    input: str = Field(description="A TIFF, OME-TIFF, OME-Zarr or .npy.")
+    output: Path | None = Field(None, description="Write the figures as JSON to this file.")
+    overwrite: bool = Field(False, description="Replace an output that exists.")
 
 
 class DeconvolveParameters(OpticsParameters, InputParameters):
@@ -245,4 +271,15 @@ class RegisterParameters(RegistrationParameters, ViewParameters):
     registered: Path | None = Field(
         None, description="Folder for the views on the first view's voxels, OME-Zarr."
     )
+    chunks: Chunks = Field(
+        None,
+        description="auto, or voxels of the first view (one number or z,y,x): register in chunks of "
+        "this size, and fit one smooth field to them.",
+    )
+    cluster: str | None = Field(
+        None,
+        description="Who registers the chunks: local:N workers of this machine, tcp://host:port of a "
+        "Dask scheduler, or a SLURM file (slurm.yaml).",
+    )
+    resume: bool = Field(False, description="Go on with an interrupted registration in chunks.")
     overwrite: bool = Field(False, description="Replace outputs that exist.")

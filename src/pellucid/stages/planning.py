@@ -174,12 +174,18 @@ def plan_deconvolution(parameters: DeconvolveParameters) -> Plan:
     OutputError : an output that exists or cannot be written
     PlanError : too little memory or disk, with what would fit
     """
-    place = _workplace(parameters)
+    _workplace(parameters)  # what cannot be had is refused before files are opened
     recordings = [
         recording
         for spec in parameters.inputs
         for recording in open_recordings(spec, voxel_um=parameters.voxel_um, axes=parameters.axes)
     ]
+    return plan_recordings(parameters, recordings)
+
+
+def plan_recordings(parameters: DeconvolveParameters, recordings: list[Recording]) -> Plan:
+    """The plan for recordings that are open already, in place of `parameters.inputs`."""
+    place = _workplace(parameters)
     outputs = _outputs(parameters, recordings)
     files: list[FilePlan] = []
     shared: dict[object, _Optics] = {}
@@ -287,10 +293,13 @@ def _fitted(file: FilePlan, parameters: DeconvolveParameters, place: Workplace) 
     left = room - (file.host_bytes if device == "cpu" else 0)
     widest = max(file.psfs, key=lambda psf: math.prod(psf.shape))
     crop = shape_that_fits((z, y, x), widest, parameters, left)
+    if len(psfs) < len(file.psfs):
+        remedy = "Tiles need one PSF for all places: give one (--psf FILE) in place of the field"
+    else:
+        remedy = "Write float32 OME-Zarr (.ome.zarr), which is made by tiles"
     raise PlanError(
         f"{file.recording.path.name}: a volume of {(z, y, x)} needs {gib(needed)} and {device} has "
-        f"{gib(room)} free. Write float32 OME-Zarr (.ome.zarr), which is made by tiles"
-        + (f", or take a crop: {crop} would fit." if crop else ".")
+        f"{gib(room)} free. {remedy}" + (f", or take a crop: {crop} would fit." if crop else ".")
     )
 
 

@@ -1,7 +1,8 @@
 """`pellucid register` as a stage: views in, transforms and what is made of them out."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,12 @@ import numpy.typing as npt
 import torch
 
 from pellucid.core.descent import peak_bytes
+from pellucid.core.field_resampling import sampled
 from pellucid.core.geometry import Affine
 from pellucid.core.psf_preparation import prepare
-from pellucid.core.resampling import resample
 from pellucid.core.transform_series import WORLD, SeriesRegistration, ViewTransform
 from pellucid.data.bigstitcher import write_bigstitcher
+from pellucid.data.manifest import remove_manifest
 from pellucid.data.output import create_output
 from pellucid.data.record import RunRecord, fingerprint, write_record
 from pellucid.data.recording import open_recording
@@ -29,6 +31,8 @@ from pellucid.data.writer import (
     write_atomically,
 )
 from pellucid.errors import InputError, OutputError, ParameterError, PellucidError, PlanError
+from pellucid.stages.chunk_registration import chunk_peak_bytes, chunks_of, register_chunks
+from pellucid.stages.engine import Engine, InProcess
 from pellucid.stages.events import FileDone, OnEvent, Warned, ignore
 from pellucid.stages.pair_registration import STARTS, check_stated, nominal_transforms
 from pellucid.stages.parameters import RegisterParameters, RegistrationParameters
@@ -37,6 +41,11 @@ from pellucid.stages.resources import available_bytes, describe_device, resolve_
 from pellucid.stages.view_series import ViewSeries, open_views
 
 Float32 = npt.NDArray[np.float32]
+WITHOUT_EFFECT = (
+    "output", "overwrite", "resume", "device", "cluster", "itk", "bigstitcher", "picture", "registered",
+)  # fmt: skip
+"""Parameters that do not decide which transforms chunks have."""
+
 BYTES_AS_READ = 8
 """Per voxel: two time points, the one at work and the next one read, of four bytes at most."""
 
@@ -55,6 +64,9 @@ class RegisterPlan:
     @property
     def total(self) -> int:
         """Number of registrations."""
+        if self.parameters.chunks is not None:
+            chunks = len(chunks_of(self.views[0], self.parameters, self.psfs))
+            return (len(self.views) - 1) * len(self.views[0].times) * chunks
         once = self.parameters.over_time in ("none", "once")
         return (len(self.views) - 1) * (1 if once else len(self.views[0].times))
 
@@ -117,23 +129,45 @@ def plan_registration(parameters: RegisterParameters) -> RegisterPlan:
     nominal = tuple(nominal_transforms(views, parameters.angles, parameters.axis))
     reference_channels(parameters.reference, views[0].channels)
     _check_outputs(parameters)
+    given, psfs = given_transforms(parameters, views), _psfs(parameters, views)
+    if parameters.resume and parameters.chunks is None:
+        raise ParameterError("resume: only a registration in chunks can be gone on with (--chunks).")
+    if parameters.cluster is not None and parameters.chunks is None:
+        raise ParameterError("cluster: only a registration in chunks has parts to share out (--chunks).")
     room = available_bytes(device)
-    needed = max(
-        BYTES_AS_READ * int(np.prod(views[0].shape) + np.prod(view.shape))
-        + peak_bytes(views[0].grid, view.grid)
-        for view in views[1:]
-    )
+    if parameters.chunks is None:
+        needed = max(
+            BYTES_AS_READ * int(np.prod(views[0].shape) + np.prod(view.shape))
+            + peak_bytes(views[0].grid, view.grid)
+            for view in views[1:]
+        )
+        what, remedy = "a pair of views", "Register in chunks (--chunks auto), or bin the views first."
+    else:
+        needed = chunk_peak_bytes(views, chunks_of(views[0], parameters, psfs))
+        what, remedy = "a chunk", "Choose smaller chunks (--chunks)."
     if room is not None and needed > room:
         raise PlanError(
-            f"{views[0].name}: a pair of views needs about {needed / 2**30:.1f} "
-            f"GiB and {device} has {room / 2**30:.1f} GiB free. Crop or bin the views first."
+            f"{views[0].name}: {what} needs about {needed / 2**30:.1f} GiB and {device} has "
+            f"{room / 2**30:.1f} GiB free. {remedy}"
         )
-    given = given_transforms(parameters, views)
-    return RegisterPlan(parameters, views, nominal, given, _psfs(parameters, views), device)
+    return RegisterPlan(parameters, views, nominal, given, psfs, device)
 
 
-def run_registration(plan: RegisterPlan, on_event: OnEvent = ignore) -> RegisterOutcome:
-    """Register, and write transforms, what was asked for beside them, and a record.
+def run_registration(
+    plan: RegisterPlan,
+    on_event: OnEvent = ignore,
+    draw: Callable[[SeriesRegistration, Path], None] | None = None,
+    engine: Engine = InProcess(),
+) -> RegisterOutcome:
+    """Register, and write transforms and a record, then what was asked for beside them.
+
+    Each output is whole or not there. Transforms that were found are kept with their record, even
+    where something beside them fails.
+
+    Parameters
+    ----------
+    draw : writes the picture, where one was asked for
+    engine : does the chunks, where views are registered in chunks
 
     Raises
     ------
@@ -144,29 +178,65 @@ def run_registration(plan: RegisterPlan, on_event: OnEvent = ignore) -> Register
     for view in views:
         for why in dict.fromkeys(view.broken.values()):
             on_event(Warned(f"{view.name}: {why}"))
+    record.inputs = [fingerprint(path) for view in views for path in view.files]
+    listed = asked.output.with_name(f"{asked.output.name}.unfinished.jsonl")
+    chunks: dict[str, Any] = {}
     with record.timed("register"):
-        series = register_series(
-            views, asked, on_event, nominal=plan.nominal, given=plan.given, psfs=plan.psfs,
-            device=plan.device,
-        )  # fmt: skip
-    outcome = RegisterOutcome(series)
+        if asked.chunks is None:
+            series = register_series(
+                views, asked, on_event, nominal=plan.nominal, given=plan.given, psfs=plan.psfs,
+                device=plan.device,
+            )  # fmt: skip
+        else:
+            decides = {k: v for k, v in asked.plain().items() if k not in WITHOUT_EFFECT}
+            inputs = {i.path: i.checksum for i in record.inputs}
+            series, chunks = register_chunks(
+                views, asked, (listed, {"parameters": decides, "inputs": inputs}), on_event,
+                given=plan.given, psfs=plan.psfs, device=plan.device, engine=engine,
+            )  # fmt: skip
+    outcome = RegisterOutcome(series, [asked.output])
+    record.statistics = {"device": describe_device(plan.device), "bad": outcome.bad, **chunks}
     grids = [view.grid for view in views]
     write_transforms(asked.output, series, grids, [view.name for view in views], asked.plain())
-    outcome.outputs.append(asked.output)
-    if asked.itk is not None:
-        outcome.outputs += _write_itk(asked.itk, series)
-    if asked.bigstitcher is not None:
-        write_bigstitcher(asked.bigstitcher, series, grids, views[0].channels)
-        outcome.outputs.append(asked.bigstitcher)
-    if asked.registered is not None:
-        with record.timed("resample"):
-            outcome.outputs += _write_registered(asked.registered, plan, series, on_event)
-    record.inputs = [fingerprint(path) for view in views for path in view.files]
-    record.statistics = {"device": describe_device(plan.device), "bad": outcome.bad}
     beside = write_record(record, asked.output)
+    if asked.chunks is not None:
+        remove_manifest(listed)
+    try:
+        for paths in _written_beside(plan, series, record, draw):
+            outcome.outputs += paths
+    except PellucidError as error:
+        raise type(error)(
+            f"{error} The transforms are whole in {asked.output.name}: make the rest from them, with "
+            f"--start {asked.output.name} --over-time none and another output."
+        ) from error
+    finally:
+        record.statistics["outputs"] = [str(path) for path in outcome.outputs]
+        write_record(record, asked.output)
     for path in outcome.outputs:
         on_event(FileDone(path, beside))
     return outcome
+
+
+def _written_beside(
+    plan: RegisterPlan,
+    series: SeriesRegistration,
+    record: RunRecord,
+    draw: Callable[[SeriesRegistration, Path], None] | None,
+) -> Iterator[list[Path]]:
+    """Write what was asked for beside the transforms, one thing after the other."""
+    asked = plan.parameters
+    if asked.itk is not None:
+        yield _write_itk(asked.itk, series)
+    if asked.bigstitcher is not None:
+        grids = [view.grid for view in plan.views]
+        write_bigstitcher(asked.bigstitcher, series, grids, plan.views[0].channels)
+        yield [asked.bigstitcher]
+    if asked.picture is not None and draw is not None:
+        draw(series, asked.picture)
+        yield [asked.picture]
+    if asked.registered is not None:
+        with record.timed("resample"):
+            yield _write_registered(asked.registered, plan, series)
 
 
 def given_transforms(
@@ -247,15 +317,28 @@ def _check_outputs(parameters: RegisterParameters) -> None:
 
 def _write_itk(folder: Path, series: SeriesRegistration) -> list[Path]:
     paths = []
-    with plain_errors(folder):
-        folder.mkdir(exist_ok=True)
-        _clear(folder, r"view\d+_t\d+\.txt")
+    with plain_errors(folder), _whole(folder, r"view\d+_t\d+\.txt"):
         for transform in series.transforms:
             if transform.view > 0:
                 path = folder / f"view{transform.view}_t{transform.time:04}.txt"
                 write_atomically(path, affine_to_itk(transform.world_to_view))
                 paths.append(path)
     return paths
+
+
+@contextmanager
+def _whole(folder: Path, ours: str) -> Iterator[None]:
+    """A folder with all that one run writes into it, or with nothing of it; other files stay."""
+    is_new = not folder.exists()
+    folder.mkdir(exist_ok=True)
+    _clear(folder, ours)
+    try:
+        yield
+    except BaseException:
+        _clear(folder, ours)
+        if is_new and not any(folder.iterdir()):
+            folder.rmdir()
+        raise
 
 
 def _clear(folder: Path, ours: str) -> None:
@@ -266,24 +349,23 @@ def _clear(folder: Path, ours: str) -> None:
 
 
 def _write_registered(
-    folder: Path, plan: RegisterPlan, series: SeriesRegistration, on_event: OnEvent
+    folder: Path, plan: RegisterPlan, series: SeriesRegistration
 ) -> list[Path]:
     """Each view on the voxels of the first; volumes that cannot be had are NaN."""
     first = plan.views[0]
     shape = (len(first.times), len(first.channels), *first.shape)
-    folder.mkdir(exist_ok=True)
-    _clear(folder, r"view\d+\.ome\.zarr")
     paths = []
-    for view in plan.views:
-        path = folder / f"view{view.number}.ome.zarr"
-        image = ImageDescription(
-            shape, "float32", first.voxel_um, view.channels, first.time_step_s
-        )
-        with create_output(path, image, overwrite=plan.parameters.overwrite) as out:
-            for t, c in np.ndindex(shape[:2]):
-                placed = series.at(first.times[t], view.number)
-                out.write(t, c, _registered(view, placed, t, c, plan))
-        paths.append(path)
+    with _whole(folder, r"view\d+\.ome\.zarr"):
+        for view in plan.views:
+            path = folder / f"view{view.number}.ome.zarr"
+            image = ImageDescription(
+                shape, "float32", first.voxel_um, view.channels, first.time_step_s
+            )
+            with create_output(path, image, overwrite=plan.parameters.overwrite) as out:
+                for t, c in np.ndindex(shape[:2]):
+                    placed = series.at(first.times[t], view.number)
+                    out.write(t, c, _registered(view, placed, t, c, plan))
+            paths.append(path)
     return paths
 
 
@@ -297,5 +379,7 @@ def _registered(
         volume = torch.from_numpy(view.read(t, c).astype(np.float32)).to(plan.device)
     except (PellucidError, OSError):
         return np.full(first.shape, np.nan, np.float32)
-    moved = placed.world_to_view.with_frames(source="view 0", target=view.grid.frame)
-    return resample(volume, view.grid, first.grid, target_to_source=moved).cpu().numpy()
+    frames = {"source": "view 0", "target": view.grid.frame}
+    field = None if placed.field is None else placed.field.with_frames(**frames)
+    sample = sampled(view.grid, first.grid, placed.world_to_view.with_frames(**frames), field)
+    return sample.forward(volume).cpu().numpy()

@@ -12,6 +12,7 @@ from pellucid.core.blending import PlacedTile, output_shape
 from pellucid.core.geometry import Triple, as_triple
 from pellucid.core.linking import overlapping_pairs
 from pellucid.data.output import create_output
+from pellucid.data.pixels import check_exact
 from pellucid.data.plain_json import plain_json
 from pellucid.data.recording import open_recording
 from pellucid.data.writer import ImageDescription, ImageWriter
@@ -110,6 +111,8 @@ def plan_stitching(parameters: StitchParameters) -> StitchPlan:
     """
     tiles = open_tiles(parameters)
     first = tiles.recordings[0]
+    if parameters.dtype == "as-input":
+        check_exact(first.dtype, first.path.name)
     reference = chosen(parameters.reference, first.shape[1], "channel", first)
     if len(reference) > 1:
         raise ParameterError(f"reference: one channel registers, got {parameters.reference!r}.")
@@ -145,7 +148,7 @@ def plan_stitching(parameters: StitchParameters) -> StitchPlan:
 
 def flat_from_file(path: str, tiles: TileSet) -> Float32:
     """The shading in an image file, of mean 1; InputError unless it fits the tiles."""
-    recording = open_recording(path, voxel_um=(1.0, 1.0, 1.0))
+    recording = open_recording(path)
     height, width = tiles.shapes[0][1:]
     if recording.shape != (1, 1, 1, height, width):
         raise InputError(

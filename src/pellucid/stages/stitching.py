@@ -14,7 +14,7 @@ from pellucid.core.blending import PlacedTile, blended_block
 from pellucid.core.flat_field import estimated_flat_field, tile_gains
 from pellucid.core.geometry import Triple, as_triple
 from pellucid.core.linking import linked
-from pellucid.core.noise import estimate_background
+from pellucid.core.noise import check_background, estimate_background
 from pellucid.core.pairwise import Link, pairwise_shift
 from pellucid.core.placement import Placement, place
 from pellucid.data.output import stem
@@ -35,6 +35,9 @@ from pellucid.stages.stitch_plan import (
 )
 
 Light = tuple[Float32 | None, float]
+
+WITHOUT_EFFECT = frozenset({"output", "overwrite", "picture"})
+"""Parameters that change nothing about where tiles are and what is blended of them."""
 
 FEWEST_FOR_FLAT_FIELD = 10
 """Tiles below which the specimen does not average out of the shading."""
@@ -72,57 +75,97 @@ class StitchOutcome(Outcome):
         }
 
 
-def run_stitching(plan: StitchPlan, on_event: OnEvent = ignore) -> StitchOutcome:
-    """Carry out `plan`: place the tiles, blend every time point and channel, write what was found."""
-    record = RunRecord("stitch", plan.parameters.plain())
-    outcome = StitchOutcome(len(plan.times) * len(plan.channels), names=plan.tiles.names)
+@dataclass(frozen=True)
+class Mosaic:
+    """Tiles placed for good: any block of the stitched image, blended when it is wanted.
 
-    def warn(sentence: str) -> None:
-        outcome.warnings.append(sentence)
-        on_event(Warned(sentence))
+    Parameters
+    ----------
+    positions_px : (tiles, 3) of each tile's first voxel in the output
+    light : flat field and background of each channel of the recordings
+    gains : of the tiles, for each channel of the output
+    shape : (z, y, x) of the output
+    """
 
+    plan: StitchPlan
+    placement: Placement
+    positions_px: npt.NDArray[np.float64]
+    light: dict[int, Light]
+    gains: list[npt.NDArray[np.float64]]
+    shape: Shape
+
+    def block(self, t: int, c: int, low: Shape, high: Shape) -> Float32:
+        """(z, y, x) counts of the block [low, high) at time point and channel (t, c) of the output."""
+        channel = self.plan.channels[c]
+        flat, level = self.light[channel]
+        tiles = [
+            PlacedTile(tile, as_triple(at, "position"), float(gain), flat, level)
+            for tile, at, gain in zip(
+                self.plan.tiles.tiles(self.plan.times[t], channel), self.positions_px, self.gains[c],
+                strict=True,
+            )
+        ]  # fmt: skip
+        return _blended(tiles, low, high)
+
+    def facts(self) -> dict[str, Any]:
+        """What a record says of the mosaic."""
+        return {
+            "shape_zyx": self.shape,
+            "backgrounds": [self.light[c][1] for c in self.plan.channels],
+            "gains": np.array(self.gains),
+            "placement": self.placement.to_dict(),
+        }
+
+
+def place_tiles(plan: StitchPlan, record: RunRecord, warn: Callable[[str], None]) -> Mosaic:
+    """The tiles linked, placed and made equally bright; nothing is blended yet."""
     with record.timed("flat field"):
         used_channels = dict.fromkeys([plan.reference, *plan.channels])
         light = {c: _light(plan, c, warn) for c in used_channels}
     with record.timed("link and place"):
-        placed = outcome.placement = _placed(plan, light[plan.reference])
+        placed = _placed(plan, light[plan.reference])
     for sentence in _doubts(plan, placed):
         warn(sentence)
     used = [link for link, kept in zip(placed.links, placed.kept, strict=True) if kept]
     with record.timed("gains"):
         gains = [_gains(plan, c, light[c], used, placed) for c in plan.channels]
     positions = placed.positions_px - placed.positions_px.min(axis=0)
-    outcome.shape = shape = shape_of(plan.tiles, positions)
-    with record.timed("blend and write"), writer(plan, shape) as out:
+    return Mosaic(plan, placed, positions, light, gains, shape_of(plan.tiles, positions))
+
+
+def run_stitching(plan: StitchPlan, on_event: OnEvent = ignore) -> StitchOutcome:
+    """Carry out `plan`: place the tiles, blend every time point and channel, write what was found."""
+    record = RunRecord("stitch", plan.parameters.plain())
+    outcome = StitchOutcome(len(plan.times) * len(plan.channels), names=plan.tiles.names)
+    mosaic = place_tiles(plan, record, warning(outcome, on_event))
+    outcome.placement, outcome.shape = mosaic.placement, mosaic.shape
+    with record.timed("blend and write"), writer(plan, mosaic.shape) as out:
         for number, (t, c) in enumerate(np.ndindex(len(plan.times), len(plan.channels))):
             begin = time.perf_counter()
-            recorded = plan.tiles.tiles(plan.times[t], plan.channels[c])
-            flat, level = light[plan.channels[c]]
-            tiles = [
-                PlacedTile(tile, as_triple(at, "position"), float(gain), flat, level)
-                for tile, at, gain in zip(recorded, positions, gains[c], strict=True)
-            ]
-            for low, high in _blocks(shape, block_of(out)):
-                out.write(t, c, _blended(tiles, low, high), *low)
-            name = f"t={plan.times[t]} c={plan.image(shape).names[c]}"
+            for low, high in _blocks(mosaic.shape, block_of(out)):
+                out.write(t, c, mosaic.block(t, c, low, high), *low)
+            name = f"t={plan.times[t]} c={plan.image(mosaic.shape).names[c]}"
             on_event(VolumeDone(number, outcome.total, time.perf_counter() - begin, name))
-    outcome.outputs.append(plan.output)
-    outcome.outputs.append(_write_positions(plan, placed, positions, gains))
+    outcome.outputs += [plan.output, write_positions(mosaic)]
     with record.timed("checksums"):
-        files = [path for recording in plan.tiles.recordings for path in recording.files]
-        record.inputs = [fingerprint(path) for path in dict.fromkeys(files)]
+        record.inputs = [fingerprint(path) for path in plan.tiles.files]
     record.statistics.update(
-        shape_zyx=shape,
-        clipped_voxels=out.clipped,
-        backgrounds=[light[c][1] for c in plan.channels],
-        gains=np.array(gains),
-        warnings=outcome.warnings,
-        placement=placed.to_dict(),
+        mosaic.facts(), clipped_voxels=out.clipped, warnings=outcome.warnings
     )
     outcome.timings_s = record.timings_s
     outcome.records.append(write_record(record, plan.output))
     on_event(FileDone(plan.output, outcome.records[0]))
     return outcome
+
+
+def warning(outcome: Outcome, on_event: OnEvent) -> Callable[[str], None]:
+    """What notes a sentence in an outcome and says it."""
+
+    def warn(sentence: str) -> None:
+        outcome.warnings.append(sentence)
+        on_event(Warned(sentence))
+
+    return warn
 
 
 def _placed(plan: StitchPlan, light: Light) -> Placement:
@@ -153,10 +196,13 @@ def _doubts(plan: StitchPlan, placed: Placement) -> Iterator[str]:
 
 def _background(plan: StitchPlan, c: int) -> float:
     """Counts that are no light: the lowest that the middle planes of the tiles show."""
-    if plan.parameters.background is not None:
-        return plan.parameters.background
     tiles = plan.tiles.tiles(plan.parameters.at_time, c)
-    return min(float(estimate_background(np.asarray(t[t.shape[0] // 2])[None])) for t in tiles)
+    middles = (np.asarray(tile[tile.shape[0] // 2])[None] for tile in tiles)
+    if (stated := plan.parameters.background) is not None:
+        ends = np.array([(plane.min(), plane.max()) for plane in middles], np.float64)
+        check_background(stated, float(ends.min()), float(ends.max()))
+        return stated
+    return min(float(estimate_background(plane)) for plane in middles)
 
 
 def _light(plan: StitchPlan, c: int, warn: Callable[[str], None]) -> Light:
@@ -216,25 +262,22 @@ def _blended(tiles: list[PlacedTile], low: Shape, high: Shape) -> Float32:
     return block
 
 
-def _write_positions(
-    plan: StitchPlan,
-    placed: Placement,
-    positions: npt.NDArray[np.float64],
-    gains: list[npt.NDArray[np.float64]],
-) -> Path:
+def write_positions(mosaic: Mosaic) -> Path:
     """Write where the tiles are, as `--positions` takes it, with links and residuals."""
+    plan, placed = mosaic.plan, mosaic.placement
     names = plan.tiles.names
     voxel = np.array(plan.tiles.voxel_um or (1.0, 1.0, 1.0))
     moved = placed.positions_px - plan.tiles.nominal_px
     tiles = [
         dict(zip(("name", "z", "y", "x"), (name, *(at * voxel)), strict=True))
         | {"position_px": at, "from_stage_px": off - np.median(moved, axis=0),
-           "gains": [float(gain[number]) for gain in gains]}
-        for number, (name, at, off) in enumerate(zip(names, positions, moved, strict=True))
+           "gains": [float(gain[number]) for gain in mosaic.gains]}
+        for number, (name, at, off) in enumerate(zip(names, mosaic.positions_px, moved, strict=True))
     ]  # fmt: skip
     content = {
         "unit": "micrometre" if plan.tiles.voxel_um else "voxel",
         "voxel_um": plan.tiles.voxel_um,
+        "parameters": {k: v for k, v in plan.parameters.plain().items() if k not in WITHOUT_EFFECT},
         "tiles": tiles,
         **{k: v for k, v in placed.to_dict().items() if k != "positions_px"},
     }

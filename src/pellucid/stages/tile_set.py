@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -73,6 +74,12 @@ class TileSet:
         return tuple(recording.path.name for recording in self.recordings)
 
     @property
+    def files(self) -> tuple[Path, ...]:
+        """All files that the tiles come from, each once."""
+        files = [path for recording in self.recordings for path in recording.files]
+        return tuple(dict.fromkeys(files))
+
+    @property
     def shapes(self) -> list[tuple[int, int, int]]:
         """(z, y, x) of each tile."""
         return [RecordedTile(r, 0, 0).shape for r in self.recordings]
@@ -104,7 +111,9 @@ def open_tiles(parameters: StitchParameters) -> TileSet:
         _check_alike(recording, recordings[0], same_shape=alike)
     voxel = recordings[0].voxel_um
     places = np.array([file.place for file in files])
-    if parameters.positions is not None:
+    if files[0].unit == "voxel":
+        nominal = places
+    elif files[0].unit == "micrometre":
         nominal = places / recordings[0].require_voxel_um()
     else:
         kept = 1.0 - np.array(parameters.overlap_zyx)

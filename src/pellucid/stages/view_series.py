@@ -80,11 +80,15 @@ class ViewSeries:
         ------
         InputError : a file that is damaged, or of another shape than the others
         """
+        stored = self.stored(t, c)
+        return stored.recording.read(stored.t, stored.c)
+
+    def stored(self, t: int, c: int) -> Stored:
+        """Where a volume lies, to read parts of it; InputError for a damaged one."""
         key = (self.times[t], self.channels[c])
         if key in self.broken:
             raise InputError(self.broken[key])
-        stored = self._stored[key]
-        return stored.recording.read(stored.t, stored.c)
+        return self._stored[key]
 
 
 def open_views(

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from pellucid.core.deconvolution import SUPPOSED_PHOTONS, in_photons
-from pellucid.core.noise import Noise, estimate_background, estimate_noise
+from pellucid.core.noise import Noise, check_background, estimate_background, estimate_noise
 from pellucid.core.sampling import block_means, blocks_of
 from pellucid.core.tiling import Box, Tiling
 from pellucid.data.recording import Recording
@@ -88,6 +88,7 @@ def measured(volume: LazyVolume, tiling: Tiling, background: float | None) -> Vo
     every = max(1, math.prod(volume.shape) // SAMPLED_VOXELS)
     samples: list[Any] = []
     lights, total, empty = [], 0.0, []
+    lowest, highest = math.inf, -math.inf
     for tile in tiling:
         light, brightest_block, brightest = 0.0, -math.inf, -math.inf
         for slab in _slabs(volume, tile.core):
@@ -95,11 +96,14 @@ def measured(volume: LazyVolume, tiling: Tiling, background: float | None) -> Vo
             total += float(photons.sum(dtype=torch.float64))
             light += float(photons.sub_(expected).sum(dtype=torch.float64))
             brightest = max(brightest, float(slab.max()))
+            lowest = min(lowest, float(slab.min()))
             brightest_block = max(brightest_block, float(block_means([slab], None).max(initial=level)))
             samples.append(slab.ravel()[::every].copy())
         lights.append(light)
+        highest = max(highest, brightest)
         if brightest_block <= dark_block and brightest <= dark_voxel:
             empty.append(tile.index)
+    check_background(background, lowest, highest)
     values = np.percentile(np.concatenate(samples), PERCENTILES)
     voxels = math.prod(volume.shape)
     return VolumeStatistics(
