@@ -18,8 +18,17 @@ def started(output, *more, before=""):
 
 
 def lists(output):
-    """Lists of workers beside the manifest of an output."""
-    return sorted(Path().glob(f"{output}.parts.jsonl.*.list.jsonl"))
+    """Lists, beside the manifest of an output, of workers that have finished a tile."""
+    every = sorted(Path().glob(f"{output}.parts.jsonl.*.list.jsonl"))
+    return [path for path in every if finished_tiles(path)]
+
+
+def finished_tiles(path):
+    """Tiles that a manifest or list names; none where it is gone."""
+    try:
+        return path.read_bytes().count(b" tile ")
+    except FileNotFoundError:
+        return 0
 
 
 def worker_of(path):

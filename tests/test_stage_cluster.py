@@ -13,7 +13,7 @@ import pytest
 import yaml
 from dask_jobqueue.slurm import SLURMJob
 
-from cluster_runs import COMMAND, lists, pixels, started, worker_of
+from cluster_runs import COMMAND, finished_tiles, lists, pixels, started, worker_of
 from microscopy_files import VOXEL_UM, save, save_psf
 from pellucid.apps.cli import main
 from pellucid.core.psf_theory import gaussian
@@ -87,7 +87,7 @@ def test_a_killed_worker_s_tiles_are_made_by_another(folder):
 def test_engines_go_on_with_what_another_began(folder):
     manifest = Path("out.ome.zarr.parts.jsonl")
     run = started("out.ome.zarr")
-    wait_for(lambda: manifest.is_file() and manifest.read_bytes().count(b"\n") > 2, run)
+    wait_for(lambda: finished_tiles(manifest), run)
     run.kill()
     run.communicate()
     run = started("out.ome.zarr", "--cluster", "local:2", "--resume")
@@ -99,8 +99,7 @@ def test_engines_go_on_with_what_another_began(folder):
     while not all(map(gone, workers)):
         assert time.monotonic() < deadline, "workers outlive their client"
         time.sleep(0.05)
-    finished = manifest.read_bytes().count(b"\n") - 2
-    finished += sum(path.read_bytes().count(b"\n") - 1 for path in lists("out.ome.zarr"))
+    finished = sum(map(finished_tiles, [manifest, *lists("out.ome.zarr")]))
     run = started("out.ome.zarr", "--resume")
     said = run.communicate()[1]
     assert run.returncode == 0, said

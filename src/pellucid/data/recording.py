@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -53,8 +53,7 @@ class Recording:
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Open files do not travel: another process opens the path, wherever it stands.
-        voxel_um = None if None in self.stated_um else self.stated_um
-        return _opened_again, (self.path.absolute(), voxel_um, *self._opened_as)
+        return _opened_again, (self.path.absolute(), self.stated_um, *self._opened_as)
 
     @property
     def voxel_um(self) -> tuple[float, float, float] | None:
@@ -168,8 +167,8 @@ def open_recording(
     )
 
 
-def _opened_again(path: Path, voxel_um: Any, axes: str | None, image: int | None) -> Recording:
-    return open_recording(path, voxel_um=voxel_um, axes=axes, image=image)
+def _opened_again(path: Path, stated_um: Spacing, axes: str | None, image: int | None) -> Recording:
+    return replace(open_recording(path, axes=axes, image=image), stated_um=stated_um)
 
 
 def _warn_of_another(voxel_um: tuple[float, float, float], stated_um: Spacing, planes: int) -> None:
