@@ -1,6 +1,7 @@
 """What a worker does with a task file: the piece and its line, or one sentence that says why not."""
 
 import pickle
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from pellucid.core.deconvolution import deconvolve
 from pellucid.core.psf_theory import gaussian
 from pellucid.data.manifest import Manifest
 from pellucid.data.recording import open_recording
+from pellucid.errors import VoxelSizeWarning
 from pellucid.stages import cluster_worker
 from pellucid.stages.cluster_worker import Failed, do, put_task
 
@@ -78,7 +80,9 @@ def test_a_recording_travels_as_a_path(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     counts = recorded()
     np.save(name, counts) if name.endswith("npy") else save(name, counts)
-    recording = open_recording(name, voxel_um=(1.0, 2.0, 3.0))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", VoxelSizeWarning)  # said once, here and not by every worker
+        recording = open_recording(name, voxel_um=(1.0, 2.0, 3.0))
     sent = pickle.dumps(recording)
     assert len(sent) < 1000
     (tmp_path / "elsewhere").mkdir()
