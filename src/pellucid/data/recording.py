@@ -169,7 +169,9 @@ def open_recording(
 
 
 def _opened_again(path: Path, voxel_um: Any, axes: str | None, image: int | None) -> Recording:
-    return open_recording(path, voxel_um=voxel_um, axes=axes, image=image)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", VoxelSizeWarning)  # said when it was opened first
+        return open_recording(path, voxel_um=voxel_um, axes=axes, image=image)
 
 
 def _warn_of_another(voxel_um: tuple[float, float, float], stated_um: Spacing, planes: int) -> None:
