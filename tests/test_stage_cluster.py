@@ -126,7 +126,7 @@ def test_a_killed_scheduler_leaves_what_is_finished(folder):
         assert "tiles" in said
         impatient = "import pellucid.stages.cluster as c; c.CONNECT_S = 2\n"
         run = started("out.ome.zarr", "--cluster", address, before=impatient)
-        wait_for(lambda: lists("out.ome.zarr"), run)
+        wait_for(lambda: any(b" tile " in path.read_bytes() for path in lists("out.ome.zarr")), run)
         scheduler.kill()
         said = run.communicate()[1]
     finally:

@@ -75,6 +75,7 @@ def test_a_late_worker_writes_nothing_for_a_run_that_is_over(shared, tmp_path):
     assert [p.name for p in tmp_path.glob("run*")] == ["run.jsonl"]
 
 
+@pytest.mark.filterwarnings("ignore::pellucid.errors.VoxelSizeWarning")
 @pytest.mark.parametrize("name", ["raw.ome.zarr", "raw.ome.tif", "raw.npy"])
 def test_a_recording_travels_as_a_path(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -19,6 +19,7 @@ from pellucid.core.psf_theory import gaussian
 from pellucid.core.simulation import STRUCTURES, Camera, record
 from pellucid.data.record import read_record
 from pellucid.data.recording import open_recording
+from pellucid.errors import OutputError
 from pellucid.stages.tile_plan import BESIDE_BYTES, resident_bytes
 
 SHAPE = (12, 128, 384)
@@ -186,3 +187,25 @@ def test_a_full_disk_keeps_what_is_finished(folder, capsys):
     assert by_tiles("killed.ome.zarr", "--resume", *FIXED) == 0
     assert by_tiles("straight.ome.zarr", *FIXED) == 0
     assert pixels("killed.ome.zarr") == pixels("straight.ome.zarr")
+
+
+def test_coarser_levels_are_parts_and_gone_on_with(folder, capsys, monkeypatch):
+    from pellucid.stages import pyramid_run
+
+    made = []
+    write = pyramid_run.LevelShards.write
+
+    def failing_once(self, key, means):
+        made.append(self.part(key))
+        if len(made) == 2:
+            raise OutputError("the storage is gone")
+        return write(self, key, means)
+
+    assert by_tiles("straight.ome.zarr", *FIXED) == 0
+    monkeypatch.setattr(pyramid_run.LevelShards, "write", failing_once)
+    assert by_tiles("out.ome.zarr", *FIXED) == 1
+    assert "go on with --resume" in capsys.readouterr().err
+    assert not Path("out.ome.zarr").exists()
+    assert by_tiles("out.ome.zarr", *FIXED, "--resume") == 0
+    assert len(made) == len(set(made)) + 1  # only what failed was made twice
+    assert pixels("straight.ome.zarr") == pixels("out.ome.zarr")

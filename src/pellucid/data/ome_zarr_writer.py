@@ -49,10 +49,59 @@ class StoredArray:
     def write(self, t: int, c: int, pixels: Array, origin: Triple) -> tuple[float, float]:
         """Return the range of a (z, y, x) block once it is on the disk."""
         with plain_errors(self.path.parent.with_suffix("")):  # the name without .partial
-            kvstore = {"driver": "file", "path": str(self.path)}
-            store = tensorstore.open({"driver": self.driver, "kvstore": kvstore}).result()
-            _write_blocks(store, t, c, pixels, origin, self.block_zyx)
+            _write_blocks(self.opened(), t, c, pixels, origin, self.block_zyx)
         return _finite_range(pixels)
+
+    def opened(self) -> Any:
+        """The array, to read and write."""
+        kvstore = {"driver": "file", "path": str(self.path)}
+        return tensorstore.open({"driver": self.driver, "kvstore": kvstore}).result()
+
+
+@dataclass(frozen=True)
+class StoredLevel:
+    """A coarser level of an image in the making: means of the one before, shard by shard.
+
+    Parameters
+    ----------
+    finer, coarser : the arrays
+    step : voxels of the finer that one of the coarser spans, 1 or 2 along each axis
+    shape : (z, y, x) of the coarser
+    chunk : what is averaged at once; the coarser's `block_zyx` is a shard
+    """
+
+    finer: StoredArray
+    coarser: StoredArray
+    step: Triple
+    shape: Triple
+    chunk: Triple
+
+    @property
+    def shards(self) -> list[tuple[Triple, Triple]]:
+        """Start and stop of each."""
+        return list(_blocks((0, 0, 0), self.shape, self.coarser.block_zyx))
+
+    def means(self, t: int, c: int, index: int) -> Array:
+        """Return the voxels of shard number `index`, from the finer level."""
+        with plain_errors(self.coarser.path.parent.with_suffix("")):
+            return self._means(t, c, *self.shards[index])
+
+    def _means(self, t: int, c: int, start: Triple, stop: Triple) -> Array:
+        finer = self.finer.opened()
+        means = np.empty([b - a for a, b in zip(start, stop, strict=True)], finer.dtype.numpy_dtype)
+        for low, high in _blocks(start, means.shape, self.chunk):
+            source = tuple(
+                slice(a * s, min(b * s, n))
+                for a, b, s, n in zip(low, high, self.step, finer.shape[2:], strict=True)
+            )
+            block = np.asarray(finer[(t, c, *source)].read().result())
+            target = tuple(slice(a - o, b - o) for a, b, o in zip(low, high, start, strict=True))
+            means[target] = mean_down(block, self.step)
+        return means
+
+    def write(self, t: int, c: int, index: int, means: Array) -> None:
+        """Write shard number `index`; it is on the disk then."""
+        self.coarser.write(t, c, means, self.shards[index][0])
 
 
 class OmeZarrWriter(ImageWriter):
@@ -105,32 +154,30 @@ class OmeZarrWriter(ImageWriter):
         _write_blocks(self._stores[0], t, c, pixels, origin, self.block_zyx)
 
     def _finish(self) -> None:
-        times, channels = self.image.shape[:2]
         for number in range(1, len(self.levels)):
-            for t, c in np.ndindex(times, channels):
-                self._make_level(number, t, c)
-        self._write_root([self._window(c) for c in range(channels)], complete=True)
+            level = self.stored_level(number)
+            for t, c, index in np.ndindex(*self.image.shape[:2], len(level.shards)):
+                level.write(t, c, index, level.means(t, c, index))
+        self._complete()
 
-    def _make_level(self, number: int, t: int, c: int) -> None:
-        """Fill level `number` with means of the one before, shard by shard."""
-        finer, coarser = self._stores[number - 1 : number + 1]
+    def _complete(self) -> None:
+        self._write_root([self._window(c) for c in range(self.image.shape[1])], complete=True)
+
+    def stored_array(self, number: int) -> StoredArray:
+        """What a process, this one or another, needs to read and write level `number`."""
+        driver = "zarr3" if self.version == "0.5" else "zarr"
+        chunk, shard = chunk_and_shard(self.levels[number].shape, self._shard_chunks)
+        block = shard if self.version == "0.5" or number else chunk
+        return StoredArray((self.partial_path / str(number)).absolute(), driver, block)
+
+    def stored_level(self, number: int) -> StoredLevel:
+        """What a process needs to make level `number`, 1 or more, of the one before."""
         before, level = self.levels[number - 1 : number + 1]
-        step = tuple(b // a for a, b in zip(before.factor, level.factor, strict=True))
-        chunk, shard = chunk_and_shard(level.shape, self._shard_chunks)
-        for start, stop in _blocks((0, 0, 0), level.shape, shard):
-            means = np.empty([b - a for a, b in zip(start, stop, strict=True)], self._dtype)
-            for low, high in _blocks(start, means.shape, chunk):
-                source = tuple(
-                    slice(a * s, min(b * s, n))
-                    for a, b, s, n in zip(low, high, step, before.shape, strict=True)
-                )
-                block = np.asarray(finer[(t, c, *source)].read().result())
-                target = tuple(
-                    slice(a - o, b - o) for a, b, o in zip(low, high, start, strict=True)
-                )
-                means[target] = mean_down(block, step)  # type: ignore[arg-type]
-            where = tuple(slice(a, b) for a, b in zip(start, stop, strict=True))
-            coarser[(t, c, *where)].write(means).result()
+        z, y, x = (b // a for a, b in zip(before.factor, level.factor, strict=True))
+        chunk, _ = chunk_and_shard(level.shape, self._shard_chunks)
+        return StoredLevel(
+            self.stored_array(number - 1), self.stored_array(number), (z, y, x), level.shape, chunk
+        )
 
     def _window(self, c: int) -> tuple[float, float]:
         """Contrast limits of a channel: percentiles of its middle time point."""

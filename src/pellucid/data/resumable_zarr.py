@@ -41,7 +41,8 @@ class ResumableZarr(OmeZarrWriter):
     """An OME-Zarr image whose finished parts are listed beside it, each once it is on the disk.
 
     `<path>.partial` and `<path>.parts.jsonl` stay where a run ends early, however it ends; the final
-    name appears with the last part, and then the list goes.
+    name appears with the last part, and then the list goes. Coarser levels are parts too, and whoever
+    writes level 0 has them made (`stored_level`).
 
     Parameters
     ----------
@@ -72,12 +73,6 @@ class ResumableZarr(OmeZarrWriter):
         )  # fmt: skip
         self._head, self._resume = head, resume
 
-    @property
-    def stored(self) -> StoredArray:
-        """What a process, this one or another, needs to write parts of level 0."""
-        driver = "zarr3" if self.version == "0.5" else "zarr"
-        return StoredArray((self.partial_path / "0").absolute(), driver, self.block_zyx)
-
     def count(self, facts: Mapping[str, Any]) -> None:
         """Take note of a part that is written and listed, by the facts that `write_part` gave."""
         self._count_written(facts["voxels"])
@@ -107,6 +102,10 @@ class ResumableZarr(OmeZarrWriter):
             facts = self.done.facts(part)
             if "voxels" in facts:
                 self.count(facts)
+
+    def _finish(self) -> None:
+        """Nothing but the end: `stages.pyramid_run` makes the levels, part by part."""
+        self._complete()
 
     def _discard(self) -> None:
         """Keep everything: it is what the next run goes on with."""

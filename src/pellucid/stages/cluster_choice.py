@@ -200,5 +200,5 @@ def _read_slurm(path: Path) -> SlurmParameters:
     try:
         return SlurmParameters.checked({str(key): value for key, value in content.items()})
     except ParameterError as error:
-        said = re.sub(r" \(--[\w-]+\)", "", str(error)).replace("See --help.", "Say it in the file.")
+        said = re.sub(r" \(--.*\)\. See --help\.", ". Say it in the file.", str(error))
         raise ParameterError(f"cluster: {path.name}: {said}") from error

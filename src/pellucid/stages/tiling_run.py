@@ -36,6 +36,7 @@ from pellucid.stages.engine import Done, Engine, InProcess
 from pellucid.stages.events import FileDone, OnEvent, TileDone, Warned
 from pellucid.stages.parameters import DeconvolveParameters
 from pellucid.stages.planning import FilePlan, Plan
+from pellucid.stages.pyramid_run import make_levels
 from pellucid.stages.resources import describe_device, return_freed_memory
 from pellucid.stages.tile_plan import TilePlan
 from pellucid.stages.volume_statistics import LazyVolume, VolumeStatistics, measured
@@ -159,8 +160,10 @@ def run_tiled(
     with _can_go_on(file), writer:
         with record.timed("measure"):
             prepared = _prepared(plan, file, writer.done, engine)
-        tiles = RestoredTiles(tiling, prepared, writer.stored)
+        tiles = RestoredTiles(tiling, prepared, writer.stored_array(0))
         _restore(file, tiles, writer, record, engine, on_event)
+        with record.timed("pyramid"):
+            make_levels(writer, engine)
         ran_away = Counter(
             place
             for place in prepared
