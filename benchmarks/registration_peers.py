@@ -139,7 +139,7 @@ def _stitcher_views(fixed: Volume, moving: Volume) -> dict[str, object]:
     """Return what multiview-stitcher's pairwise functions are called with: voxels of 1, no offset."""
     import xarray
 
-    voxel, origin = {axis: 1.0 for axis in "zyx"}, {axis: 0.0 for axis in "zyx"}
+    voxel, origin = dict.fromkeys("zyx", 1.0), dict.fromkeys("zyx", 0.0)
     return {
         "fixed_data": xarray.DataArray(fixed, dims=list("zyx")),
         "moving_data": xarray.DataArray(moving, dims=list("zyx")),
