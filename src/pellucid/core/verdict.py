@@ -131,7 +131,8 @@ def _slid(first: Tensor, second: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         # axis by axis: what is not asked for is not transformed further
         for axis in range(2):
             product = torch.fft.ifft(product, dim=axis).index_select(axis, places[axis])
-        return torch.fft.irfft(product, n=shape[2], dim=2).index_select(2, places[2])
+        whole: Tensor = torch.fft.irfft(product, n=shape[2], dim=2)
+        return whole.index_select(2, places[2])
 
     shared = spectrum(mask)
     product = near(spectrum(first).conj() * spectrum(second))
