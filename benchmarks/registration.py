@@ -29,7 +29,9 @@ from pellucid.core.registration import Registration, register
 from pellucid.core.simulation import STRUCTURES
 from registration_pairs import Pair, cached, simulate, verdict_cases
 
-PEERS = ("elastix", "ants", "simpleitk", "dipy", "greedy")
+PEERS = (
+    "elastix", "ants", "simpleitk", "dipy", "greedy", "stitcher-ants", "stitcher-elastix",
+)  # fmt: skip
 
 
 def cpu_seconds() -> float:
@@ -91,17 +93,17 @@ def compare(args: argparse.Namespace) -> None:
         for name in args.peer_names if case - args.first < args.peers else ():
             if (result := peer(name, args.peer_python, pair)) is not None:
                 theirs[name].append(result)
-                print(f"    {name:10} error {result[0]:7.3f}  {result[1]:6.2f} s", flush=True)
+                print(f"    {name:16} error {result[0]:7.3f}  {result[1]:6.2f} s", flush=True)
     print(f"\n{args.size}^3, errors are means over eight corners, in voxels")
-    print("program      cases  median error  largest  median CPU s  ratio to ours")
+    print("program           cases  median error  largest  median CPU s  ratio to ours")
     own_seconds = float(np.median([s for _, s in mine]))
     for name, results in {"pellucid": mine, **theirs}.items():
         if not results:
-            print(f"{name:12} not run")
+            print(f"{name:17} not run")
             continue
         error, seconds = np.array(results).T
         print(
-            f"{name:12} {len(results):5}  {np.median(error):12.3f}  {error.max():7.2f}  "
+            f"{name:17} {len(results):5}  {np.median(error):12.3f}  {error.max():7.2f}  "
             f"{np.median(seconds):12.2f}  {np.median(seconds) / own_seconds:13.1f}"
         )
     good = sum(error < 0.5 for error, _ in mine)
@@ -128,8 +130,9 @@ def starts(args: argparse.Namespace) -> None:
 
 
 def failures(args: argparse.Namespace) -> None:
-    """Print how many wrong pairs are flagged, and how many right ones."""
+    """Print how many wrong pairs are flagged, and how many right ones, off or not."""
     flagged: dict[str, list[bool]] = {}
+    right_flags: list[tuple[bool, float]] = []
     believed: list[tuple[float, float]] = []
     for kind, right, pair in verdict_cases(
         args.first, args.failures, args.size, args.data, args.cache
@@ -137,6 +140,8 @@ def failures(args: argparse.Namespace) -> None:
         found, seconds = ours(pair)
         error = corner_error(found.fixed_to_moving.matrix, pair)
         flagged.setdefault("right" if right else "wrong", []).append(not found.converged)
+        if right:
+            right_flags.append((not found.converged, error))
         if right and found.converged:
             believed.append((error, float(np.mean(found.corner_sigma_um))))
         if found.converged != right or (right and error > 1):
@@ -149,6 +154,12 @@ def failures(args: argparse.Namespace) -> None:
             )
     for name, answers in flagged.items():
         print(f"{name}: {sum(answers)} of {len(answers)} flagged ({np.mean(answers):.1%})")
+    flags, errors = np.array(right_flags).T
+    for name, group in (
+        ("within one voxel", flags[errors <= 1]),
+        ("off by more than one voxel", flags[errors > 1]),
+    ):
+        print(f"  right, {name}: {group.sum():.0f} of {len(group)} flagged")
     if believed:
         error, sigma = np.array(believed).T
         off, unsaid = error > 1, (error > 1) & (error > 3 * sigma)

@@ -135,8 +135,37 @@ def greedy(fixed: Volume, moving: Volume) -> Matrix:
     return FLIP @ to_ras @ np.asarray(program["matrix"]) @ to_ras @ FLIP
 
 
+def _stitcher_views(fixed: Volume, moving: Volume) -> dict[str, object]:
+    """Return what multiview-stitcher's pairwise functions are called with: voxels of 1, no offset."""
+    import xarray
+
+    voxel, origin = dict.fromkeys("zyx", 1.0), dict.fromkeys("zyx", 0.0)
+    return {
+        "fixed_data": xarray.DataArray(fixed, dims=list("zyx")),
+        "moving_data": xarray.DataArray(moving, dims=list("zyx")),
+        "fixed_spacing": dict(voxel), "moving_spacing": dict(voxel),
+        "fixed_origin": dict(origin), "moving_origin": dict(origin),
+        "initial_affine": np.eye(4), "transform_types": ["Rigid", "Affine"],
+    }  # fmt: skip
+
+
+def stitcher_ants(fixed: Volume, moving: Volume) -> Matrix:
+    """multiview-stitcher's affine registration by ANTsPy, its settings, rigid then affine."""
+    from multiview_stitcher.registration import registration_ANTsPy
+
+    return np.asarray(registration_ANTsPy(**_stitcher_views(fixed, moving))["affine_matrix"])
+
+
+def stitcher_elastix(fixed: Volume, moving: Volume) -> Matrix:
+    """multiview-stitcher's affine registration by elastix, its settings, rigid then affine."""
+    from multiview_stitcher.registration import registration_ITKElastix
+
+    return np.asarray(registration_ITKElastix(**_stitcher_views(fixed, moving))["affine_matrix"])
+
+
 PEERS: dict[str, Callable[[Volume, Volume], Matrix]] = {
     "elastix": elastix, "ants": ants, "simpleitk": simpleitk, "dipy": dipy, "greedy": greedy,
+    "stitcher-ants": stitcher_ants, "stitcher-elastix": stitcher_elastix,
 }  # fmt: skip
 
 

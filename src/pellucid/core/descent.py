@@ -46,6 +46,9 @@ MOST_POINTS = 40_000
 BLUR_POINTS = 16_000
 """Voxels that tell transform and difference of blur together."""
 
+TOLERANCE, COARSE_TOLERANCE = 0.005, 0.03
+"""Of a level's voxel: a corner's last step, on the finest level and on those that lead to it."""
+
 BLUR_ROUNDS, BLUR_TOLERANCE_VOXELS = 4, 0.25
 """Corrections of the blur difference at most, and the sigma (voxels) below which one is no more."""
 
@@ -172,12 +175,13 @@ def descend(
             trial.align(voxel_um, model, share=0.5)
     best = max(trials, key=_Descent.promise)
     for voxel_um in sizes[len(coarse) :]:
-        best.align(voxel_um, model)
         # smooth specimens trade a little blur for a little stretch: settle both together
         if voxel_um == best.judging_um:
+            best.prepare(voxel_um)
             best.settle(voxel_um, model)
-            if voxel_um == sizes[-1]:
-                best.align(voxel_um, model)
+            if voxel_um != sizes[-1]:
+                continue
+        best.align(voxel_um, model)
     return best.judged(nominal, model, start)
 
 
@@ -235,6 +239,7 @@ class _Descent:
         self.iterations = 0
         self.smoothing_um = 0.0
         sizes = voxel_sizes(fixed.grid)
+        self.finest_um = sizes[-1]
         self.judging_um = next(
             (h for h in reversed(sizes) if voxels(fixed.grid, h) <= JUDGED_VOXELS), sizes[0]
         )
@@ -271,8 +276,8 @@ class _Descent:
             replace(second, mask=self.moving.mask_at(voxel_um)),
         )
 
-    def align(self, voxel_um: float, model: Model, share: float = 0.3) -> None:
-        """Align at one level."""
+    def prepare(self, voxel_um: float, share: float = 0.3) -> None:
+        """Blur both views alike at one level, and choose the points to align on."""
         if self.psfs_given:
             # the PSFs lie in their views, and so turn with the transform
             prior = self._prior_now()
@@ -280,9 +285,16 @@ class _Descent:
             self.prior = prior
         self.levels = self._levels(voxel_um)
         self.points: Points = strongest_gradients(self.levels[0], MOST_POINTS, share)
-        start = self.fit.fixed_to_moving
-        self.fit = align(*self.levels, start, model, points=self.points)
+
+    def align(self, voxel_um: float, model: Model, share: float = 0.3) -> None:
+        """Align at one level."""
+        self.prepare(voxel_um, share)
+        start, close = self.fit.fixed_to_moving, self._tolerance(voxel_um)
+        self.fit = align(*self.levels, start, model, points=self.points, tolerance=close)
         self.iterations += self.fit.iterations
+
+    def _tolerance(self, voxel_um: float) -> float:
+        return TOLERANCE if voxel_um == self.finest_um else COARSE_TOLERANCE
 
     def promise(self) -> float:
         """Return the correlation, less where little is shared: little agrees with anything."""
@@ -301,7 +313,8 @@ class _Descent:
         if self.fit.ncc < LEAST_NCC:
             return False
         points = self._quiet_points(voxel_um)
-        fit = align(*self.levels, self.fit.fixed_to_moving, model, points=points)
+        start, close = self.fit.fixed_to_moving, self._tolerance(voxel_um)
+        fit = align(*self.levels, start, model, points=points, tolerance=close)
         self.iterations += fit.iterations
         sure = self._uncertainty(model, points)
         if fit.blur_um2 is None or sure is None:

@@ -237,9 +237,14 @@ def with_curvatures(points: Points, fixed: Level, moving: Level, fixed_to_moving
          for i, j in PAIRS] for a, b in PAIRS
     ]  # fmt: skip
     there = there @ there.new_tensor(np.array(turn))
-    gain = float(fixed.image.std() / moving.image.std().clamp_min(1e-30))
+    gain = _spread(fixed.image) / max(_spread(moving.image), 1e-30)
     factor = here.new_tensor([0.25 if i == j else 0.5 for i, j in PAIRS])
     return replace(points, curvatures=(here + gain * there) * factor)
+
+
+def _spread(image: Tensor) -> float:
+    """Return one standard deviation of a sample of the voxels."""
+    return float(image.ravel()[:: max(1, image.numel() // 50_000)].std())
 
 
 def _curvatures(level: Level, places_um: Tensor) -> Tensor:
@@ -271,8 +276,8 @@ def sample_with_gradient(image: Tensor, places: Tensor) -> tuple[Tensor, Tensor]
     flat = image.ravel()
 
     def edge(offset: int) -> tuple[Tensor, Tensor]:
-        first = torch.take(flat, base + offset)
-        rise = torch.take(flat, base + (offset + step_x)) - first
+        first = flat.index_select(0, base + offset)
+        rise = flat.index_select(0, base + (offset + step_x)) - first
         return torch.addcmul(first, rise, fx), rise
 
     (v00, r00), (v01, r01) = edge(0), edge(step_y)
@@ -312,12 +317,15 @@ def second_difference(image: Tensor, index: Tensor, i: int, j: int, grid: Grid) 
     if sizes[i] < 3 or sizes[j] < 3:
         return image.new_zeros(index.shape)
     a, b = steps[i], steps[j]
+
+    def at(offset: int) -> Tensor:
+        return flat.index_select(0, index + offset)
+
     if i == j:
-        curve = flat[index + a] - 2 * flat[index] + flat[index - a]
+        curve = at(a).add_(at(-a)).sub_(at(0), alpha=2)
     else:
-        curve = flat[index + a + b] - flat[index + a - b] - flat[index - a + b]
-        curve = (curve + flat[index - a - b]) / 4
-    return curve / (spacing[i] * spacing[j])
+        curve = at(a + b).sub_(at(a - b)).sub_(at(b - a)).add_(at(-a - b)).div_(4)
+    return curve.div_(spacing[i] * spacing[j])
 
 
 def inside(level: Level) -> Tensor:

@@ -109,7 +109,7 @@ def filtered(
     Parameters
     ----------
     volume : (z, y, x), no larger than `grid`, float32 or float64
-    transfer : half spectrum of `grid`, on the volume's device
+    transfer : half spectrum of `grid`, on the volume's device; may be real
     conjugate : filter by the complex conjugate of `transfer`: correlation, not convolution
     gain : real half spectrum by which to multiply as well; half the memory of a second transfer
     """
@@ -151,7 +151,7 @@ def filter_slabs(
 
 def _filter_on_cpu(
     volume: NDArray[np.floating],
-    factors: tuple[NDArray[np.complexfloating], NDArray[np.floating] | None],
+    factors: tuple[NDArray[np.inexact], NDArray[np.floating] | None],
     grid: Shape,
     out_shape: Shape,
     finish: Finish,
@@ -162,7 +162,8 @@ def _filter_on_cpu(
     nz, ny, nx = out_shape
     mz, my, _ = volume.shape
     half = width // 2 + 1
-    spectrum = np.empty((max(mz, nz), height, half), dtype=transfer.dtype)
+    dtype = np.result_type(transfer.dtype, np.complex64)
+    spectrum = np.empty((max(mz, nz), height, half), dtype=dtype)
     # every slab is transformed in place, and a thread keeps its columns: temporaries of a megabyte
     # go back to the system when freed, and fetching their pages again costs as much as the transform
     own = threading.local()
@@ -175,7 +176,7 @@ def _filter_on_cpu(
 
     def times_transfer(rows: slice) -> None:
         if not hasattr(own, "columns"):
-            own.columns = np.empty((depth, SLAB, half), dtype=transfer.dtype)
+            own.columns = np.empty((depth, SLAB, half), dtype=dtype)
         columns = own.columns[:, : rows.stop - rows.start]
         columns[:mz] = spectrum[:mz, rows]
         columns[mz:] = 0

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pellucid.core.blur_matching import gaussian_blurred
 from pellucid.core.fit_columns import Level, inside
-from pellucid.core.fourier import fast_shape, irfftn, rfftn
+from pellucid.core.fourier import fast_shape, rfftn
 from pellucid.core.geometry import Affine, Grid, as_triple
 from pellucid.core.resampling import resample
 
@@ -123,12 +123,16 @@ def _slid(first: Tensor, second: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     def spectrum(image: Tensor) -> Tensor:
         return rfftn(image, shape)
 
+    places = [
+        torch.arange(-r, r + 1, device=mask.device) % n for r, n in zip(reach, shape, strict=True)
+    ]
+
     def near(product: Tensor) -> Tensor:
-        whole = irfftn(product, shape)
-        for axis, r in enumerate(reach):
-            index = torch.arange(-r, r + 1, device=whole.device) % shape[axis]
-            whole = whole.index_select(axis, index)
-        return whole
+        # axis by axis: what is not asked for is not transformed further
+        for axis in range(2):
+            product = torch.fft.ifft(product, dim=axis).index_select(axis, places[axis])
+        whole: Tensor = torch.fft.irfft(product, n=shape[2], dim=2)
+        return whole.index_select(2, places[2])
 
     shared = spectrum(mask)
     product = near(spectrum(first).conj() * spectrum(second))

@@ -24,7 +24,10 @@ BINS = 12
 FEWEST_BLOCKS = 500
 """Of eight voxels; fewer do not tell noise from chance, and none is assumed."""
 
-MOST_BLOCKS = 60_000
+MOST_BLOCKS = 30_000
+
+FEWEST_PAIRS = 16
+"""Of planes, spread over the view, when not all are looked at."""
 
 
 @dataclass(frozen=True)
@@ -127,6 +130,12 @@ def measured_noise(image: Tensor) -> ViewNoise:
     for axis, n in enumerate(image.shape):
         if n > 1:
             image = image.narrow(axis, 0, n - n % 2)
+    # every so many pairs of planes are enough
+    depth = image.shape[0] // 2
+    planes = max(1, min(depth // FEWEST_PAIRS, image.numel() // 8 // MOST_BLOCKS))
+    if planes > 1:
+        pairs = image[: 2 * depth].reshape(depth, 2, *image.shape[1:])
+        image = pairs[::planes].reshape(-1, *image.shape[1:])
     whole = total = image
     for axis, n in enumerate(image.shape):
         if n > 1:
@@ -135,13 +144,16 @@ def measured_noise(image: Tensor) -> ViewNoise:
             whole, total = (even[0] - even[1]).movedim(0, axis), (sums[0] + sums[1]).movedim(0, axis)
     count = 2 ** sum(n > 1 for n in image.shape)
     step = max(1, whole.numel() // MOST_BLOCKS)
-    square = whole.reshape(-1)[::step].double().square() / count
-    mean = total.reshape(-1)[::step].double() / count
+    square = whole.reshape(-1)[::step].square() / count
+    mean = total.reshape(-1)[::step] / count
     none = np.zeros((3, 3))
     if square.numel() < FEWEST_BLOCKS:
         return ViewNoise(0.0, 0.0, none)
     order = mean.argsort()
-    bins = [(float(mean[i].mean()), float(square[i].mean())) for i in order.tensor_split(BINS)]
+    bins = [
+        (float(mean[i].double().mean()), float(square[i].double().mean()))
+        for i in order.tensor_split(BINS)
+    ]
     level, variance = np.array(bins).T
     # a mean of squares scatters in proportion to itself
     weight = 1 / np.maximum(variance, 0.05 * variance.max() + 1e-30)
