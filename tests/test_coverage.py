@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
+from microscopes import gaussian_psf
 from pellucid.core.coverage import Fill, chosen_fill, find_fill
 from pellucid.core.deskew import StageScan, deskew
 from pellucid.core.noise import estimate_background, estimate_noise
 from pellucid.core.sampling import blocks_of
 from pellucid.core.simulation import Camera, nuclei, points, record
-from microscopes import gaussian_psf
 
 SHAPE = (32, 72, 72)
 PSF = gaussian_psf((9, 9, 9), (3.0, 2.5, 2.5))
@@ -110,7 +110,7 @@ def test_what_is_chosen_needs_no_evidence():
     assert chosen_fill(blocks, "auto") is None
     assert chosen_fill(blocks, "none") is None
     fill = chosen_fill(blocks, -1.0)
-    assert fill == Fill(-1.0, -math.inf)
+    assert fill == Fill(-1.0)
     assert (~fill.recorded(counts)).sum() == 5
     assert chosen_fill([mosaic(counts)], "none") is None
     assert estimate_background(mosaic(counts), fill="none").level < 50

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from pellucid.core.sampling import constant_tiles
+from pellucid.core.sampling import blocks_of, constant_tiles
 
 FillChoice = float | Literal["auto", "none"]
 """Of voxels that were never recorded: their value, found by `find_fill`, or there are none."""
@@ -20,9 +20,9 @@ FillChoice = float | Literal["auto", "none"]
 LEAST_SHARE = 1e-3
 """Of the voxels: less is not worth a mask."""
 
-MOST_SPECKS = 0.01
+MOST_SPECKS = 0.005
 """Voxels that are fill among others or others in fill, in the faces between fill and others: none where
-a mask was cut, many where photons are counted one by one on a dark ground."""
+a mask was cut, many where photons are counted one by one on a dark ground (0.009 to 0.1)."""
 
 LEAST_LEVELS = 4
 """Grey levels between the fill and the darkest recorded voxel, at least."""
@@ -41,17 +41,19 @@ class Fill:
     Parameters
     ----------
     value : counts of the fill
-    below : counts under which a voxel is fill, or more than half fill
+    below : counts under which a voxel is fill, or more than half fill; None: only the value is
     margin_px : voxels around the fill that are mixed with it
     """
 
     value: float
-    below: float
+    below: float | None = None
     margin_px: int = 0
 
     def recorded(self, counts: NDArray[Any]) -> NDArray[np.bool_]:
         """Return which voxels of (z, y, x) counts were recorded."""
-        fill: NDArray[np.bool_] = (counts == self.value) | (counts < self.below)
+        fill: NDArray[np.bool_] = counts == self.value
+        if self.below is not None:
+            fill |= counts < self.below
         return ~_widened(fill, self.margin_px)
 
     def spread(self, counts: NDArray[Any]) -> NDArray[Any]:
@@ -97,7 +99,26 @@ def chosen_fill(blocks: list[NDArray[Any]], choice: FillChoice) -> Fill | None:
     found = find_fill(blocks)
     if choice == "auto" or (found is not None and found.value == choice):
         return found
-    return Fill(float(choice), -np.inf)
+    return Fill(float(choice))
+
+
+def recorded(counts: NDArray[Any], choice: FillChoice) -> tuple[NDArray[np.bool_] | None, Fill | None]:
+    """Return which voxels of a volume (z, y, x) were recorded, and the fill; None where all were."""
+    fill = chosen_fill(blocks_of(counts, "fill"), choice)
+    mask = None if fill is None else fill.recorded(counts)
+    return (None, None) if mask is None or mask.all() else (mask, fill)
+
+
+def fill_facts(fill: Fill | None, mask: NDArray[np.bool_] | None) -> dict[str, Any]:
+    """Return what a record says: the value that was taken for fill, and its share of the voxels."""
+    if fill is None or mask is None:
+        return {}
+    share = 1 - float(mask.mean())
+    note = (
+        f"{share:.1%} of the voxels hold {fill.value:g} and were taken as never recorded: they have no "
+        "weight, and are 0 in the result"
+    )
+    return {"fill": {"value": fill.value, "margin_px": fill.margin_px, "share": share, "note": note}}
 
 
 def _widened(fill: NDArray[np.bool_], by: int) -> NDArray[np.bool_]:

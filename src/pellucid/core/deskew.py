@@ -184,7 +184,8 @@ def deskew(
     """Return a stage-scanned recording on right angles, zero outside, and its grid.
 
     One resampling: linear between the two neighbouring planes *along the detection axis*, bilinear
-    in each; beside the border of the recorded of them alone, so that nothing is mixed with the dark. (Trilinear interpolation in the recording's own indices would mix points that lie
+    in each; beside the border of the recorded of them alone, so that nothing is mixed with the
+    dark. (Trilinear interpolation in the recording's own indices would mix points that lie
     a whole `slide_um` apart, and doubles edges when that is several pixels.)
 
     Parameters
