@@ -12,10 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from pellucid.core.sampling import blocks_of, constant_tiles
-
-FillChoice = float | Literal["auto", "none"]
-"""Of voxels that were never recorded: their value, found by `find_fill`, or there are none."""
+from pellucid.core.sampling import Array, blocks_of, constant_tiles
+from pellucid.errors import InputError
 
 LEAST_SHARE = 1e-3
 """Of the voxels: less is not worth a mask."""
@@ -29,6 +27,9 @@ LEAST_LEVELS = 4
 
 WIDEST_RAMP = 6
 """Voxels beside the fill that interpolation may have mixed with it, at most."""
+
+SAMPLE = (16, 64, 64)
+"""Voxels of a block in which fill is looked for: small, so that many places of a volume are seen."""
 
 FEWEST_VOXELS = 1000
 """Recorded voxels below which nothing is decided."""
@@ -61,6 +62,10 @@ class Fill:
         return np.where(self.recorded(counts), counts, counts.dtype.type(self.value))
 
 
+FillChoice = float | Literal["auto", "none"] | Fill
+"""Of voxels that were never recorded: their value, found by `find_fill`, or there are none."""
+
+
 def find_fill(blocks: list[NDArray[Any]]) -> Fill | None:
     """Return the fill of a volume, seen in (z, y, x) blocks of it; None where there is none.
 
@@ -81,7 +86,10 @@ def find_fill(blocks: list[NDArray[Any]]) -> Fill | None:
         return None
     step = _grey_level(blocks)
     for margin in range(WIDEST_RAMP + 1):
-        away = [b[~_widened(f, margin)] for b, f in zip(blocks, fills, strict=True)]
+        inner = [_inner(b.shape, margin) for b in blocks]
+        away = [
+            b[i][~_widened(f, margin)[i]] for b, f, i in zip(blocks, fills, inner, strict=True)
+        ]
         others = np.concatenate(away).astype(np.float64)
         if others.size < FEWEST_VOXELS:
             return None
@@ -96,16 +104,37 @@ def chosen_fill(blocks: list[NDArray[Any]], choice: FillChoice) -> Fill | None:
     """Return the fill that was asked for; a value that is given needs no evidence."""
     if choice == "none":
         return None
+    if isinstance(choice, Fill):
+        return choice
     found = find_fill(blocks)
     if choice == "auto" or (found is not None and found.value == choice):
         return found
-    return Fill(float(choice))
+    return Fill(float(choice)) if _holds(blocks[0].dtype, float(choice)) else None
+
+
+def _holds(dtype: np.dtype[Any], value: float) -> bool:
+    if dtype.kind not in "iu":
+        return True
+    limits = np.iinfo(dtype)
+    return value.is_integer() and limits.min <= value <= limits.max
+
+
+def fill_of(volume: Array, choice: FillChoice) -> Fill | None:
+    """Return the fill of a volume, in memory or lazily sliced, that was asked for."""
+    if choice == "none" or isinstance(choice, Fill):
+        return None if choice == "none" else choice
+    return chosen_fill(blocks_of(volume, "fill", size=SAMPLE), choice)
 
 
 def recorded(counts: NDArray[Any], choice: FillChoice) -> tuple[NDArray[np.bool_] | None, Fill | None]:
     """Return which voxels of a volume (z, y, x) were recorded, and the fill; None where all were."""
-    fill = chosen_fill(blocks_of(counts, "fill"), choice)
+    fill = fill_of(counts, choice)
     mask = None if fill is None else fill.recorded(counts)
+    if fill is not None and mask is not None and not mask.any():
+        raise InputError(
+            f"fill: every voxel is taken as never recorded, as all hold {fill.value:g} or lie beside it. "
+            "State another value, or none."
+        )
     return (None, None) if mask is None or mask.all() else (mask, fill)
 
 
@@ -127,6 +156,11 @@ def _widened(fill: NDArray[np.bool_], by: int) -> NDArray[np.bool_]:
     size = [2 * by + 1 if n > 1 else 1 for n in fill.shape]
     wide: NDArray[np.bool_] = ndimage.maximum_filter(fill.view(np.uint8), size).view(np.bool_)
     return wide
+
+
+def _inner(shape: tuple[int, ...], by: int) -> tuple[slice, ...]:
+    """The voxels of a block whose neighbours, `by` voxels away, lie in the block too."""
+    return tuple(slice(by, n - by) if n > 2 * by else slice(None) for n in shape)
 
 
 def _specks(fills: list[NDArray[np.bool_]]) -> float:

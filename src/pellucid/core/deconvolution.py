@@ -106,8 +106,8 @@ def deconvolve(
     counts = image.cpu().numpy()
     mask, found = recorded(counts, fill)
     seen = None if mask is None else torch.from_numpy(mask).to(image.device)
-    camera = noise or estimate_noise(counts, fill=fill)
-    level = float(estimate_background(counts, fill=fill)) if background is None else background
+    camera = noise or estimate_noise(counts, fill=found or "none")
+    level = float(estimate_background(counts, fill=found or "none")) if background is None else background
     stats = fill_facts(found, mask) | {
         "background": level,
         "noise": camera.as_dict(),

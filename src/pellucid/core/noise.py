@@ -96,7 +96,8 @@ def estimate_background(volume: Array, *, fill: FillChoice = "auto") -> Backgrou
     averaged away), at least 5 of them; therefore never above the 5th percentile of the block
     means. Fill values (constant blocks that stand apart from all other data: padding of a deskewed
     or stitched volume) do not count. In widefield data without an empty region the haze of the
-    darkest corner is reported: an upper bound of the offset. `fill` is "auto", "none" or a value.
+    darkest corner is reported: an upper bound of the offset. `fill` is "auto",
+    "none", a value or a `Fill`.
     """
     blocks, value = _without_ramps(blocks_of(volume, "estimate_background"), fill)
     how = "median of the darkest 2 % of 4x8x8-voxel block means"
@@ -125,7 +126,8 @@ def estimate_noise(
     ----------
     volume : (z, y, x) or (y, x), numpy, torch or lazily sliced; counts, or any linear scale of them
     offset : camera offset in counts when it is known; fixes the read noise too
-    fill : of voxels that were never recorded and do not count: "auto" finds them, "none", or a value
+    fill : of voxels that were never recorded and do not count: "auto" finds them, "none", a value,
+        or a `Fill`
 
     Returns
     -------

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from pellucid.core.coverage import Fill, FillChoice, chosen_fill
+from pellucid.core.coverage import Fill, FillChoice, fill_of
 from pellucid.core.decorrelation import Decorrelation, decorrelation, volume_decorrelation
 from pellucid.core.noise import Background, Noise, estimate_background, estimate_noise
 from pellucid.core.residual import Residual, reblur_residual
@@ -203,19 +203,20 @@ def measure(
     shape = checked_shape(volume, "measure")
     spacing = checked_spacing(spacing_um)
     blocks = blocks_of(volume, "measure")
-    found = chosen_fill(blocks, fill)
+    found = fill_of(volume, fill)
+    known: FillChoice = found or "none"
     values = np.concatenate([b[found.recorded(b)] if found else b.ravel() for b in blocks])
     values = values if values.size else blocks[0].ravel()
     levels = np.percentile(values.astype(np.float64), PERCENTILES)
-    background, noise = estimate_background(volume, fill=fill), estimate_noise(volume, fill=fill)
+    background, noise = estimate_background(volume, fill=known), estimate_noise(volume, fill=known)
     notes = [] if noise.reliable else [f"noise: {noise.reason}"]
     if found is not None:
         volume, note = _without_fill(to_numpy(volume[:]), found, background.level)
         notes.append(note)
     lateral, axial = _decorrelate(volume, shape, spacing, notes)
     correlation = _correlation_resolution(volume, shape, noise, spacing, seed, notes)
-    known = noise.reliable and noise.gain > 0
-    photons = float((levels[-1] - background.level) / noise.gain) if known else None
+    judged = noise.reliable and noise.gain > 0
+    photons = float((levels[-1] - background.level) / noise.gain) if judged else None
     nyquist = 2.0 * max(spacing[1:])
     return Quality(
         shape,

@@ -61,15 +61,17 @@ def finite(values: NDArray[Any], name: str) -> NDArray[Any]:
     return values
 
 
-def blocks_of(volume: Array, name: str, max_voxels: int = MAX_VOXELS) -> list[NDArray[Any]]:
-    """Blocks of at most BLOCK voxels spread evenly over the volume, about `max_voxels` in all.
+def blocks_of(
+    volume: Array, name: str, max_voxels: int = MAX_VOXELS, size: tuple[int, int, int] = BLOCK
+) -> list[NDArray[Any]]:
+    """Blocks of at most `size` voxels spread evenly over the volume, about `max_voxels` in all.
 
     InputError where they hold NaN or infinity. A lazy array is read block by block.
     """
     shape = checked_shape(volume, name)
     plane = len(volume.shape) == 2
     # Shares of nearly equal size, so that no block is a sliver of the last few planes.
-    counts = [-(-n // b) for n, b in zip(shape, BLOCK, strict=True)]
+    counts = [-(-n // b) for n, b in zip(shape, size, strict=True)]
     edges = [np.linspace(0, n, k + 1).astype(int) for n, k in zip(shape, counts, strict=True)]
     total = int(np.prod(counts))
     keep = min(total, max(1, int(total * max_voxels / float(np.prod(shape)))))

@@ -169,11 +169,11 @@ def prepared(view: View, device: str | torch.device | None) -> LitView:
     image = as_volume(view.image, device)
     counts = image.cpu().numpy()
     check_background(view.background, float(counts.min()), float(counts.max()))
-    mask, _ = recorded(counts, view.fill)
-    camera = view.noise or estimate_noise(counts, fill=view.fill)
+    mask, found = recorded(counts, view.fill)
+    camera = view.noise or estimate_noise(counts, fill=found or "none")
     level = view.background
     if level is None:
-        level = float(estimate_background(counts, fill=view.fill))
+        level = float(estimate_background(counts, fill=found or "none"))
     seen = None if mask is None else torch.from_numpy(mask).to(image.device)
     photons, expected, gain = in_photons(image, level, camera, seen)
     psf = None if view.psf is None else usable_psf(view.psf, image_shape(image))

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from pellucid.core.coverage import Fill, FillChoice, chosen_fill
+from pellucid.core.coverage import Fill, FillChoice, fill_of
 from pellucid.core.deconvolution import SUPPOSED_PHOTONS, in_photons
 from pellucid.core.noise import Noise, check_background, estimate_background, estimate_noise
 from pellucid.core.sampling import block_means, blocks_of
@@ -98,9 +98,10 @@ def measured(
     volume: LazyVolume, tiling: Tiling, background: float | None, choice: FillChoice = "auto"
 ) -> VolumeStatistics:
     """Measure a volume: noise and background from samples, the rest in one pass, core by core."""
-    fill = chosen_fill(blocks_of(volume, "deconvolve"), choice)
-    noise = estimate_noise(volume, fill=choice)
-    level = float(estimate_background(volume, fill=choice)) if background is None else background
+    fill = fill_of(volume, choice)
+    known: FillChoice = fill or "none"
+    noise = estimate_noise(volume, fill=known)
+    level = float(estimate_background(volume, fill=known)) if background is None else background
     camera = _camera(volume, noise, level, fill)
     sigma = math.sqrt(max(float(noise.variance(level)), 0.0)) if noise.reliable else 0.0
     dark_block = level + DARK_BLOCK_SIGMAS * sigma / 16
@@ -112,7 +113,9 @@ def measured(
     for tile in tiling:
         light, brightest_block, brightest = 0.0, -math.inf, -math.inf
         for slab in _slabs(volume, tile.core):
-            means = block_means([slab if fill is None else fill.spread(slab)], fill and fill.value)
+            means = block_means(
+                [slab if fill is None else fill.spread(slab)], None if fill is None else fill.value
+            )
             brightest_block = max(brightest_block, float(means.max(initial=level)))
             if fill is not None:  # a line of the recorded voxels from here on
                 slab = slab[fill.recorded(slab)]
@@ -129,18 +132,22 @@ def measured(
         highest = max(highest, brightest)
         if brightest_block <= dark_block and brightest <= dark_voxel:
             empty.append(tile.index)
+    if voxels == 0:
+        raise InputError(
+            "fill: every voxel is taken as never recorded. State another value, or none (--fill none)."
+        )
     check_background(background, lowest, highest)
     values = np.percentile(np.concatenate(samples), PERCENTILES)
     share = voxels / math.prod(volume.shape)
+    fill = None if share == 1 else fill
     return VolumeStatistics(
         level, noise.as_dict(), camera.gain, camera.offset, camera.read_noise,
         start=max(sum(lights), 1e-3 * total) / voxels,
         percentiles={f"{p:g}": float(v) for p, v in zip(PERCENTILES, values, strict=True)},
         dark_block=dark_block, dark_voxel=dark_voxel, empty=tuple(empty),
-        typical=_typical(lights, set(empty)), recorded_share=share,
-        **({} if fill is None or share == 1 else {
-            "fill_value": fill.value, "fill_below": fill.below, "fill_margin_px": fill.margin_px
-        }),
+        typical=_typical(lights, set(empty)), fill_value=None if fill is None else fill.value,
+        fill_below=None if fill is None else fill.below,
+        fill_margin_px=0 if fill is None else fill.margin_px, recorded_share=share,
     )  # fmt: skip
 
 
