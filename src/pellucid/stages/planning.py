@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 
 from pellucid.core.back_projectors import Figures
-from pellucid.core.coverage import fill_of
 from pellucid.core.deconvolution import back_projector
 from pellucid.core.psf import Psf, fwhm_px
 from pellucid.core.psf_field import PsfField
@@ -16,12 +15,12 @@ from pellucid.data.output import check_not_input, stem
 from pellucid.data.recording import Recording, open_recordings
 from pellucid.data.resumable_zarr import listed_core, manifest_path
 from pellucid.data.writer import check_free_space, check_output_path
-from pellucid.errors import OutputError, ParameterError, PellucidError, PlanError
+from pellucid.errors import OutputError, ParameterError, PlanError
 from pellucid.stages.cluster_choice import Workplace, workplace
 from pellucid.stages.parameters import SUFFIXES, DeconvolveParameters
 from pellucid.stages.psf_choice import psfs_or_fields
 from pellucid.stages.resources import available_bytes, describe_device, resolve_device
-from pellucid.stages.restoring import back_projector_figures, peak_bytes, shape_that_fits
+from pellucid.stages.restoring import back_projector_figures, is_masked, peak_bytes, shape_that_fits
 from pellucid.stages.tile_plan import (
     BESIDE_BYTES,
     MARGIN,
@@ -225,7 +224,7 @@ def _plan_file(
     key = (channels, recording.shape[1:], voxel_um)
     if key not in shared:
         # files of one kind are taken to be alike: a series is not read twice
-        masked = _is_masked(recording, times[0], channels[0], parameters)
+        masked = is_masked(LazyVolume(recording, times[0], channels[0]), parameters.fill)
         shared[key] = _optics(parameters, recording, channels, masked)
     optics = shared[key]
     voxels = math.prod(recording.shape[2:])
@@ -237,14 +236,6 @@ def _plan_file(
         output_bytes=len(times) * len(channels) * voxels * np.dtype(parameters.dtype).itemsize,
         masked=optics.masked,
     )  # fmt: skip
-
-
-def _is_masked(recording: Recording, t: int, c: int, parameters: DeconvolveParameters) -> bool:
-    """Whether voxels of a volume were never recorded, as far as samples of it show."""
-    try:
-        return fill_of(LazyVolume(recording, t, c), parameters.fill) is not None
-    except PellucidError:
-        return False  # of what cannot be read is told when its turn comes
 
 
 def _optics(

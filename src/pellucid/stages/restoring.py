@@ -7,12 +7,15 @@ import numpy as np
 import torch
 
 from pellucid.core.back_projectors import BackProjector, Figures, figures
+from pellucid.core.coverage import FillChoice, fill_of
 from pellucid.core.deconvolution import back_projector, blur_of, restorer
 from pellucid.core.fourier import Shape
 from pellucid.core.operators import Blur
 from pellucid.core.problem import Observation, Problem
 from pellucid.core.psf import Psf
 from pellucid.core.psf_field import PsfField
+from pellucid.core.sampling import Array
+from pellucid.errors import PellucidError
 from pellucid.stages.parameters import DeconvolveParameters
 
 
@@ -29,6 +32,14 @@ def peak_bytes(
     problem = Problem((Observation(image, blur_of(psf, shape, "meta"), recorded=recorded),))
     chosen = restorer(back_projector(parameters.method), parameters.iterations)
     return chosen.peak_bytes(problem)
+
+
+def is_masked(volume: Array, fill: FillChoice) -> bool:
+    """Whether voxels of a volume were never recorded, as far as samples of it show."""
+    try:
+        return fill_of(volume, fill) is not None
+    except PellucidError:
+        return False  # of what cannot be read is told when its turn comes
 
 
 def shape_that_fits(
