@@ -86,6 +86,31 @@ def test_tiles_equal_the_volume_in_one_piece(folder, method):
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize("chosen", [FIXED, ("--iterations", "2")])
+def test_what_was_never_recorded_is_out_of_account_in_every_tile(folder, chosen):
+    counts = image("raw.ome.zarr").astype(np.uint16)
+    for plane in range(len(counts)):
+        counts[plane, :, : 150 - 10 * plane] = 0
+    counts[:, 60:, 250:] = 0
+    save(folder / "holed.ome.zarr", counts)
+    assert by_tiles("tiled.ome.zarr", *chosen, raw="holed.ome.zarr") == 0
+    assert main(arguments("whole.ome.zarr", *chosen, raw="holed.ome.zarr")) == 0
+    tiled, whole = image("tiled.ome.zarr"), image("whole.ome.zarr")
+    largest, high = error_of(tiled, whole)
+    assert largest < 1e-3
+    assert high < 1e-4
+    assert not tiled[counts == 0].any()
+    said = read_record("tiled.ome.zarr")["statistics"]["volumes"][0]
+    assert (said["fill_value"], said["fill_margin_px"]) == (0, 0)
+    assert said["recorded_share"] == pytest.approx((counts > 0).mean())
+    assert read_record("whole.ome.zarr")["statistics"]["volumes"][0]["fill"]["value"] == 0
+    assert main(arguments("edged.ome.zarr", *chosen, "--fill", "none", raw="holed.ome.zarr")) == 0
+    assert "fill" not in read_record("edged.ome.zarr")["statistics"]["volumes"][0]
+    assert main(arguments("stated.ome.zarr", *chosen, "--fill", "0", raw="holed.ome.zarr")) == 0
+    assert np.array_equal(image("stated.ome.zarr"), whole)
+    assert main(arguments("wrong.ome.zarr", *chosen, "--fill", "black", raw="holed.ome.zarr")) == 2
+
+
 def test_automatic_iterations_are_decided_once_and_recorded(folder):
     assert by_tiles("tiled.ome.zarr") == 0
     volume = read_record("tiled.ome.zarr")["statistics"]["volumes"][0]

@@ -186,7 +186,7 @@ class JudgedLevel:
         terms: dict[int, float] = {}
 
         def finish(planes: slice, slab: Tensor) -> None:
-            slab.clamp_min_(-0.999 * o.background).add_(o.background)
+            o.keep_recorded(slab, planes).clamp_min_(-0.999 * o.background).add_(o.background)
             model[planes] = slab
             gain = slab.log().mul_(held[planes]).sub_(slab, alpha=self.held_ratio)
             terms[planes.start] = float(gain.sum(dtype=torch.float64))
@@ -197,7 +197,7 @@ class JudgedLevel:
     def corrected(self, p: Tensor, models: list[Tensor], projector: int) -> Tensor:
         """Return p times one plus the mismatch sent back."""
         ratios = [
-            torch.div(o.image, model, out=empty(tuple(model.shape), model)).sub_(1)
+            o.keep_recorded(torch.div(o.image, model, out=empty(tuple(model.shape), model)).sub_(1))
             for o, model in zip(self.problem.observations, models, strict=True)
         ]
         x = empty(tuple(p.shape), p).copy_(p)
@@ -207,7 +207,7 @@ class JudgedLevel:
     def correct_in_place(self, p: Tensor, models: list[Tensor], projector: int) -> Tensor:
         """Return p, changed to what `corrected` returns; the models are used up."""
         for o, model in zip(self.problem.observations, models, strict=True):
-            torch.div(o.image, model, out=model).sub_(1)
+            o.keep_recorded(torch.div(o.image, model, out=model).sub_(1))
         correct(p, self.backwards[projector], models, self.weight, least=LEAST_FACTOR)
         return p
 
@@ -327,10 +327,10 @@ def alpha_for(problem: Problem) -> float:
     """
     squares = total = 0.0
     for o in problem.observations:
-        signal = o.image - o.background
+        signal = o.keep_recorded(o.image - o.background)
         total += float(signal.sum(dtype=torch.float64))
         squares += float(signal.square_().sum(dtype=torch.float64))
-        squares -= float(o.image.sum(dtype=torch.float64))
+        squares -= o.photons
     brightness = squares / total if total > 0 else 0.0
     return 0.6 * (1 + 10 / max(brightness, 1.0))
 
@@ -348,9 +348,14 @@ def thinned(problem: Problem, held_out: float, seed: int) -> tuple[Problem, Prob
         for z in range(0, len(image), THINNED_PLANES):  # the draws need many times their planes
             planes = slice(z, z + THINNED_PLANES)
             image[planes], rest[planes] = thin(o.image[planes], photons, 1 - held_out, generator)
-        background = max(o.background, 1e-3 * float(o.image.mean(dtype=torch.float64)))
-        kept.append(Observation(image.clamp_min_(0), o.operator, (1 - held_out) * background))
-        held.append(Observation(rest, o.operator, held_out * background))
+        background = max(o.background, 1e-3 * o.mean)
+        if o.recorded is not None:
+            nowhere = o.recorded == 0
+            image.masked_fill_(nowhere, (1 - held_out) * background)
+            rest.masked_fill_(nowhere, held_out * background)
+        unlit = (1 - held_out) * background
+        kept.append(Observation(image.clamp_min_(0), o.operator, unlit, o.recorded))
+        held.append(Observation(rest, o.operator, held_out * background, o.recorded))
     return Problem(tuple(kept), problem.window), Problem(tuple(held), problem.window)
 
 

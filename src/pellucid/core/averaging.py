@@ -62,6 +62,7 @@ def averaged(
     world: Grid,
     weighting: Weighting = "average",
     fields: Sequence[TransformField | None] | None = None,
+    recorded: Sequence[Tensor | None] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return the weighted average of views on `world`, 0 where none sees it, and where any does.
 
@@ -70,17 +71,20 @@ def averaged(
     images : (z, y, x) each, background subtracted, of equal brightness
     grids, world_to_views : where each view's voxels are
     fields : in place of the transforms, for each view that has one
+    recorded : for each view, which voxels count; None: all
     weighting : "average" (border weights) or "content-average" (times content weights)
     """
     total = images[0].new_zeros(world.shape)
     weights, seen = torch.zeros_like(total), torch.zeros_like(total)
     fields = fields or [None] * len(images)
-    for image, grid, world_to_view, field in zip(
-        images, grids, world_to_views, fields, strict=True
+    recorded = recorded or [None] * len(images)
+    for image, grid, world_to_view, field, mask in zip(
+        images, grids, world_to_views, fields, recorded, strict=True
     ):
         sample = sampled(grid, world, world_to_view, field)
-        border = sample.forward(border_weights(grid.shape).to(image))
-        on_world, inside = on_other_grid(image, sample)
+        border = border_weights(grid.shape).to(image)
+        border = sample.forward(border if mask is None else border.mul_(mask))
+        on_world, inside = on_other_grid(image, sample, mask)
         weight = border = border * inside
         if weighting == "content-average":
             weight = border * content_weights(on_world, world)
@@ -92,12 +96,17 @@ def averaged(
     return (total / weights.clamp_min(floor)).masked_fill_(~anywhere, 0), anywhere
 
 
-def on_other_grid(image: Tensor, sample: Resample) -> tuple[Tensor, Tensor]:
+def on_other_grid(
+    image: Tensor, sample: Resample, recorded: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Return the image resampled, its mean where it does not reach, and where it does.
 
     Voxels that half belong to the image are not half as bright: interpolation is renormalised.
     """
-    support = sample.forward(torch.ones_like(image))
+    if recorded is None:
+        support = sample.forward(torch.ones_like(image))
+    else:
+        support, image = sample.forward(recorded.to(image)), image * recorded
     inside = support > 0.5
     values = sample.forward(image) / support.clamp_min(0.5)
     return torch.where(inside, values, image.mean()), inside

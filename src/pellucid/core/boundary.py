@@ -71,8 +71,9 @@ def seen_through(blur: Blur) -> Tabled:
 
 def weight_of(problem: Problem, floor: float) -> Weight:
     """Return 1 / summed sensitivity, at most 1 / (`floor` of the largest), 0 for what no image sees."""
-    first = problem.observations[0].operator
-    if len(problem.observations) == 1 and isinstance(first, Blur) and first.domain_shape == first.grid:
+    first, recorded = problem.observations[0].operator, problem.observations[0].recorded
+    alone = len(problem.observations) == 1 and recorded is None
+    if alone and isinstance(first, Blur) and first.domain_shape == first.grid:
         return seen_through(first).mapped(lambda seen: inverse(seen, floor))
     seen = sensitivities(problem)
     return inverse(sum(seen[1:], start=seen[0]), floor)

@@ -53,11 +53,20 @@ def binned(problem: Problem, factors: Shape) -> Problem:
     observations = []
     for o in problem.observations:
         assert isinstance(o.operator, Extended)
-        image = binned_image(o.image, factors)
+        image, recorded = binned_recording(o, factors)
         z, y, x = image.shape
         blur = o.operator.binned(factors, (z, y, x))
-        observations.append(Observation(image, blur, o.background * math.prod(factors)))
+        observations.append(Observation(image, blur, o.background * math.prod(factors), recorded))
     return Problem(tuple(observations))
+
+
+def binned_recording(o: Observation, factors: Shape) -> tuple[Tensor, Tensor | None]:
+    """Return the sums over blocks, background where nothing was recorded, and the recorded shares."""
+    if o.recorded is None or factors == (1, 1, 1):
+        return binned_image(o.image, factors), o.recorded
+    image = o.image.masked_fill(o.recorded == 0, o.background)
+    share = binned_image(o.recorded.to(image.dtype), factors).div_(math.prod(factors))
+    return binned_image(image, factors), share
 
 
 def binned_image(image: Tensor, factors: Shape) -> Tensor:

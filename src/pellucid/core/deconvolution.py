@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pellucid.core.accelerated import Accelerated
 from pellucid.core.back_projectors import METHODS, BackProjector
+from pellucid.core.coverage import FillChoice, fill_facts, recorded
 from pellucid.core.fourier import Shape
 from pellucid.core.noise import Noise, check_background, estimate_background, estimate_noise
 from pellucid.core.operators import Blur, Extended
@@ -49,6 +50,7 @@ def deconvolve(
     noise: Noise | None = None,
     device: str | torch.device | None = None,
     seed: int = 0,
+    fill: FillChoice = "auto",
 ) -> Restored:
     """Return the object behind `volume`, in counts above background, and how it was found.
 
@@ -65,12 +67,14 @@ def deconvolve(
     noise : the camera; None: measured from the volume
     device : "cpu", "cuda", "cuda:1"; None: the volume's own, the CPU for NumPy
     seed : of the photon thinning
+    fill : what stands in voxels that were never recorded: a value, "none", or "auto" to find it. They
+        have no weight, as what lies outside the volume has none, and are 0 in the result
 
     Returns
     -------
     Restored
         image : float32 tensor of the volume's shape on `device`, sum of counts kept
-        stats : noise, background, PSF notes, what the restorer measured, and from the guarded one
+        stats : fill, noise, background, PSF notes, what the restorer measured, and from the guarded one
             "residual": whether the estimate, blurred again, is the recording but for noise
         models : where the restorer is the guarded one, the counts that the recording would be
             without noise if the estimate were the object
@@ -99,9 +103,12 @@ def deconvolve(
         )
     check_background(background, float(image.min()), float(image.max()))
     used = usable_psf(psf, image_shape(image))
-    camera = noise or estimate_noise(image.cpu().numpy())
-    level = float(estimate_background(image.cpu().numpy())) if background is None else background
-    stats = {
+    counts = image.cpu().numpy()
+    mask, found = recorded(counts, fill)
+    seen = None if mask is None else torch.from_numpy(mask).to(image.device)
+    camera = noise or estimate_noise(counts, fill=found or "none")
+    level = float(estimate_background(counts, fill=found or "none")) if background is None else background
+    stats = fill_facts(found, mask) | {
         "background": level,
         "noise": camera.as_dict(),
         "psf_notes": list(used.notes),
@@ -110,22 +117,25 @@ def deconvolve(
     if float(image.max()) <= max(float(image.min()), level):
         dark = torch.zeros(tuple(np.shape(volume)), device=image.device)
         return Restored(dark, {**stats, "iterations": 0, "stopped_by": "no light above background"})
-    problem, gain = problem_of(image, used, level, camera)
+    problem, gain = problem_of(image, used, level, camera, seen)
     restored = restorer(projector, iterations, seed)(problem)
-    counts = restored.image.mul_(gain).reshape(tuple(np.shape(volume)))
+    light = problem.observations[0].keep_recorded(restored.image.mul_(gain))
     unlit = problem.observations[0].background
     models = tuple(model.sub_(unlit).mul_(gain).add_(level) for model in restored.models)
     if models:
-        stats["residual"] = _verdict(image, models[0], camera)
+        stats["residual"] = _verdict(counts, models[0], camera, mask)
     models = tuple(model.reshape(tuple(np.shape(volume))) for model in models)
-    return Restored(counts, {**stats, **restored.stats}, models)
+    sharp = light.reshape(tuple(np.shape(volume)))
+    return Restored(sharp, {**stats, **restored.stats}, models)
 
 
-def _verdict(image: Tensor, model: Tensor, camera: Noise) -> str:
+def _verdict(
+    counts: NDArray[Any], model: Tensor, camera: Noise, mask: NDArray[np.bool_] | None
+) -> str:
     """Say in words whether the estimate, blurred again, is the recording but for noise."""
     if not camera.reliable:
         return f"not judged, as the noise is not known ({camera.reason})"
-    return reblur_residual(image.cpu().numpy(), model.cpu().numpy(), camera).verdict
+    return reblur_residual(counts, model.cpu().numpy(), camera, recorded=mask).verdict
 
 
 def back_projector(method: str) -> BackProjector:
@@ -228,18 +238,23 @@ def _room(psf: Psf) -> list[tuple[int, int]]:
     return added
 
 
-def unknown_gain(image: Tensor, background: float) -> float:
+def unknown_gain(image: Tensor, background: float, seen: Tensor | None = None) -> float:
     """Return counts per photon where no noise can be measured: brightest voxels hold 1000 photons.
 
     In proportion to the signal, so that a result does not depend on the unit of the image.
     """
-    planes = image[:: max(1, image.shape[0] // 16)]
+    every = max(1, image.shape[0] // 16)
+    planes = image[::every]
+    if seen is not None and bool(seen[::every].any()):
+        planes = planes[seen[::every]]
     bright = float(np.quantile(planes.cpu().numpy(), 0.999))
     top = max(bright, background + 0.1 * (float(image.max()) - background))
     return (top - background) / SUPPOSED_PHOTONS if top > background else 1.0
 
 
-def in_photons(image: Tensor, background: float, camera: Noise) -> tuple[Tensor, float, float]:
+def in_photons(
+    image: Tensor, background: float, camera: Noise, seen: Tensor | None = None
+) -> tuple[Tensor, float, float]:
     """Return the image in photons, its background in photons, and the counts per photon.
 
     Read noise enters as photons added to both image and background (Snyder et al. 1993), which keeps
@@ -249,7 +264,7 @@ def in_photons(image: Tensor, background: float, camera: Noise) -> tuple[Tensor,
         gain, offset = camera.gain, min(camera.offset, background)
         read_photons = (camera.read_noise / gain) ** 2
     else:
-        gain, offset, read_photons = unknown_gain(image, background), background, 0.0
+        gain, offset, read_photons = unknown_gain(image, background, seen), background, 0.0
     photons = ((image - offset) / gain).add_(read_photons).clamp_min_(0)
     return photons, (background - offset) / gain + read_photons, gain
 
@@ -267,9 +282,16 @@ def blur_of(
 
 
 def problem_of(
-    image: Tensor, psf: Psf | PsfField, background: float, camera: Noise
+    image: Tensor,
+    psf: Psf | PsfField,
+    background: float,
+    camera: Noise,
+    seen: Tensor | None = None,
 ) -> tuple[Problem, float]:
-    """Return the problem in photons, and the counts per photon to come back with."""
-    photons, expected, gain = in_photons(image, background, camera)
+    """Return the problem in photons, and the counts per photon to come back with.
+
+    `seen` says which voxels were recorded; None: all.
+    """
+    photons, expected, gain = in_photons(image, background, camera, seen)
     blur = blur_of(psf, image_shape(image), image.device)
-    return Problem((Observation(photons, blur, expected),)), gain
+    return Problem((Observation(photons, blur, expected, seen),)), gain

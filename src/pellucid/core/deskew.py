@@ -30,6 +30,9 @@ from pellucid.errors import InputError, ParameterError
 
 Frame = Literal["view", "coverslip"]
 
+EDGE_TOLERANCE = 1e-5
+"""Of half a volume's length, for places on its very edge."""
+
 PLANES_AT_ONCE = 8
 """Planes of the result that are sampled together: coordinates cost 24 bytes a voxel."""
 
@@ -181,7 +184,8 @@ def deskew(
     """Return a stage-scanned recording on right angles, zero outside, and its grid.
 
     One resampling: linear between the two neighbouring planes *along the detection axis*, bilinear
-    in each. (Trilinear interpolation in the recording's own indices would mix points that lie
+    in each; beside the border of the recorded of them alone, so that nothing is mixed with the
+    dark. (Trilinear interpolation in the recording's own indices would mix points that lie
     a whole `slide_um` apart, and doubles edges when that is several pixels.)
 
     Parameters
@@ -230,19 +234,26 @@ def _sampled(
     depth = z / scan.plane_distance_um
     lower = torch.floor(depth)
     result = torch.zeros(depth.shape, dtype=volume.dtype, device=volume.device)
+    support = torch.zeros_like(result)
     for plane, weight in ((lower, 1 - (depth - lower)), (lower + 1, depth - lower)):
+        indices = (
+            (x - plane * scan.slide_um) / scan.spacing_um[2], y / scan.spacing_um[1], plane
+        )  # fmt: skip
+        sizes = volume.shape[::-1]
         places = torch.stack(
-            [
-                _normalised((x - plane * scan.slide_um) / scan.spacing_um[2], volume.shape[2]),
-                _normalised(y / scan.spacing_um[1], volume.shape[1]),
-                _normalised(plane, volume.shape[0]),
-            ],
-            dim=-1,
+            [_normalised(i, n) for i, n in zip(indices, sizes, strict=True)], dim=-1
         ).to(volume)
         # a whole plane number: the trilinear sample is the bilinear one of that plane
-        sample = grid_sample(volume[None, None], places[None], align_corners=False)[0, 0]
-        result += sample * weight.to(volume)
-    return result
+        sample = grid_sample(
+            volume[None, None], places[None], padding_mode="border", align_corners=False
+        )[0, 0]
+        # half a voxel beyond the last centres, as far as the voxels reach
+        inside = (places.abs() <= 1 + EDGE_TOLERANCE).all(dim=-1)
+        seen = weight.to(volume) * inside
+        result += sample * seen
+        support += seen
+    # what lies half outside is not half as bright: dark or recorded, nothing between
+    return torch.where(support >= 0.5, result / support.clamp_min(0.5), 0)
 
 
 def _normalised(index: Tensor, size: int) -> Tensor:

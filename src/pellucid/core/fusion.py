@@ -98,9 +98,11 @@ def fuse(
         dark = torch.zeros(world.shape, device=seen[0].photons.device)
         return Restored(dark, {"how": how, "stopped_by": "no light above background"})
     lit = brightened(_lit(seen), world)
+    shares = [1.0 if v.recorded is None else float(v.recorded.double().mean()) for v in lit]
     stats: dict[str, Any] = {
         "how": how,
         "world": world.to_dict(),
+        "recorded_share": shares,
         "background": [view.level for view in lit],
         "brightness": [view.brightness for view in lit],
     }
@@ -129,7 +131,10 @@ def joint_problem(views: Sequence[LitView], world: Grid) -> Problem:
     domain, window = widened(world, transforms, behind, blurs, displaced_um)
     observations = [
         Observation(
-            v.photons, blur @ SlabSample(domain, grid, v.world_to_view, v.field), v.background
+            v.photons,
+            blur @ SlabSample(domain, grid, v.world_to_view, v.field),
+            v.background,
+            v.recorded,
         )
         for v, blur, grid in zip(cropped, blurs, behind, strict=True)
     ]
@@ -143,13 +148,14 @@ def resampled_problem(views: Sequence[LitView], world: Grid) -> Problem:
     no longer Poisson, and voxels of equal noise are counted several times.
     """
     fields = [view.field for view in views]
-    filler, _ = averaged(*on_equal_terms(views), world, fields=fields)
+    masks = [view.recorded for view in views]
+    filler, _ = averaged(*on_equal_terms(views), world, fields=fields, recorded=masks)
     images = []
     for view in views:
         assert view.brightness is not None
         scale = view.brightness * view.voxel_um3 / views[0].voxel_um3
         sample = sampled(view.grid, world, view.world_to_view, view.field)
-        image, inside = on_other_grid(view.photons, sample)
+        image, inside = on_other_grid(view.photons, sample, view.recorded)
         images.append(torch.where(inside, image, filler * scale + view.background).clamp_min_(0))
     psfs = [
         rotated_psf(_psf(view), view.grid.spacing_um, view.world_to_view.linear, world.spacing_um)
@@ -177,14 +183,15 @@ def covered(views: Sequence[LitView], world: Grid) -> Tensor:
     seen = torch.zeros(world.shape, device=views[0].photons.device)
     for view in views:
         sample = sampled(view.grid, world, view.world_to_view, view.field)
-        seen = torch.maximum(seen, sample.forward(torch.ones_like(view.photons)))
+        seen = torch.maximum(seen, sample.forward(view.coverage))
     return (seen > 0.5).to(seen)
 
 
 def averaged_light(views: Sequence[LitView], world: Grid, weighting: Weighting) -> Tensor:
     """Return the weighted average in photons per voxel of the first view, not negative."""
     fields = [view.field for view in views]
-    return averaged(*on_equal_terms(views), world, weighting, fields)[0].clamp_min_(0)
+    masks = [view.recorded for view in views]
+    return averaged(*on_equal_terms(views), world, weighting, fields, masks)[0].clamp_min_(0)
 
 
 def _checked_world(views: Sequence[View], world: Grid | None) -> Grid:
@@ -252,7 +259,8 @@ def _cropped(view: LitView, world: Grid) -> LitView:
             "transform, or leave the view out."
         )
     grid = view.grid.crop([part.start for part in box], [part.stop for part in box])
-    return replace(view, photons=view.photons[box].contiguous(), grid=grid)
+    mask = None if view.recorded is None else view.recorded[box].contiguous()
+    return replace(view, photons=view.photons[box].contiguous(), grid=grid, recorded=mask)
 
 
 def _restorer(

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pellucid.core.coarsening import SMALLEST, binned_image
+from pellucid.core.coarsening import SMALLEST, binned_recording
 from pellucid.core.fourier import Shape
 from pellucid.core.geometry import Grid, as_triple
 from pellucid.core.joint_operators import extended_grid, sharpened, widened
@@ -51,7 +51,11 @@ def joint_binnings(problem: Problem) -> list[Shape]:
 
 def joint_binned_images(problem: Problem, factors: Shape) -> list[Tensor]:
     """Return the images of the views, summed over their blocks."""
-    return [binned_image(o.image, _view_factors(_parts(o)[0], factors)) for o in problem.observations]
+    return [image for image, _ in _binned_recordings(problem, factors)]
+
+
+def _binned_recordings(problem: Problem, factors: Shape) -> list[tuple[Tensor, Tensor | None]]:
+    return [binned_recording(o, _view_factors(_parts(o)[0], factors)) for o in problem.observations]
 
 
 def joint_binned(problem: Problem, factors: Shape) -> Problem:
@@ -61,7 +65,7 @@ def joint_binned(problem: Problem, factors: Shape) -> Problem:
     """
     if factors == (1, 1, 1):
         return problem
-    images = joint_binned_images(problem, factors)
+    recordings = _binned_recordings(problem, factors)
     world = _world(problem)
     coarse = world.with_spacing(np.multiply(world.spacing_um, factors))
     blurs, behind, samples, backgrounds = [], [], [], []
@@ -87,10 +91,13 @@ def joint_binned(problem: Problem, factors: Shape) -> Problem:
     domain, window = widened(coarse, transforms, behind, blurs, displaced_um)
     observations = [
         Observation(
-            image, blur @ SlabSample(domain, grid, sample.world_to_view, sample.field), background
+            image,
+            blur @ SlabSample(domain, grid, sample.world_to_view, sample.field),
+            background,
+            recorded,
         )
-        for image, blur, grid, sample, background in zip(
-            images, blurs, behind, samples, backgrounds, strict=True
+        for (image, recorded), blur, grid, sample, background in zip(
+            recordings, blurs, behind, samples, backgrounds, strict=True
         )
     ]
     return Problem(tuple(observations), window)

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from pellucid.core.coverage import FillChoice, chosen_fill
 from pellucid.core.photon_transfer import (
     Dark,
     Line,
@@ -20,7 +21,7 @@ from pellucid.core.photon_transfer import (
     sample,
     saturation,
 )
-from pellucid.core.sampling import Array, block_means, blocks_of, fill_value
+from pellucid.core.sampling import Array, block_means, blocks_of
 from pellucid.errors import InputError, ParameterError
 
 # Noise power low along one axis over that high along all: 0.95 to 1.02 for white noise in
@@ -87,7 +88,7 @@ def check_background(background: float | None, darkest: float, brightest: float)
         )
 
 
-def estimate_background(volume: Array) -> Background:
+def estimate_background(volume: Array, *, fill: FillChoice = "auto") -> Background:
     """Level of the empty regions: the darkest locally averaged blocks; too low rather than too
     high.
 
@@ -95,20 +96,24 @@ def estimate_background(volume: Array) -> Background:
     averaged away), at least 5 of them; therefore never above the 5th percentile of the block
     means. Fill values (constant blocks that stand apart from all other data: padding of a deskewed
     or stitched volume) do not count. In widefield data without an empty region the haze of the
-    darkest corner is reported: an upper bound of the offset.
+    darkest corner is reported: an upper bound of the offset. `fill` is "auto",
+    "none", a value or a `Fill`.
     """
-    blocks = blocks_of(volume, "estimate_background")
-    fill = fill_value(blocks)
+    blocks, value = _without_ramps(blocks_of(volume, "estimate_background"), fill)
     how = "median of the darkest 2 % of 4x8x8-voxel block means"
-    if fill is not None:
-        how += f"; fill value {fill:g} ignored"
-    ordered = np.sort(block_means(blocks, fill))
+    if value is not None:
+        how += f"; fill value {value:g} ignored"
+    means = block_means(blocks, value)
+    # where every block is cut by the fill, its voxels are all there is
+    ordered = np.sort(means if means.size or value is None else _others(blocks, value))
     count = min(ordered.size, max(5, round(0.02 * ordered.size)))
     level = float(np.median(ordered[:count]))
     return Background(min(level, float(np.quantile(ordered, 0.05))), how)
 
 
-def estimate_noise(volume: Array, *, offset: float | None = None) -> Noise:
+def estimate_noise(
+    volume: Array, *, offset: float | None = None, fill: FillChoice = "auto"
+) -> Noise:
     """Gain, offset and read noise of the camera, from one image without calibration.
 
     The photon-transfer line var = gain * (mean - offset) + read_noise^2 is fitted to the mean
@@ -121,6 +126,8 @@ def estimate_noise(volume: Array, *, offset: float | None = None) -> Noise:
     ----------
     volume : (z, y, x) or (y, x), numpy, torch or lazily sliced; counts, or any linear scale of them
     offset : camera offset in counts when it is known; fixes the read noise too
+    fill : of voxels that were never recorded and do not count: "auto" finds them, "none", a value,
+        or a `Fill`
 
     Returns
     -------
@@ -131,20 +138,31 @@ def estimate_noise(volume: Array, *, offset: float | None = None) -> Noise:
     After Foi et al. 2008 (IEEE Trans. Image Process. 17:1737); we use a corner-band residual
     instead of wavelets, and means instead of medians, which are biased at few photons.
     """
-    blocks = blocks_of(volume, "estimate_noise")
+    blocks, value = _without_ramps(blocks_of(volume, "estimate_noise"), fill)
     ceiling, saturated_share = saturation(blocks)
     empty = Noise(
         0.0, 0.0, 0.0, quantisation=_quantisation(blocks), saturated_share=saturated_share
     )
-    fill = fill_value(blocks)
-    samples = sample(blocks, ceiling, fill)
+    samples = sample(blocks, ceiling, value)
     if samples.smooth.size < 400:
         return _unreliable(empty, "too few usable voxels (small, constant or saturated image)")
-    dark = dark_level(blocks, samples, fill)
+    dark = dark_level(blocks, samples, value)
     line = photon_transfer(samples)
     if line is None:
         return _unreliable(empty, "no range of brightness to compare noise over")
     return _judge(_noise_from_line(line, dark, offset, empty), line, samples, dark)
+
+
+def _without_ramps(
+    blocks: list[NDArray[Any]], choice: FillChoice
+) -> tuple[list[NDArray[Any]], float | None]:
+    """The blocks with fill wherever nothing was recorded, and the fill's value."""
+    fill = chosen_fill(blocks, choice)
+    return (blocks, None) if fill is None else ([fill.spread(b) for b in blocks], fill.value)
+
+
+def _others(blocks: list[NDArray[Any]], fill: float) -> NDArray[Any]:
+    return np.concatenate([b[b != fill].ravel() for b in blocks])
 
 
 def _unreliable(noise: Noise, reason: str) -> Noise:

@@ -22,11 +22,15 @@ class Observation:
     image : (z, y, x) photons on the device; see `photons` for what a camera gives
     operator : from the object to this image
     background : expected photons per voxel that do not come from the object, above 0
+    recorded : 1 where the camera looked, 0 where it did not (and the image is anything finite), or
+        the share of a binned voxel that was recorded; None: everywhere. What was not recorded has no
+        weight, as what lies outside the image has none
     """
 
     image: Tensor
     operator: LinearOperator
     background: float = 0.0
+    recorded: Tensor | None = None
 
     def __post_init__(self) -> None:
         if tuple(self.image.shape) != self.operator.range_shape:
@@ -34,6 +38,42 @@ class Observation:
                 f"Observation: expected an image of shape {self.operator.range_shape} for its "
                 f"operator, got {tuple(self.image.shape)}. Build the operator on the image's shape."
             )
+        if self.recorded is not None and self.recorded.shape != self.image.shape:
+            raise InputError(
+                f"Observation: expected `recorded` of the image's shape {tuple(self.image.shape)}, got "
+                f"{tuple(self.recorded.shape)}."
+            )
+
+    @property
+    def voxels(self) -> float:
+        """Number of voxels that were recorded."""
+        if self.recorded is None:
+            return self.image.numel()
+        return float(self.recorded.sum(dtype=torch.float64))
+
+    @property
+    def photons(self) -> float:
+        """Sum of the image where it was recorded."""
+        seen = self.image if self.recorded is None else self.image * self.recorded
+        return float(seen.sum(dtype=torch.float64))
+
+    @property
+    def mean(self) -> float:
+        """Photons per recorded voxel."""
+        if self.recorded is None:
+            return float(self.image.mean(dtype=torch.float64))
+        return self.photons / max(self.voxels, 1.0)
+
+    @property
+    def light(self) -> float:
+        """Photons above background per recorded voxel."""
+        if self.recorded is None:
+            return float((self.image - self.background).mean(dtype=torch.float64))
+        return self.mean - self.background
+
+    def keep_recorded(self, values: Tensor, planes: slice = slice(None)) -> Tensor:
+        """Return `values` of those planes, changed in place: times the share that was recorded."""
+        return values if self.recorded is None else values.mul_(self.recorded[planes])
 
 
 @dataclass(frozen=True)
@@ -93,5 +133,6 @@ class Restored:
 def sensitivities(problem: Problem) -> list[Tensor]:
     """Return A_v* 1 for every observation: how much of a voxel's light each image collects."""
     return [
-        o.operator.adjoint(torch.ones_like(o.image)).clamp_min_(0) for o in problem.observations
+        o.operator.adjoint(o.keep_recorded(torch.ones_like(o.image))).clamp_min_(0)
+        for o in problem.observations
     ]

@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from pellucid.core.coverage import Fill, FillChoice, fill_of
 from pellucid.core.decorrelation import Decorrelation, decorrelation, volume_decorrelation
 from pellucid.core.noise import Background, Noise, estimate_background, estimate_noise
 from pellucid.core.residual import Residual, reblur_residual
@@ -182,7 +183,13 @@ class Quality:
         return out
 
 
-def measure(volume: Array, spacing_um: tuple[float, float, float], *, seed: int = 0) -> Quality:
+def measure(
+    volume: Array,
+    spacing_um: tuple[float, float, float],
+    *,
+    seed: int = 0,
+    fill: FillChoice = "auto",
+) -> Quality:
     """Background, noise, percentiles and resolution of one recording, without a reference.
 
     Parameters
@@ -190,17 +197,26 @@ def measure(volume: Array, spacing_um: tuple[float, float, float], *, seed: int 
     volume : (z, y, x) or (y, x) counts as recorded, numpy, torch or lazily sliced
     spacing_um : (z, y, x) voxel size; z is ignored for a plane
     seed : of the photon splitting behind `correlation_resolution_um` (one-image shell correlation)
+    fill : what stands in voxels that were never recorded: a value, "none", or "auto" to find it. They
+        do not count; for the resolutions the background stands there, without an edge
     """
     shape = checked_shape(volume, "measure")
     spacing = checked_spacing(spacing_um)
-    values = np.concatenate([b.ravel() for b in blocks_of(volume, "measure")])
+    blocks = blocks_of(volume, "measure")
+    found = fill_of(volume, fill)
+    known: FillChoice = found or "none"
+    values = np.concatenate([b[found.recorded(b)] if found else b.ravel() for b in blocks])
+    values = values if values.size else blocks[0].ravel()
     levels = np.percentile(values.astype(np.float64), PERCENTILES)
-    background, noise = estimate_background(volume), estimate_noise(volume)
+    background, noise = estimate_background(volume, fill=known), estimate_noise(volume, fill=known)
     notes = [] if noise.reliable else [f"noise: {noise.reason}"]
+    if found is not None:
+        volume, note = _without_fill(to_numpy(volume[:]), found, background.level)
+        notes.append(note)
     lateral, axial = _decorrelate(volume, shape, spacing, notes)
     correlation = _correlation_resolution(volume, shape, noise, spacing, seed, notes)
-    known = noise.reliable and noise.gain > 0
-    photons = float((levels[-1] - background.level) / noise.gain) if known else None
+    judged = noise.reliable and noise.gain > 0
+    photons = float((levels[-1] - background.level) / noise.gain) if judged else None
     nyquist = 2.0 * max(spacing[1:])
     return Quality(
         shape,
@@ -217,6 +233,16 @@ def measure(volume: Array, spacing_um: tuple[float, float, float], *, seed: int 
         lateral.resolution_um / nyquist if lateral and lateral.resolution_um else None,
         tuple(notes),
     )
+
+
+def _without_fill(counts: NDArray[Any], fill: Fill, level: float) -> tuple[NDArray[Any], str]:
+    """The volume with its background where nothing was recorded, and a sentence about that."""
+    mask = fill.recorded(counts)
+    note = (
+        f"fill: {1 - float(mask.mean()):.1%} of the voxels hold {fill.value:g} and were taken as never "
+        "recorded; they do not count"
+    )
+    return np.where(mask, counts, counts.dtype.type(level)), note
 
 
 def _decorrelate(

@@ -88,12 +88,12 @@ def start_of(problems: Iterable[Problem]) -> float:
 
     For samples in memory; a volume on disk has its start measured in passing, with its noise.
     """
-    light, mean, voxels = 0.0, 0.0, 0
+    light, mean, voxels = 0.0, 0.0, 0.0
     for problem in problems:
         o = problem.observations[0]
-        light += float((o.image - o.background).sum(dtype=torch.float64))
-        mean += float(o.image.sum(dtype=torch.float64))
-        voxels += o.image.numel()
+        light += o.light * o.voxels
+        mean += o.photons
+        voxels += o.voxels
     if mean <= 0:
         raise InputError("Schedule: the samples hold no light. Choose others.")
     return max(light, 1e-3 * mean) / voxels
@@ -127,7 +127,7 @@ def decided(restorer: Accelerated, sample: Problem, start: float) -> Schedule:
             stretches[-1] = replace(last, steps=(*last.steps, (which, momentum)))
     return Schedule(
         projectors, _ending_plainly(stretches, lost), start,
-        1e-3 * float(sample.observations[0].image.mean(dtype=torch.float64)), _neighbourhood(sample),
+        1e-3 * sample.observations[0].mean, _neighbourhood(sample),
     )  # fmt: skip
 
 
@@ -174,7 +174,7 @@ class Replay:
         schedule = self.schedule
         (o,) = problem.observations
         background = max(o.background, schedule.least_background)
-        problem = Problem((Observation(o.image, o.operator, background),), problem.window)
+        problem = Problem((Observation(o.image, o.operator, background, o.recorded),), problem.window)
         level = self._level(problem, schedule.stretches[0])
         x = constant_where_seen(level.problem, level.weight, self._start(level.factors))
         estimates = [x]

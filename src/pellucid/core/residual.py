@@ -48,6 +48,7 @@ def reblur_residual(
     *,
     region: tuple[int, int, int] = (16, 32, 32),
     level: float = 0.01,
+    recorded: Array | None = None,
 ) -> Residual:
     """Consistency of `image` with the expected counts `model` = A x + b, under the camera's
     `noise`.
@@ -58,6 +59,7 @@ def reblur_residual(
     noise : camera model; voxels at its saturation must be cropped before
     region : voxels per region; a rest at the border joins the last one
     level : false-alarm rate per region
+    recorded : (z, y, x) booleans, False for voxels that do not count; None: all do
 
     For a model fitted to the same recording the spread falls below 1 as the fit follows the noise;
     that is what a low `chi2` with negative `lag` says. Spread is judged with the exact variance of
@@ -78,22 +80,24 @@ def reblur_residual(
     edges = [[*range(0, r * k, r), n] for n, r, k in zip(shape, region, grid, strict=True)]
     if len(image.shape) == 2:
         image, model = image[None], model[None]
+        recorded = None if recorded is None else recorded[None]
     table = np.full((*grid, 10), np.nan)
     for cell in np.ndindex(*grid):
         here = tuple(slice(e[c], e[c + 1]) for e, c in zip(edges, cell, strict=True))
         seen = finite(to_numpy(image[here]), "reblur_residual").astype(np.float64)
         expected = finite(to_numpy(model[here]), "reblur_residual").astype(np.float64)
-        table[cell] = _region(seen, expected, noise)
+        counts = True if recorded is None else to_numpy(recorded[here])
+        table[cell] = _region(seen, expected, noise, np.broadcast_to(counts, seen.shape))
     return _summary(table, level)
 
 
-def _region(seen: Float64, expected: Float64, noise: Noise) -> Any:
+def _region(seen: Float64, expected: Float64, noise: Noise, recorded: NDArray[np.bool_]) -> Any:
     """chi2, its weight and z, bias z, 3 lags, 3 lag z of one region."""
     variance = np.asarray(noise.variance(expected))
     floor = MIN_PHOTONS * noise.gain**2 + 1e-12 * float(variance.max(initial=0.0))
-    usable = variance > floor
-    total = float(variance.sum())
-    bias_z = float((seen - expected).sum() / np.sqrt(total)) if total > 0 else np.nan
+    usable = (variance > floor) & recorded
+    total = float(variance.sum(where=recorded))
+    bias_z = float((seen - expected).sum(where=recorded) / np.sqrt(total)) if total > 0 else np.nan
     n = int(usable.sum())
     out = np.full(10, np.nan)
     out[3] = bias_z

@@ -118,21 +118,22 @@ def mismatch(o: Observation, x: Tensor, divergences: list[float]) -> Tensor:
     """
     ratio = empty(tuple(o.image.shape), o.image)
     # relative to the data, never absolute; in float64, so that threads do not change it
-    floor = 1e-6 * max(float(o.image.mean(dtype=torch.float64)), 1e-30)
+    floor = 1e-6 * max(o.mean, 1e-30)
     every = max(1, o.image.shape[0] // (16 * SLAB))
-    sums: list[tuple[float, int]] = []
+    sums: list[tuple[float, float]] = []
 
     def finish(planes: slice, model: Tensor) -> None:
-        model.clamp_min_(floor).add_(o.background)
+        o.keep_recorded(model, planes).clamp_min_(floor).add_(o.background)
         y = o.image[planes]
         torch.div(y, model, out=ratio[planes])
         if planes.start // SLAB % every == 0:
-            terms = torch.xlogy(y, ratio[planes]).sub_(y).add_(model)
-            sums.append((float(terms.sum(dtype=torch.float64)), terms.numel()))
-        ratio[planes].sub_(1)
+            terms = o.keep_recorded(torch.xlogy(y, ratio[planes]).sub_(y).add_(model), planes)
+            voxels = terms.numel() if o.recorded is None else float(o.recorded[planes].sum())
+            sums.append((float(terms.sum(dtype=torch.float64)), voxels))
+        o.keep_recorded(ratio[planes].sub_(1), planes)
 
     o.operator.forward_slabs(x, finish)
-    divergences.append(sum(total for total, _ in sums) / sum(count for _, count in sums))
+    divergences.append(sum(total for total, _ in sums) / max(sum(count for _, count in sums), 1))
     return ratio
 
 
@@ -234,8 +235,8 @@ def ran_away(divergences: list[float]) -> bool:
 def flat_start(problem: Problem, weight: Weight) -> Tensor:
     """Return a constant object that explains the total light, dark where it is not visible."""
     views = problem.observations
-    light = sum(float((o.image - o.background).mean(dtype=torch.float64)) for o in views)
-    level = max(light, 1e-3 * sum(float(o.image.mean(dtype=torch.float64)) for o in views))
+    light = sum(o.light for o in views)
+    level = max(light, 1e-3 * sum(o.mean for o in views))
     return constant_where_seen(problem, weight, level / len(views))
 
 
@@ -254,7 +255,9 @@ def peak_bytes(
     """
     element = problem.observations[0].image.element_size()
     first = problem.observations[0].operator
+    is_masked = any(o.recorded is not None for o in problem.observations)
     is_plain = len(problem.observations) == 1 and isinstance(first, Blur)
+    volumes += is_masked and is_plain  # the dense weight
     is_matched = projector == Matched()
     if not is_plain:
         volumes += 2 if is_matched else 7
@@ -264,6 +267,7 @@ def peak_bytes(
         operator: Any = getattr(o.operator, "outer", o.operator)
         half = math.prod(operator.grid[:2]) * (operator.grid[2] // 2 + 1)
         total += (images if is_plain else 3) * o.image.numel() * element
+        total += o.image.numel() if o.recorded is not None else 0
         spectra = 1 if is_matched else 1.5 if is_plain and projector.filters_matched else 2
         total += spectra * half * 2 * element
         if isinstance(operator, (VaryingBlur, SheetScan)):
@@ -282,7 +286,7 @@ def _start(problem: Problem, kind: str | float, weight: Weight) -> Tensor:
             "RichardsonLucy: start='raw' is for one view, whose voxels are the object's. "
             "Use 'flat' or 'low-passed' for several."
         )
-    images = [(o.image - o.background).clamp_min_(0) for o in problem.observations]
+    images = [o.keep_recorded((o.image - o.background).clamp_min_(0)) for o in problem.observations]
     if kind == "low-passed":
         back = _summed(
             o.operator.adjoint(i) for o, i in zip(problem.observations, images, strict=True)

@@ -61,15 +61,17 @@ def finite(values: NDArray[Any], name: str) -> NDArray[Any]:
     return values
 
 
-def blocks_of(volume: Array, name: str, max_voxels: int = MAX_VOXELS) -> list[NDArray[Any]]:
-    """Blocks of at most BLOCK voxels spread evenly over the volume, about `max_voxels` in all.
+def blocks_of(
+    volume: Array, name: str, max_voxels: int = MAX_VOXELS, size: tuple[int, int, int] = BLOCK
+) -> list[NDArray[Any]]:
+    """Blocks of at most `size` voxels spread evenly over the volume, about `max_voxels` in all.
 
     InputError where they hold NaN or infinity. A lazy array is read block by block.
     """
     shape = checked_shape(volume, name)
     plane = len(volume.shape) == 2
     # Shares of nearly equal size, so that no block is a sliver of the last few planes.
-    counts = [-(-n // b) for n, b in zip(shape, BLOCK, strict=True)]
+    counts = [-(-n // b) for n, b in zip(shape, size, strict=True)]
     edges = [np.linspace(0, n, k + 1).astype(int) for n, k in zip(shape, counts, strict=True)]
     total = int(np.prod(counts))
     keep = min(total, max(1, int(total * max_voxels / float(np.prod(shape)))))
@@ -83,22 +85,12 @@ def blocks_of(volume: Array, name: str, max_voxels: int = MAX_VOXELS) -> list[ND
     return blocks
 
 
-def fill_value(blocks: list[NDArray[Any]]) -> float | None:
-    """The padding of a deskewed or stitched volume: a constant that stands apart from all data.
-
-    The lowest value, where it fills whole tiles and the data above it begin farther away than they
-    spread at their own dark end (lowest tenth), and at least four grey levels away. None for a
-    black that the data reach continuously.
-    """
-    lowest = min(float(b.min()) for b in blocks)
-    padded = any(bool((_tiles(b).max(axis=(1, 3, 5)) == lowest).any()) for b in blocks)
-    above = np.concatenate([b[b > lowest].ravel() for b in blocks])
-    if not padded or above.size < 1000:
-        return None
-    first, tenth = (float(v) for v in np.quantile(above, [1e-4, 0.1]))
-    level = 1.0 if blocks[0].dtype.kind in "iu" else 0.0
-    gap = first - lowest
-    return lowest if gap > tenth - first and gap >= 4.0 * level and gap > 0 else None
+def constant_tiles(block: NDArray[Any]) -> NDArray[Any]:
+    """Values of the 4 x 8 x 8-voxel tiles of a block that hold one value throughout."""
+    tiles = _tiles(block)
+    lowest = tiles.min(axis=(1, 3, 5))
+    constant: NDArray[Any] = lowest[tiles.max(axis=(1, 3, 5)) == lowest]
+    return constant
 
 
 def block_means(blocks: list[NDArray[Any]], fill: float | None) -> NDArray[np.float64]:

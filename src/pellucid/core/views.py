@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pellucid.core.coverage import FillChoice, recorded
 from pellucid.core.deconvolution import Array, as_volume, image_shape, in_photons, usable_psf
 from pellucid.core.geometry import Affine, Grid, as_triple
 from pellucid.core.noise import Noise, check_background, estimate_background, estimate_noise
@@ -37,6 +38,7 @@ class View:
     brightness : photons collected relative to the first view; None: measured where views overlap
     field : the same as `world_to_view` where it varies, for a specimen that was registered in chunks;
         light is then sampled through it, and all else goes by `world_to_view`
+    fill : what stands in voxels that were never recorded: a value, "none", or "auto" to find it
     """
 
     image: Array
@@ -47,6 +49,7 @@ class View:
     noise: Noise | None = None
     brightness: float | None = None
     field: TransformField | None = None
+    fill: FillChoice = "auto"
 
     def __post_init__(self) -> None:
         if tuple(self.image.shape) != self.grid.shape:
@@ -122,6 +125,7 @@ class LitView:
     photons : (z, y, x) on the device
     background : expected photons per voxel that are not the object's
     gain : counts per photon; level : counts of the background
+    recorded : (z, y, x) booleans, False where the camera never looked; None: it looked everywhere
     """
 
     photons: Tensor
@@ -134,6 +138,14 @@ class LitView:
     voxel_um3: float
     brightness: float | None
     field: TransformField | None = None
+    recorded: Tensor | None = None
+
+    @property
+    def coverage(self) -> Tensor:
+        """1 where the camera looked, else 0."""
+        if self.recorded is None:
+            return torch.ones_like(self.photons)
+        return self.recorded.to(self.photons)
 
     @property
     def displaced_um(self) -> float:
@@ -147,8 +159,9 @@ class LitView:
 
     @property
     def light(self) -> Tensor:
-        """Photons above background; may be negative."""
-        return self.photons - self.background
+        """Photons above background; may be negative, and are 0 where nothing was recorded."""
+        light = self.photons - self.background
+        return light if self.recorded is None else light.mul_(self.recorded)
 
 
 def prepared(view: View, device: str | torch.device | None) -> LitView:
@@ -156,15 +169,19 @@ def prepared(view: View, device: str | torch.device | None) -> LitView:
     image = as_volume(view.image, device)
     counts = image.cpu().numpy()
     check_background(view.background, float(counts.min()), float(counts.max()))
-    camera = view.noise or estimate_noise(counts)
-    level = float(estimate_background(counts)) if view.background is None else view.background
-    photons, expected, gain = in_photons(image, level, camera)
+    mask, found = recorded(counts, view.fill)
+    camera = view.noise or estimate_noise(counts, fill=found or "none")
+    level = view.background
+    if level is None:
+        level = float(estimate_background(counts, fill=found or "none"))
+    seen = None if mask is None else torch.from_numpy(mask).to(image.device)
+    photons, expected, gain = in_photons(image, level, camera, seen)
     psf = None if view.psf is None else usable_psf(view.psf, image_shape(image))
     # floors as in the single-view restorer: a background of zero would forbid a single stray photon
-    expected = max(expected, 1e-3 * float(photons.mean()))
+    expected = max(expected, 1e-3 * float((photons if seen is None else photons[seen]).mean()))
     return LitView(
         photons, view.grid, view.world_to_view, psf, expected, gain, level, view.voxel_um3,
-        view.brightness, view.field,
+        view.brightness, view.field, seen,
     )  # fmt: skip
 
 
@@ -178,7 +195,7 @@ def brightened(views: Sequence[LitView], world: Grid) -> list[LitView]:
 
     def light(view: LitView) -> tuple[Tensor, Tensor]:
         sample = SlabSample(view.grid, lattice, view.world_to_view.inverse())
-        support = sample.forward(torch.ones_like(view.photons))
+        support = sample.forward(view.coverage)
         return sample.forward(view.light) / view.voxel_um3, support > 0.99
 
     first, first_seen = light(views[0])

@@ -8,6 +8,7 @@ import numpy.typing as npt
 import torch
 
 from pellucid.core import deconvolution as core
+from pellucid.core.coverage import FillChoice
 from pellucid.core.psf import Triple
 from pellucid.data.output import create_output
 from pellucid.data.pixels import IntegerScale
@@ -28,6 +29,7 @@ def deconvolve(
     iterations: int | None = ...,
     background: float | None = ...,
     device: str | None = ...,
+    fill: FillChoice = ...,
 ) -> torch.Tensor: ...
 @overload
 def deconvolve(
@@ -37,6 +39,7 @@ def deconvolve(
     iterations: int | None = ...,
     background: float | None = ...,
     device: str | None = ...,
+    fill: FillChoice = ...,
 ) -> Numpy: ...
 
 
@@ -47,6 +50,7 @@ def deconvolve(
     iterations: int | None = None,
     background: float | None = None,
     device: str | None = None,
+    fill: FillChoice = "auto",
 ) -> Any:
     """The deconvolved image: float32 counts above background, of the shape and kind of `volume`.
 
@@ -60,6 +64,8 @@ def deconvolve(
     iterations : exactly this many; None stops when held-out photons say so
     background : counts of the empty regions, camera offset included; None measures it
     device : "cpu", "cuda", "cuda:1"; None: where a tensor is, the CPU for an array
+    fill : what stands in voxels that were never recorded, which have no weight and become 0: a value,
+        "none", or "auto" to find it
 
     Raises
     ------
@@ -90,6 +96,7 @@ def deconvolve(
             iterations=iterations,
             background=background,
             device=place,
+            fill=fill,
         ).image
     return image.to(volume.device) if is_tensor else image.cpu().numpy()
 

@@ -222,6 +222,7 @@ class _Series:
             background=asked.background,
             device=self.plan.device,
             seed=asked.seed,
+            fill=asked.fill,
         )
         return restored.image.cpu().numpy(), restored.stats
 

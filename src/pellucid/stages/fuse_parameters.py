@@ -7,6 +7,7 @@ from pydantic import Field
 
 from pellucid.stages.parameters import (
     Counts,
+    FillOption,
     Iterations,
     Names,
     OmeZarr,
@@ -57,6 +58,7 @@ class FuseParameters(OpticsParameters, ViewParameters, RegistrationParameters):
         True, description="Write maximum projections, also while turning; =false leaves them out."
     )
     device: str = Field("auto", description="auto, cpu, cuda or cuda:1.")
+    fill: FillOption = "auto"
     dtype: OutputType = Field("float32", description="uint16 is scaled, and the scale is kept.")
     ome_zarr: OmeZarr = Field("0.5", description="0.4 for older Fiji and BigStitcher.")
     overwrite: bool = Field(False, description="Replace outputs that exist.")

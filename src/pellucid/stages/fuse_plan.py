@@ -13,6 +13,7 @@ import torch
 from scipy.ndimage import gaussian_filter
 
 from pellucid.core.accelerated import Accelerated
+from pellucid.core.coverage import recorded
 from pellucid.core.fusion import joint_problem
 from pellucid.core.geometry import Affine, Grid
 from pellucid.core.noise import estimate_background
@@ -288,7 +289,11 @@ def proposed_crop(
 
 def lit_box(volume: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], npt.NDArray[Any]] | None:
     """First and last voxel (z, y, x) of what stands above background; None where nothing does."""
-    image = gaussian_filter(np.asarray(volume, np.float32), 1.0)
+    image = np.asarray(volume, np.float32)
+    mask, fill = recorded(image, "auto")
+    if mask is not None:
+        image = np.where(mask, image, np.float32(estimate_background(image, fill=fill or "none")))
+    image = gaussian_filter(image, 1.0)
     level = float(estimate_background(image))
     below = image[image < level]
     noise = float(np.sqrt(np.mean((below - level) ** 2))) if below.size else 0.0

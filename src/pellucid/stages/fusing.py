@@ -225,7 +225,8 @@ def _fused(
             counts = counts - (empty - level)
         views.append(
             View(counts, placed.recorded, placed.to_recorded(transform.world_to_view),
-                 plan.psfs[number][c], level, field=placed.field_to_recorded(transform.field))
+                 plan.psfs[number][c], level, field=placed.field_to_recorded(transform.field),
+                 fill=plan.parameters.fill)
         )  # fmt: skip
     with record.timed("fuse"):
         # a stated number means plain iterations, and those of the matched projector never run away;

@@ -73,7 +73,7 @@ def run_measuring(plan: MeasurePlan, on_event: OnEvent = ignore) -> list[dict[st
     record = RunRecord("measure", plan.parameters.plain())
     for number, (t, c) in enumerate(plan.places):
         begin = time.perf_counter()
-        quality = measure(recording.read(t, c), plan.spacing_um)
+        quality = measure(recording.read(t, c), plan.spacing_um, fill=plan.parameters.fill)
         row = {"file": str(recording.path), "t": t, "channel": recording.channels[c]}
         rows.append({**row, **quality.as_dict()})
         seconds = time.perf_counter() - begin

@@ -65,6 +65,13 @@ Bytes = Annotated[int | None, BeforeValidator(size_in_bytes)]
 Iterations = Annotated[int | None, BeforeValidator(_none_for_auto)]
 Counts = Annotated[float | None, BeforeValidator(_none_for_auto)]
 Numbers = Annotated[tuple[float, ...], BeforeValidator(listed)]
+FillOption = Annotated[
+    float | Literal["auto", "none"],
+    Field(
+        description="What stands in voxels that were never recorded (corners of a deskewed volume, holes "
+        "of a mosaic): a value, none, or auto to find it. They have no weight."
+    ),
+]
 SpacingUm = Annotated[tuple[float, float, float] | None, BeforeValidator(listed)]
 Chunks = Annotated[
     tuple[
@@ -167,6 +174,7 @@ class MeasureParameters(InputParameters):
 
     input: str = Field(description="A TIFF, OME-TIFF, OME-Zarr or .npy.")
     output: Path | None = Field(None, description="Write the figures as JSON to this file.")
+    fill: FillOption = "auto"
     overwrite: bool = Field(False, description="Replace an output that exists.")
 
 
@@ -190,6 +198,7 @@ class DeconvolveParameters(OpticsParameters, InputParameters):
     background: Counts = Field(
         None, description="Counts of the empty regions, camera offset included; auto measures it."
     )
+    fill: FillOption = "auto"
     device: str = Field("auto", description="auto, cpu, cuda or cuda:1.")
     dtype: OutputType = Field("float32", description="uint16 is scaled, and the scale is kept.")
     format: Format = Field("ome-zarr", description="Of the outputs, where the output is a folder.")

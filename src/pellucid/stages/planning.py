@@ -20,7 +20,7 @@ from pellucid.stages.cluster_choice import Workplace, workplace
 from pellucid.stages.parameters import SUFFIXES, DeconvolveParameters
 from pellucid.stages.psf_choice import psfs_or_fields
 from pellucid.stages.resources import available_bytes, describe_device, resolve_device
-from pellucid.stages.restoring import back_projector_figures, peak_bytes, shape_that_fits
+from pellucid.stages.restoring import back_projector_figures, is_masked, peak_bytes, shape_that_fits
 from pellucid.stages.tile_plan import (
     BESIDE_BYTES,
     MARGIN,
@@ -28,6 +28,7 @@ from pellucid.stages.tile_plan import (
     plan_tiles,
     resident_bytes,
 )
+from pellucid.stages.volume_statistics import LazyVolume
 
 IMAGE_SUFFIXES = (".zarr", ".tif", ".tiff")
 
@@ -46,6 +47,7 @@ class FilePlan:
     peak_bytes : of the restoration of one volume, on the device
     host_bytes : of the volumes that wait to be restored or written, beside it
     tiles : how a volume is cut that does not fit in one piece; None where it does
+    masked : whether voxels of the first volume were never recorded, which takes more memory
     """
 
     recording: Recording
@@ -59,6 +61,7 @@ class FilePlan:
     host_bytes: int
     output_bytes: int
     tiles: TilePlan | None = None
+    masked: bool = False
 
     @property
     def shape(self) -> tuple[int, int, int, int, int]:
@@ -168,6 +171,7 @@ class _Optics:
     psfs: tuple[Psf | PsfField, ...]
     figures: tuple[Figures, ...]
     peak_bytes: int
+    masked: bool
 
 
 def plan_deconvolution(parameters: DeconvolveParameters) -> Plan:
@@ -219,7 +223,9 @@ def _plan_file(
     voxel_um = recording.require_voxel_um()
     key = (channels, recording.shape[1:], voxel_um)
     if key not in shared:
-        shared[key] = _optics(parameters, recording, channels)
+        # files of one kind are taken to be alike: a series is not read twice
+        masked = is_masked(LazyVolume(recording, times[0], channels[0]), parameters.fill)
+        shared[key] = _optics(parameters, recording, channels, masked)
     optics = shared[key]
     voxels = math.prod(recording.shape[2:])
     return FilePlan(
@@ -228,11 +234,12 @@ def _plan_file(
         # One volume waits on either side of the work, and one is being turned into float32.
         host_bytes=voxels * (2 * recording.dtype.itemsize + 4 + 4),
         output_bytes=len(times) * len(channels) * voxels * np.dtype(parameters.dtype).itemsize,
+        masked=optics.masked,
     )  # fmt: skip
 
 
 def _optics(
-    parameters: DeconvolveParameters, recording: Recording, channels: tuple[int, ...]
+    parameters: DeconvolveParameters, recording: Recording, channels: tuple[int, ...], masked: bool
 ) -> _Optics:
     psfs = psfs_or_fields(parameters, recording, channels)
     projector = {"": back_projector(parameters.method)}
@@ -240,8 +247,8 @@ def _optics(
     for psf in psfs:
         if psf not in figures:
             figures[psf] = back_projector_figures(psf.typical, projector)[""]
-    peaks = [peak_bytes(recording.shape[2:], psf, parameters) for psf in figures]
-    return _Optics(psfs, tuple(figures[psf] for psf in psfs), max(peaks))
+    peaks = [peak_bytes(recording.shape[2:], psf, parameters, masked=masked) for psf in figures]
+    return _Optics(psfs, tuple(figures[psf] for psf in psfs), max(peaks), masked)
 
 
 def _workplace(parameters: DeconvolveParameters) -> Workplace:
@@ -288,7 +295,7 @@ def _fitted(file: FilePlan, parameters: DeconvolveParameters, place: Workplace) 
         core = listed_core(file.output) if parameters.resume else None
         asked = parameters.model_copy(update={"tile": parameters.tile or core})
         itemsize = file.recording.dtype.itemsize
-        tiles = plan_tiles((z, y, x), tuple(psfs), asked, itemsize, room)
+        tiles = plan_tiles((z, y, x), tuple(psfs), asked, itemsize, room, masked=file.masked)
         if asked.tile is None:
             tiles = _shared_out(tiles, file, tuple(psfs), asked, place)
         return replace(file, tiles=tiles, peak_bytes=tiles.tiling.peak_bytes, host_bytes=0)
@@ -301,7 +308,7 @@ def _fitted(file: FilePlan, parameters: DeconvolveParameters, place: Workplace) 
     assert room is not None
     left = room - beside
     widest = max(file.psfs, key=lambda psf: math.prod(psf.shape))
-    crop = shape_that_fits((z, y, x), widest, parameters, left)
+    crop = shape_that_fits((z, y, x), widest, parameters, left, masked=file.masked)
     if len(psfs) < len(file.psfs):
         remedy = "Tiles need one PSF for all places: give one (--psf FILE) in place of the field"
     else:
@@ -326,7 +333,7 @@ def _shared_out(
         work = tiles.tiling.peak_bytes - BESIDE_BYTES
         room = int((BESIDE_BYTES + 0.7 * work) / MARGIN)
         try:
-            tiles = plan_tiles((z, y, x), psfs, parameters, itemsize, room)
+            tiles = plan_tiles((z, y, x), psfs, parameters, itemsize, room, masked=file.masked)
         except PlanError:
             break
     return tiles

@@ -66,8 +66,12 @@ def plan_tiles(
     parameters: DeconvolveParameters,
     itemsize: int,
     room_bytes: int | None,
+    *,
+    masked: bool = False,
 ) -> TilePlan:
     """Cut volumes of `shape` into the tiles that cost least of those that fit `room_bytes`.
+
+    `masked` says that some of their voxels were never recorded, which takes more memory.
 
     Raises
     ------
@@ -86,7 +90,7 @@ def plan_tiles(
         core = math.prod(max(n - 2 * h, 1) for n, h in zip(read, halo, strict=True))
         # one more tile is read meanwhile, and a core is being written: itself, and shards of it
         beside = voxels * itemsize + min(core, voxels) * 4 * 2
-        return tile_peak_bytes(read, widest, parameters) + beside + BESIDE_BYTES
+        return tile_peak_bytes(read, widest, parameters, masked=masked) + beside + BESIDE_BYTES
 
     room = int(MARGIN * room_bytes) if room_bytes is not None else 2**62
     if parameters.tile is None:
@@ -104,24 +108,26 @@ def plan_tiles(
                 "Take a smaller tile, or leave it out."
             )
     largest_read = max((_size(tile.read) for tile in tiling), key=math.prod)
-    sample = _sample_shape(largest_read, widest, parameters, room - BESIDE_BYTES)
+    sample = _sample_shape(largest_read, widest, parameters, room - BESIDE_BYTES, masked)
     return TilePlan(tiling, _shard_chunks(tiling, chunk, room), sample)
 
 
-def tile_peak_bytes(shape: Shape, kernel: np.ndarray, parameters: DeconvolveParameters) -> int:
+def tile_peak_bytes(
+    shape: Shape, kernel: np.ndarray, parameters: DeconvolveParameters, *, masked: bool = False
+) -> int:
     """Memory that the restoration of one tile takes."""
-    problem, projector = _meta_problem(shape, kernel), back_projector(parameters.method)
+    problem, projector = _meta_problem(shape, kernel, masked), back_projector(parameters.method)
     if parameters.iterations is None:
         return replayed_peak_bytes(problem, projector)
     return restorer(projector, parameters.iterations).peak_bytes(problem)
 
 
 def _sample_shape(
-    largest: Shape, kernel: np.ndarray, parameters: DeconvolveParameters, room_bytes: int
+    largest: Shape, kernel: np.ndarray, parameters: DeconvolveParameters, room_bytes: int, masked: bool
 ) -> Shape:
     """The most of a tile that can be restored with all decisions open: it takes twice the memory."""
     size, guarded = list(largest), restorer(back_projector(parameters.method), None)
-    while guarded.peak_bytes(_meta_problem(_triple(size), kernel)) > room_bytes:
+    while guarded.peak_bytes(_meta_problem(_triple(size), kernel, masked)) > room_bytes:
         axis = int(np.argmax(size))
         if size[axis] < 2 * SMALLEST_SAMPLE:
             break
@@ -129,10 +135,11 @@ def _sample_shape(
     return _triple(size)
 
 
-def _meta_problem(shape: Shape, kernel: np.ndarray) -> Problem:
+def _meta_problem(shape: Shape, kernel: np.ndarray, masked: bool) -> Problem:
     # Tensors without memory carry the shapes through the arithmetic.
     blur = Blur(torch.empty(kernel.shape, dtype=torch.float32, device="meta"), shape)
-    return Problem((Observation(torch.empty(shape, dtype=torch.float32, device="meta"), blur),))
+    image = torch.empty(shape, dtype=torch.float32, device="meta")
+    return Problem((Observation(image, blur, recorded=image.bool() if masked else None),))
 
 
 def resident_bytes() -> int:

@@ -78,8 +78,10 @@ class VolumeTask:
         """Return the core of a tile in counts above background, and what the restorer said."""
         statistics = self.statistics
         restorer = self._restorer()
-        done = restorer(self.problem(counts))
-        core = done.image[tile.inner].mul(statistics.gain).cpu().numpy()
+        problem = self.problem(counts)
+        done = restorer(problem)
+        light = problem.observations[0].keep_recorded(done.image)
+        core = light[tile.inner].mul(statistics.gain).cpu().numpy()
         return np.ascontiguousarray(core), {"ran_away": bool(done.stats["ran_away"])}
 
     def problem(self, counts: npt.NDArray[Any]) -> Problem:
@@ -88,7 +90,11 @@ class VolumeTask:
         photons, expected, _ = in_photons(image, self.statistics.background, self.statistics.camera)
         z, y, x = image.shape
         blur = Blur(torch.from_numpy(self.kernel).to(self.device), (z, y, x))
-        return Problem((Observation(photons, blur, expected),))
+        fill = self.statistics.fill
+        seen = None
+        if fill is not None and not (mask := fill.recorded(np.asarray(counts))).all():
+            seen = torch.from_numpy(mask).to(self.device)
+        return Problem((Observation(photons, blur, expected, seen),))
 
     def _restorer(self) -> Replay | RichardsonLucy:
         if self.schedule is not None:
@@ -234,7 +240,7 @@ def _prepared(
     for place in places:
         if measured_part(place) not in done:
             volume = LazyVolume(file.recording, *task_place(file, place))
-            statistics = measured(volume, tiling, plan.parameters.background)
+            statistics = measured(volume, tiling, plan.parameters.background, plan.parameters.fill)
             new[place] = _volume_task(plan, file, place, statistics, None)
     engine.run(list(new), DecidedVolumes(file.tiles, new), done, lambda _: None)
     # As they were listed, so that a run that goes on knows exactly the same.

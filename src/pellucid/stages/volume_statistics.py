@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from pellucid.core.coverage import Fill, FillChoice, fill_of
 from pellucid.core.deconvolution import SUPPOSED_PHOTONS, in_photons
 from pellucid.core.noise import Noise, check_background, estimate_background, estimate_noise
 from pellucid.core.sampling import block_means, blocks_of
@@ -59,6 +60,9 @@ class VolumeStatistics:
     dark_block, dark_voxel : counts below which a core is empty
     empty : cores without light; they become zeros
     typical : the core that stands for the others: half of the light lies in darker ones
+    fill_value, fill_below, fill_margin_px : of voxels that were never recorded (`Fill`), where there
+        are any; they take no part in all the above
+    recorded_share : of the voxels
     """
 
     background: float
@@ -72,6 +76,17 @@ class VolumeStatistics:
     dark_voxel: float
     empty: tuple[int, ...]
     typical: int
+    fill_value: float | None = None
+    fill_below: float | None = None
+    fill_margin_px: int = 0
+    recorded_share: float = 1.0
+
+    @property
+    def fill(self) -> Fill | None:
+        """What stands where nothing was recorded."""
+        if self.fill_value is None:
+            return None
+        return Fill(self.fill_value, self.fill_below, self.fill_margin_px)
 
     @property
     def camera(self) -> Noise:
@@ -79,49 +94,69 @@ class VolumeStatistics:
         return Noise(self.gain, self.offset, self.read_noise)
 
 
-def measured(volume: LazyVolume, tiling: Tiling, background: float | None) -> VolumeStatistics:
+def measured(
+    volume: LazyVolume, tiling: Tiling, background: float | None, choice: FillChoice = "auto"
+) -> VolumeStatistics:
     """Measure a volume: noise and background from samples, the rest in one pass, core by core."""
-    noise = estimate_noise(volume)
-    level = float(estimate_background(volume)) if background is None else background
-    camera = _camera(volume, noise, level)
+    fill = fill_of(volume, choice)
+    known: FillChoice = fill or "none"
+    noise = estimate_noise(volume, fill=known)
+    level = float(estimate_background(volume, fill=known)) if background is None else background
+    camera = _camera(volume, noise, level, fill)
     sigma = math.sqrt(max(float(noise.variance(level)), 0.0)) if noise.reliable else 0.0
     dark_block = level + DARK_BLOCK_SIGMAS * sigma / 16
     dark_voxel = level + DARK_VOXEL_SIGMAS * sigma
     every = max(1, math.prod(volume.shape) // SAMPLED_VOXELS)
     samples: list[Any] = []
-    lights, total, empty = [], 0.0, []
+    lights, total, empty, voxels = [], 0.0, [], 0
     lowest, highest = math.inf, -math.inf
     for tile in tiling:
         light, brightest_block, brightest = 0.0, -math.inf, -math.inf
         for slab in _slabs(volume, tile.core):
+            means = block_means(
+                [slab if fill is None else fill.spread(slab)], None if fill is None else fill.value
+            )
+            brightest_block = max(brightest_block, float(means.max(initial=level)))
+            if fill is not None:  # a line of the recorded voxels from here on
+                slab = slab[fill.recorded(slab)]
+            voxels += slab.size
+            if slab.size == 0:
+                continue
             photons, expected, _ = in_photons(torch.from_numpy(slab.astype(np.float32)), level, camera)
             total += float(photons.sum(dtype=torch.float64))
             light += float(photons.sub_(expected).sum(dtype=torch.float64))
             brightest = max(brightest, float(slab.max()))
             lowest = min(lowest, float(slab.min()))
-            brightest_block = max(brightest_block, float(block_means([slab], None).max(initial=level)))
             samples.append(slab.ravel()[::every].copy())
         lights.append(light)
         highest = max(highest, brightest)
         if brightest_block <= dark_block and brightest <= dark_voxel:
             empty.append(tile.index)
+    if voxels == 0:
+        raise InputError(
+            "fill: every voxel is taken as never recorded. State another value, or none (--fill none)."
+        )
     check_background(background, lowest, highest)
     values = np.percentile(np.concatenate(samples), PERCENTILES)
-    voxels = math.prod(volume.shape)
+    share = voxels / math.prod(volume.shape)
+    fill = None if share == 1 else fill
     return VolumeStatistics(
         level, noise.as_dict(), camera.gain, camera.offset, camera.read_noise,
         start=max(sum(lights), 1e-3 * total) / voxels,
         percentiles={f"{p:g}": float(v) for p, v in zip(PERCENTILES, values, strict=True)},
         dark_block=dark_block, dark_voxel=dark_voxel, empty=tuple(empty),
-        typical=_typical(lights, set(empty)),
+        typical=_typical(lights, set(empty)), fill_value=None if fill is None else fill.value,
+        fill_below=None if fill is None else fill.below,
+        fill_margin_px=0 if fill is None else fill.margin_px, recorded_share=share,
     )  # fmt: skip
 
 
-def _camera(volume: LazyVolume, noise: Noise, background: float) -> Noise:
+def _camera(volume: LazyVolume, noise: Noise, background: float, fill: Fill | None) -> Noise:
     """The camera that turns counts into photons; where unknown, the brightest voxels hold 1000."""
     if noise.reliable and noise.gain > 0:
         return Noise(noise.gain, min(noise.offset, background), noise.read_noise)
-    sampled = np.concatenate([block.ravel() for block in blocks_of(volume, "deconvolve")])
+    blocks = blocks_of(volume, "deconvolve")
+    sampled = np.concatenate([b[fill.recorded(b)] if fill else b.ravel() for b in blocks])
     bright, brightest = float(np.quantile(sampled, 0.999)), float(sampled.max())
     top = max(bright, background + 0.1 * (brightest - background))
     gain = (top - background) / SUPPOSED_PHOTONS if top > background else 1.0
