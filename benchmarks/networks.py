@@ -12,7 +12,7 @@ a PSF that no model was trained with.
 import argparse
 import json
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ from pellucid.core.psf_theory import theoretical_psf
 from pellucid.core.quality import ncc, psnr
 from pellucid.core.wrongness import wrongness
 from pellucid.networks.evidence import DECISIVE, FEATURES, Evidence, gather, resolution_px
-from pellucid.networks.features import inputs_of
+from pellucid.networks.features import Start, inputs_of
 from pellucid.networks.model import Architecture, RestorationNet, count_parameters
 from pellucid.networks.polish import Polished
 from pellucid.networks.restorer import Network
@@ -115,8 +115,14 @@ class PlainUNet(torch.nn.Module):
         return (out * scale)[:, 0, :z, :y, :x_]
 
 
+STARTS: dict[str, Start] = {"ours": "wiener", "added": "classical"}
+"""Our networks by what they start from."""
+
+
 def new_net(name: str, seed: int = 0) -> torch.nn.Module:
-    return RestorationNet(Architecture(), seed) if name == "ours" else PlainUNet(seed=seed)
+    if name == "unet":
+        return PlainUNet(seed=seed)
+    return RestorationNet(Architecture(start=STARTS[name]), seed)
 
 
 def train(folder: Path, steps: int, names: list[str]) -> None:
@@ -130,9 +136,10 @@ def train(folder: Path, steps: int, names: list[str]) -> None:
         mixed = "+" in kinds
         for name in names:
             path = folder / f"{name}-{kinds}.safetensors"
-            if path.exists() or (mixed and name != "ours"):
+            if path.exists() or (mixed and name == "unet"):
                 continue
             net = new_net(name)
+            supply = replace(supply, start=STARTS.get(name, "wiener"))
             taken = 2 * steps if mixed else steps
             schedule = Schedule(steps=taken, reuse=3, validate_every=100, patch=(24, 32, 32))
             trainer = Trainer(net, supply, held_out_pairs(supply, held, 4), schedule)
