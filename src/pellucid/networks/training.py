@@ -225,6 +225,9 @@ class Trainer:
         """Train for so many `steps`, or to the end; `on_look` is called after every validation."""
         until = self.schedule.steps if steps is None else self.step + steps
         losses: list[float] = []
+        if not self.curve:
+            # What it starts from counts: no training ends worse, however Adam leaps at first.
+            self.curve.append({"step": 0, "held_out": self._mean_error()})
         try:
             while self.step < until and not self.is_done:
                 losses.append(self._take_step())
@@ -280,10 +283,13 @@ class Trainer:
         return inputs, truth, here
 
     def _look(self, training_error: float) -> None:
-        error = float(np.mean([self._held_out_error(pair) for pair in self.held_out]))
-        if not self.curve or error < min(row["held_out"] for row in self.curve):
+        error = self._mean_error()
+        if error < min(row["held_out"] for row in self.curve):
             self.best = _copied(self.net)
         self.curve.append({"step": self.step, "training": training_error, "held_out": error})
+
+    def _mean_error(self) -> float:
+        return float(np.mean([self._held_out_error(pair) for pair in self.held_out]))
 
     def _held_out_error(self, pair: Pair) -> float:
         self.net.eval()

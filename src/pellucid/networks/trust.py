@@ -24,9 +24,9 @@ from pellucid.networks.training import window_of
 WRONG = 0.5
 """Error of a region, relative to its light, above which it is called wrong."""
 
-ALARMS = 0.01
-"""Share of good regions that may be doubted in calibration; half of what is allowed in the field, where
-structures are others."""
+ALARMS = 0.02
+"""Share of the good regions that may be doubted, in whichever calibration recording is worst: other
+structures are to come, and the average over known ones would promise too much."""
 
 RIDGE = 3.0
 """Strength of the ridge of the regression, in regions."""
@@ -46,7 +46,7 @@ class Trust:
     whitening : (n, n), by which differences from it become standard normal there
     slope, shift : of the log-odds, from recordings that the weights were not fitted on
     limit : probability of being wrong above which a region counts as doubted: at most `ALARMS` of the
-        good regions of recordings that the weights were not fitted on
+        good regions of any recording that the weights were not fitted on
     """
 
     weights: tuple[float, ...]
@@ -178,7 +178,9 @@ def fit(
     slope, shift = newton(np.column_stack([unseen, np.ones(len(y))]), y, 1.0)
     slope = max(float(slope), 0.0)
     doubt = 1 / (1 + np.exp(-np.clip(slope * unseen + shift, -50, 50)))
-    limit = float(np.quantile(doubt[y == 0], 1 - ALARMS))
+    which = np.concatenate([np.full(len(t), i) for i, t in enumerate(tables)])
+    good = [doubt[(which == i) & (y == 0)] for i in range(len(tables))]
+    limit = max(float(np.quantile(g, 1 - ALARMS)) for g in good if g.size)
     return Trust(
         _plain(_increasing(design, y, allowed)), _plain(mean), _plain(scale), _plain(centre),
         tuple(_plain(row) for row in whitening), slope, float(shift), limit,
