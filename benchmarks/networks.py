@@ -12,7 +12,7 @@ a PSF that no model was trained with.
 import argparse
 import json
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,10 +30,11 @@ from pellucid.core.psf_theory import theoretical_psf
 from pellucid.core.quality import ncc, psnr
 from pellucid.core.wrongness import wrongness
 from pellucid.networks.evidence import DECISIVE, FEATURES, Evidence, gather, resolution_px
-from pellucid.networks.features import inputs_of
+from pellucid.networks.features import Start, inputs_of
 from pellucid.networks.model import Architecture, RestorationNet, count_parameters
 from pellucid.networks.polish import Polished
 from pellucid.networks.restorer import Network
+from pellucid.networks.share import Best, Share, best_share, fallen_back, fit_share
 from pellucid.networks.structures import BANK, Example, Light, simulate
 from pellucid.networks.training import (
     Schedule,
@@ -44,9 +45,7 @@ from pellucid.networks.training import (
 )
 from pellucid.networks.trust import (
     WRONG,
-    Trust,
     calibration_case,
-    fallen_back,
     fit,
     scores,
     wrong_regions,
@@ -115,8 +114,14 @@ class PlainUNet(torch.nn.Module):
         return (out * scale)[:, 0, :z, :y, :x_]
 
 
+STARTS: dict[str, Start] = {"ours": "wiener", "added": "classical"}
+"""Our networks by what they start from."""
+
+
 def new_net(name: str, seed: int = 0) -> torch.nn.Module:
-    return RestorationNet(Architecture(), seed) if name == "ours" else PlainUNet(seed=seed)
+    if name == "unet":
+        return PlainUNet(seed=seed)
+    return RestorationNet(Architecture(start=STARTS[name]), seed)
 
 
 def train(folder: Path, steps: int, names: list[str]) -> None:
@@ -130,9 +135,10 @@ def train(folder: Path, steps: int, names: list[str]) -> None:
         mixed = "+" in kinds
         for name in names:
             path = folder / f"{name}-{kinds}.safetensors"
-            if path.exists() or (mixed and name != "ours"):
+            if path.exists() or (mixed and name == "unet"):
                 continue
             net = new_net(name)
+            supply = replace(supply, start=STARTS.get(name, "wiener"))
             taken = 2 * steps if mixed else steps
             schedule = Schedule(steps=taken, reuse=3, validate_every=100, patch=(24, 32, 32))
             trainer = Trainer(net, supply, held_out_pairs(supply, held, 4), schedule)
@@ -229,10 +235,10 @@ def matrix(folder: Path, seeds: int, kinds: list[str]) -> None:
                     (name, "polished, gated", lambda p=p, n=net: Polished(n).estimate(p)),
                     (name, "polished", lambda p=p, n=net: Polished(n, gated=False).estimate(p)),
                 ]
-                trust_path = folder / f"trust-{name.split(', ')[1]}.json"
-                if name.startswith("ours") and trust_path.exists():
-                    trust = Trust.from_dict(json.loads(trust_path.read_text()))
-                    answers.append((name, "fallen back", partial(_fallen_back, net, trust, p)))
+                share_path = folder / f"share-{name.split(', ')[1]}.json"
+                if name.startswith("ours") and share_path.exists():
+                    share = Share.from_dict(json.loads(share_path.read_text()))
+                    answers.append((name, "shrunk", partial(_fallen_back, net, share, p)))
             for name, what, answer in answers:
                 begin = time.process_time()
                 x = answer()
@@ -247,13 +253,13 @@ def matrix(folder: Path, seeds: int, kinds: list[str]) -> None:
             )
 
 
-def _fallen_back(net: Network, trust: Trust, problem: Problem) -> Tensor:
+def _fallen_back(net: Network, share: Share, problem: Problem) -> Tensor:
     polished = Polished(net)
     x = polished.estimate(problem)
     window = window_of(problem)
-    believable = trust.believable(gather(problem, polished, x))
+    part = share.of(gather(problem, polished, x))
     x = x.clone()
-    x[window] = fallen_back(x[window], whole_classical(problem)[window], believable)
+    x[window] = fallen_back(x[window], whole_classical(problem)[window], part)
     return x
 
 
@@ -270,7 +276,7 @@ PARTS: dict[str, tuple[str, ...]] = {
 FEWEST_FOR_BOUND = 6
 """Recordings from which a bound can be told."""
 
-Judged = list[tuple[Evidence, np.ndarray]]
+Judged = list[tuple[Evidence, np.ndarray, Best]]
 
 
 def verdict(folder: Path, seeds: int, calibration: int) -> None:
@@ -288,24 +294,28 @@ def verdict(folder: Path, seeds: int, calibration: int) -> None:
         if not path.exists():
             gather_all(folder, kinds, seeds, calibration, path)
         groups, familiar = kept(path)
-        evidence, wrong = ([c[i] for c in groups["calibration"]] for i in range(2))
+        evidence = [e for e, _, _ in groups["calibration"]]
+        wrong = [w for _, w, _ in groups["calibration"]]
+        share = fit_share(evidence, [best for _, _, best in groups["calibration"]])
+        (folder / f"share-{kinds}.json").write_text(json.dumps(share.as_dict()))
         trust = fit(evidence, wrong, familiar)
         (folder / f"trust-{kinds}.json").write_text(json.dumps(trust.as_dict()))
         for name in PSFS:
             found = groups[name]
-            bad = np.concatenate([w.ravel() for _, w in found])
-            told = {
-                part: [fit(evidence, wrong, familiar, used).believable(e) for e, _ in found]
-                for part, used in PARTS.items()
-            }
+            bad = np.concatenate([w.ravel() for _, w, _ in found])
+            fitted = {part: fit(evidence, wrong, familiar, used) for part, used in PARTS.items()}
+            told = {k: [trust.believable(e) for e, _, _ in found] for k, trust in fitted.items()}
+            limits = {k: trust.limit for k, trust in fitted.items()}
             if len(found) >= FEWEST_FOR_BOUND:
                 told["bound"] = [
-                    fit([e for e, _ in others], [w for _, w in others], familiar).believable(found[k][0])
+                    fit(
+                        [e for e, _, _ in others], [w for _, w, _ in others], familiar
+                    ).believable(found[k][0])
                     for k in range(len(found))
                     for others in [found[:k] + found[k + 1 :]]
                 ]
             for part, answers in told.items():
-                s = scores(np.concatenate([a.ravel() for a in answers]), bad)
+                s = scores(np.concatenate([a.ravel() for a in answers]), bad, limits.get(part, 0.5))
                 print(
                     f"| {kinds} | {', '.join(unseen)} | {name} | {part} | {s['regions']:.0f} "
                     f"| {s['wrong']:.1%} | {s['auroc']:.3f} | {s['calibration_error']:.3f} "
@@ -320,9 +330,10 @@ def gather_all(folder: Path, kinds: str, seeds: int, calibration: int, path: Pat
     net = Polished(Network(loaded(folder, "ours", kinds)))  # type: ignore[arg-type]
     own, unseen = MIXTURE if "+" in kinds else (kinds,), UNSEEN[kinds]
 
-    def judged(example: Example) -> tuple[Evidence, np.ndarray]:
-        x = net.estimate(example.problem)
-        return gather(example.problem, net, x), wrong_regions(example.problem, x, example.truth)
+    def judged(example: Example) -> tuple[Evidence, np.ndarray, Best]:
+        x, p = net.estimate(example.problem), example.problem
+        wrong, best = wrong_regions(p, x, example.truth), best_share(p, x, example.truth)
+        return gather(p, net, x), wrong, best
 
     seen = tuple(k for k in (*BANK, "filaments+nuclei") if k not in unseen)
     cases = [calibration_case(psf, SHAPE, Light(), 5000 + i, seen) for i in range(calibration)]
@@ -332,10 +343,15 @@ def gather_all(folder: Path, kinds: str, seeds: int, calibration: int, path: Pat
         groups[name] = [judged(recorded(k, 7000 + i, sheets)) for i in range(seeds) for k in unseen]
     arrays = {}
     for name, found in {**groups, "familiar": familiar}.items():
-        arrays[f"{name}/features"] = np.stack([e.features for e, _ in found])
-        arrays[f"{name}/inner"] = np.stack([e.inner for e, _ in found])
-        arrays[f"{name}/wrong"] = np.stack([w for _, w in found])
+        arrays[f"{name}/features"] = np.stack([e.features for e, _, _ in found])
+        arrays[f"{name}/inner"] = np.stack([e.inner for e, _, _ in found])
+        arrays[f"{name}/wrong"] = np.stack([w for _, w, _ in found])
+        arrays[f"{name}/share"] = np.stack([b.share for _, _, b in found])
+        arrays[f"{name}/weight"] = np.stack([b.weight for _, _, b in found])
     np.savez(path, **arrays)
+
+
+KEPT = ("features", "inner", "wrong", "share", "weight")
 
 
 def kept(path: Path) -> tuple[dict[str, Judged], list[Evidence]]:
@@ -343,10 +359,8 @@ def kept(path: Path) -> tuple[dict[str, Judged], list[Evidence]]:
     with np.load(path) as file:
         groups = {
             name: [
-                (Evidence(f, i), w)
-                for f, i, w in zip(
-                    *(file[f"{name}/{k}"] for k in ("features", "inner", "wrong")), strict=True
-                )
+                (Evidence(f, i), w, Best(s, v))
+                for f, i, w, s, v in zip(*(file[f"{name}/{k}"] for k in KEPT), strict=True)
             ]
             for name in ("calibration", *PSFS)
         }

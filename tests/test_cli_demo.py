@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import pellucid
-from pellucid.apps import demo, demo_cluster, demo_deconvolution, demo_fusion
+from pellucid.apps import demo, demo_cluster, demo_deconvolution, demo_fusion, demo_networks
 from pellucid.apps.cli import main
 from pellucid.core.psf_theory import gaussian
 
@@ -90,3 +90,14 @@ def test_the_centre_of_a_shell():
     assert demo_deconvolution.centre_dip(np.where(radius < 8, 1.0, 0.0)) == pytest.approx(
         1.0, abs=0.01
     )
+
+
+def test_a_structure_never_seen_is_cured(folder):
+    field = demo_networks.psf_field()
+    assert len(field.psfs) == demo_networks.PLACES
+    part = demo_networks.varying_blur(folder)
+    rows = {line.split()[0]: line.split() for line in part.lines if line}
+    known, unknown = ([float(rows[k][i]) for k in ("classical", "network", "cured")] for i in (2, 3))
+    assert known[2] > known[0] + 0.5
+    assert unknown[1] < unknown[0] < unknown[2]
+    assert pellucid.open(folder / demo_networks.CURED).voxel_um == demo_networks.VOXEL_UM

@@ -12,11 +12,12 @@ from pellucid.core.problem import Problem
 from pellucid.core.psf import Psf, fwhm_px
 from pellucid.data.model_files import read_model, read_tensors, write_model, write_tensors
 from pellucid.errors import InputError, ParameterError
-from pellucid.networks.evidence import gather
-from pellucid.networks.features import inputs_of, on_object
+from pellucid.networks.evidence import DECISIVE, FEATURES, Evidence, gather
+from pellucid.networks.features import classical, inputs_of, on_object
 from pellucid.networks.model import Architecture, RestorationNet, count_parameters
 from pellucid.networks.polish import Polished, smooth
 from pellucid.networks.restorer import Network
+from pellucid.networks.share import Share, best_share, fallen_back, fit_share
 from pellucid.networks.structures import BANK, Light, simulate, specimen
 from pellucid.networks.training import (
     RecordedPairs,
@@ -27,7 +28,6 @@ from pellucid.networks.training import (
 )
 from pellucid.networks.trust import (
     Trust,
-    fallen_back,
     fit,
     scores,
     stretched,
@@ -199,10 +199,10 @@ def test_the_verdict_tells_inventions_from_truth():
 
 
 def test_doubted_regions_fall_back_to_the_classical_solution():
-    believable = np.ones((2, 3, 3))
-    believable[1, 2, 2] = 0.1
+    share = np.ones((2, 3, 3))
+    share[1, 2, 2] = 0
     answer, classical = torch.zeros(16, 48, 48), torch.ones(16, 48, 48)
-    x = fallen_back(answer, classical, believable)
+    x = fallen_back(answer, classical, share)
     assert x[15, 47, 47] == 1
     assert x[:4].max() == x[:, :24].max() == 0
     assert 0 < x[8, 40, 40] < 1
@@ -253,3 +253,27 @@ def test_model_files_refuse_what_is_not_a_model(tmp_path):
 def test_light_sheet_inputs_have_the_object_s_grid():
     blur = Blur(torch.from_numpy(LIGHT_SHEET.astype(np.float32)), (12, 20, 20))
     assert inputs_of(simulate((blur,), "nuclei", 1).problem).shape == (3, *blur.domain_shape)
+
+
+def test_the_share_of_a_network_is_what_would_have_been_best():
+    rng = np.random.default_rng(2)
+    examples = [simulate((BLUR_WIDE,), "shells", seed) for seed in range(3)]
+    plain = [classical(e.problem) for e in examples]
+    # One goes twice as far as it should, one the wrong way.
+    better = [c + 2 * (e.truth - c) for c, e in zip(plain, examples, strict=True)]
+    worse = [c - (e.truth - c) for c, e in zip(plain, examples, strict=True)]
+    evidence, best = [], []
+    for doubt, answers in ((0.0, better), (1.0, worse)):
+        for e, x in zip(examples, answers, strict=True):
+            best.append(best_share(e.problem, x, e.truth))
+            features = rng.normal(size=(*best[-1].share.shape, len(FEATURES) - 1))
+            features[..., FEATURES.index(DECISIVE[0])] = doubt
+            evidence.append(Evidence(features, np.zeros((*features.shape[:3], 0))))
+    np.testing.assert_allclose(best[0].share, 0.5, atol=1e-4)
+    np.testing.assert_allclose(best[-1].share, -0.5, atol=1e-4)
+    share = fit_share(evidence[1:], best[1:])
+    np.testing.assert_allclose(share.of(evidence[0]), 0.5, atol=0.1)
+    assert share.of(evidence[-1]).max() < 0.1
+    assert Share.from_dict(json.loads(json.dumps(share.as_dict()))) == share
+    with pytest.raises(InputError, match="cure is not complete"):
+        Share.from_dict({"weights": [1.0]})

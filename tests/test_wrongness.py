@@ -40,6 +40,24 @@ def test_an_invented_filament_is_false_and_a_lost_one_is_missing():
     assert not (invented.exceeds(0.5) & ~here).any()
 
 
+@pytest.mark.parametrize("brightness", [0.3, 1.0, 3.0])
+def test_an_invention_in_a_third_of_the_volume_leaves_the_rest_right(brightness):
+    invented = 0.5 * TRUTH + 2
+    invented[:, :, 44:] += brightness * filaments(SHAPE, 8)[:, :, 44:]
+    off = wrongness(invented, TRUTH, FWHM)
+    assert not off.exceeds(0.5)[:, :, :2].any()
+    assert off.gain == pytest.approx(2.0, rel=0.02)
+    assert off.exceeds(0.5)[:, :, 3:].any() == (brightness >= 1)
+
+
+def test_a_noisy_answer_is_fitted_on_all_that_it_explains():
+    noisy = 3 * TRUTH + np.random.default_rng(1).normal(0, 0.02, SHAPE)
+    off = wrongness(noisy, TRUTH, (0.0, 0.0, 0.0))
+    assert off.error.max() < 0.5
+    slope, level = np.polyfit(noisy.ravel(), TRUTH.ravel(), 1)
+    assert (off.gain, off.offset) == pytest.approx((slope, level), rel=1e-6)
+
+
 def test_an_answer_does_not_win_by_being_dark():
     dark = np.where(TRUTH > 0.5, TRUTH, 0)
     faint = TRUTH + np.random.default_rng(0).uniform(0, 0.02, SHAPE)

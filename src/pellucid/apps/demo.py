@@ -6,12 +6,13 @@ from pathlib import Path
 from pellucid.apps.demo_cluster import worker_killed
 from pellucid.apps.demo_deconvolution import on_real_data, on_simulation
 from pellucid.apps.demo_fusion import dual_view
+from pellucid.apps.demo_networks import varying_blur
 from pellucid.apps.demo_part import Part
 from pellucid.apps.pictures import write_picture
 from pellucid.apps.report import write_report
 from pellucid.apps.terminal import say
 
-PARTS = (on_simulation, dual_view, worker_killed)
+PARTS = (on_simulation, dual_view, varying_blur, worker_killed)
 
 
 def run_demo(output: Path, data: Path | None) -> None:

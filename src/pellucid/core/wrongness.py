@@ -1,6 +1,7 @@
 """Where an answer is wrong, and what of it is invented or missing: against a truth, at a resolution.
 
-Brightness is no matter of truth: gain and offset of the answer are fitted first, once for the image.
+Brightness is no matter of truth: gain and offset of the answer are fitted first, once for the image,
+on the regions that they explain, so that an invention does not make everything else wrong.
 Both are compared at a stated resolution, because no recording decides about finer detail. Structure is
 weighed by its energy (squares), so that a faint haze is none; what is missing is counted like what is
 false, so that an answer cannot win by being dark.
@@ -30,6 +31,15 @@ error there is relative to this."""
 EXCESS = 4.0
 """How many times brighter than the brightest truth within a resolution what is false must be."""
 
+TRUSTED = 0.6
+"""Share of the regions, and of the truth's energy, that the brightness is fitted on at least."""
+
+EXPLAINED = 0.5
+"""Relative error up to which all other regions take part in the fit as well."""
+
+FIT_ROUNDS = 10
+"""Rounds of a trimmed fit, which settles in three to six."""
+
 
 @dataclass(frozen=True)
 class Wrongness:
@@ -40,7 +50,8 @@ class Wrongness:
     error : on the grid of regions, root mean square difference relative to the truth's light there
     false_structure : share of the answer's energy that lies where the truth has next to nothing
     missing_structure : share of the truth's energy that lies where the answer has next to nothing
-    gain, offset : what the answer was scaled by and what was added, for the least difference
+    gain, offset : what the answer was scaled by and what was added, for the least difference where
+        they explain it
     """
 
     error: Float64
@@ -79,13 +90,11 @@ def wrongness(
         ndimage.gaussian_filter(finite(to_numpy(v), "wrongness").astype(np.float64), sigma)
         for v in (image, truth)
     )
-    varies = float(seen.var())
-    gain = max(float(((seen - seen.mean()) * true).mean()) / varies, 0.0) if varies > 0 else 0.0
-    offset = float(true.mean() - gain * seen.mean())
     overall = float(np.sqrt((true**2).mean()))
     if overall == 0:
         raise InputError("wrongness: expected a truth that is not all zero. Use another one.")
     light = np.sqrt(by_region(true**2, region))
+    gain, offset = _brightness(seen, true, region, np.maximum(light, EMPTY * overall))
     off = np.sqrt(by_region((gain * seen + offset - true) ** 2, region))
     error = off / np.maximum(light, EMPTY * overall)
     # A haze that the truth lacks is taken away, but an offset that the fit would add is no structure.
@@ -116,6 +125,63 @@ def by_region(values: Float64, region: Shape = REGION) -> Float64:
 def region_edges(n: int, region: int) -> list[int]:
     """Return where the regions of an axis of `n` voxels begin, and its end."""
     return [*range(0, region * max(1, n // region), region), n]
+
+
+def _brightness(seen: Float64, true: Float64, region: Shape, light: Float64) -> tuple[float, float]:
+    """Return gain (0 or more) and offset that bring `seen` closest to `true`: least trimmed squares.
+
+    Rousseeuw's concentration steps (1984, 2006) on regions, from the fit of the whole and of every half
+    of the volume; then all regions take part that the best of these explains. Bright and dark regions
+    must both stay, or a gain of 0 would explain the darkness.
+    """
+    centre, width = float(seen.mean()), float(seen.std()) or 1.0
+    seen = (seen - centre) / width
+    sizes = np.ones(())
+    for n, r in zip(seen.shape, region, strict=True):
+        sizes = np.multiply.outer(sizes, np.diff(region_edges(n, r)))
+    parts = (np.ones_like(seen), seen, true, seen**2, seen * true, true**2)
+    moments = np.stack([by_region(p, region).ravel() for p in parts]) * sizes.ravel()
+    energy = moments[5]
+
+    def fitted(kept: NDArray[np.bool_]) -> tuple[float, float]:
+        n, s, t, ss, st, _ = moments[:, kept].sum(axis=1)
+        varies = ss - s * s / n
+        gain = max((st - s * t / n) / varies, 0.0) if varies > 1e-12 * ss else 0.0
+        return float(gain), float((t - gain * s) / n)
+
+    def left(gain: float, offset: float) -> Float64:
+        n, s, t, ss, st, tt = moments
+        squares = gain * gain * ss + offset * offset * n + tt
+        return np.asarray(squares + 2 * (gain * offset * s - gain * st - offset * t)).clip(0)
+
+    def concentrated(kept: NDArray[np.bool_]) -> tuple[float, float, float]:
+        for _ in range(FIT_ROUNDS):
+            squares = left(*fitted(kept))
+            order = np.argsort(squares / moments[0], kind="stable")
+            enough = max(
+                int(np.ceil(TRUSTED * order.size)),
+                int(np.searchsorted(np.cumsum(energy[order]), TRUSTED * energy.sum())) + 1,
+            )
+            before, kept = kept, np.isin(np.arange(order.size), order[:enough])
+            if (kept == before).all():
+                break
+        return (float(left(*fitted(kept))[kept].sum()), *fitted(kept))
+
+    starts = [np.ones(energy.size, bool)]
+    for axis, n in enumerate(light.shape):
+        side = np.broadcast_to(np.expand_dims(np.arange(n) < n / 2, [a for a in range(3) if a != axis]),
+                               light.shape).ravel()  # fmt: skip
+        starts += [h for h in (side, ~side) if energy[h].sum() > 0]
+    _, gain, offset = min(concentrated(kept) for kept in starts)
+    for _ in range(FIT_ROUNDS):
+        explained = np.sqrt(left(gain, offset) / moments[0]) <= EXPLAINED * light.ravel()
+        if explained.mean() < TRUSTED or energy[explained].sum() < TRUSTED * energy.sum():
+            break
+        before = gain, offset
+        gain, offset = fitted(explained)
+        if before == (gain, offset):
+            break
+    return gain / width, offset - gain * centre / width
 
 
 def _excess(one: Float64, other: Float64, near: tuple[int, ...]) -> float:

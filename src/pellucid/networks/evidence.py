@@ -15,12 +15,9 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from torch import Tensor
 
-from pellucid.core.accelerated import Accelerated
-from pellucid.core.back_projectors import Matched
-from pellucid.core.operators import Extended, Windowed
+from pellucid.core.operators import Windowed
 from pellucid.core.problem import Observation, Problem
 from pellucid.core.psf import Psf, Triple
-from pellucid.core.richardson_lucy import RichardsonLucy
 from pellucid.core.wrongness import (
     EMPTY,
     FWHM_PER_SIGMA,
@@ -29,6 +26,7 @@ from pellucid.core.wrongness import (
     region_edges,
     supported_resolution_px,
 )
+from pellucid.networks.features import classical
 from pellucid.networks.polish import Estimator
 from pellucid.networks.training import dimmed, window_of
 from pellucid.networks.wiener import wiener_step
@@ -93,7 +91,7 @@ def gather(problem: Problem, network: Estimator, x: Tensor, seed: int = 0) -> Ev
     twin = recorded_again(problem, x, seed)
     x_twin = network.estimate(twin)
     halves = [seen(network.estimate(half)) for half in _halves(problem, seed)]
-    classical, classical_twin = seen(_classical(problem)), seen(_classical(twin))
+    plain, classical_twin = seen(classical(problem)), seen(classical(twin))
     o = problem.observations[0]
     signal = o.operator.forward(x)
     told = seen(wiener_step(signal, o.operator))
@@ -107,7 +105,7 @@ def gather(problem: Problem, network: Estimator, x: Tensor, seed: int = 0) -> Ev
         _log(rms(seen(x_twin) - answer) / light),
         _log(rms(classical_twin - answer) / light),
         _log(rms(halves[0] - halves[1]) / light),
-        _log(rms(classical - answer) / light),
+        _log(rms(plain - answer) / light),
         _log(rms(classical_twin - seen(x_twin)) / light),
         _log(rms(told - answer) / light),
         _log(rms(answer) / np.maximum(blurred, EMPTY * overall)),
@@ -143,13 +141,6 @@ def _residual(o: Observation, x: Tensor) -> list[Float64]:
         squares.append(by_region(averaged**2) / left)
     counts = np.prod([n / g for n, g in zip(pearson.shape, squares[0].shape, strict=True)])
     return [*squares, by_region(pearson) * np.sqrt(counts)]
-
-
-def _classical(problem: Problem) -> Tensor:
-    extended = all(isinstance(o.operator, Extended) for o in problem.observations)
-    restorer = Accelerated() if extended else RichardsonLucy(15, Matched())
-    whole = Problem(problem.observations, tuple(slice(0, n) for n in problem.shape))  # type: ignore[arg-type]
-    return restorer(whole).image
 
 
 def _halves(problem: Problem, seed: int) -> tuple[Problem, Problem]:

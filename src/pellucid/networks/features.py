@@ -3,15 +3,21 @@
 Per view three: the recording above background, one linear Wiener step of its operator, and the noise
 level. All scale with the light, and the network has no constants, so what it predicts scales too.
 A network that refines an estimate sees the Wiener step of what the estimate does not explain, added to
-it, and the estimate: it starts from an answer that agrees with the recording.
+it, and the estimate: it starts from an answer that agrees with the recording. One that starts from the
+classical solution sees the Wiener step as a fourth.
 """
+
+from typing import Literal
 
 import torch
 import torch.nn.functional as nn
 from torch import Tensor
 
-from pellucid.core.operators import LinearOperator, Windowed
+from pellucid.core.accelerated import Accelerated
+from pellucid.core.back_projectors import Matched
+from pellucid.core.operators import Extended, LinearOperator, Windowed
 from pellucid.core.problem import Observation, Problem
+from pellucid.core.richardson_lucy import RichardsonLucy
 from pellucid.core.varying_blur import VaryingBlur
 from pellucid.networks.wiener import continued, wiener_step
 
@@ -19,14 +25,32 @@ CHANNELS = 3
 """Images per view."""
 
 
-def channels(refining: bool) -> int:
+Start = Literal["wiener", "classical"]
+
+
+def channels(refining: bool, start: Start = "wiener") -> int:
     """Return images per view."""
-    return CHANNELS + refining
+    return CHANNELS + (refining or start == "classical")
 
 
-def inputs_of(problem: Problem, estimate: Tensor | None = None) -> Tensor:
-    """Return (views * channels, z, y, x) photons on the object's grid; see the module."""
+def inputs_of(problem: Problem, estimate: Tensor | None = None, start: Start = "wiener") -> Tensor:
+    """Return (views * channels, z, y, x) photons on the object's grid; see the module.
+
+    The second image of every view is what the network starts from: a Wiener step, or the classical
+    solution, with the Wiener step after it.
+    """
+    if start == "classical" and estimate is None:
+        views, solution = [_view(o, None) for o in problem.observations], classical(problem)
+        return torch.cat([torch.stack([v[0], solution, v[2], v[1]]) for v in views])
     return torch.cat([_view(o, estimate) for o in problem.observations])
+
+
+def classical(problem: Problem) -> Tensor:
+    """Return the classical solution on the object's whole grid."""
+    extended = all(isinstance(o.operator, Extended) for o in problem.observations)
+    restorer = Accelerated() if extended else RichardsonLucy(15, Matched())
+    whole = Problem(problem.observations, tuple(slice(0, n) for n in problem.shape))  # type: ignore[arg-type]
+    return restorer(whole).image
 
 
 def positions_of(problem: Problem) -> Tensor:

@@ -8,7 +8,7 @@ import torch.nn.functional as nn
 from torch import Tensor
 
 from pellucid.errors import ParameterError
-from pellucid.networks.features import channels
+from pellucid.networks.features import Start, channels
 
 LEAK = 0.1
 """Slope of the last rectifier in training, so that a dark voxel can still learn."""
@@ -25,6 +25,8 @@ class Architecture:
     width : features at either scale
     positioned : whether features are weighted by where they are, for blur that varies
     refining : whether it refines the estimate of a network before it
+    start : what it adds to: one Wiener step, or the classical solution, which it then cannot be far from
+        where it has nothing to say
     """
 
     views: int = 1
@@ -32,6 +34,7 @@ class Architecture:
     width: int = 22
     positioned: bool = False
     refining: bool = False
+    start: Start = "wiener"
 
     def __post_init__(self) -> None:
         if self.views < 1 or not 4 <= self.width <= 64:
@@ -43,9 +46,14 @@ class Architecture:
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
 
+    @property
+    def channels(self) -> int:
+        """Images that go in for each view."""
+        return channels(self.refining, self.start)
+
 
 class RestorationNet(torch.nn.Module):
-    """Two scales of convolutions on blocks of 2 x 2 x 2 voxels, predicting what a Wiener step lacks.
+    """Two scales of convolutions on blocks of 2 x 2 x 2 voxels, predicting what its start lacks.
 
     Homogeneous of degree one: net(k inputs) = k net(inputs), because there are no biases and no
     normalisation (Mohan et al. 2020, for denoising), so that it meets any brightness with the same
@@ -62,7 +70,7 @@ class RestorationNet(torch.nn.Module):
         w = a.width
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.head = self._conv(cells * channels(a.refining) * a.views, w)
+            self.head = self._conv(cells * a.channels * a.views, w)
             self.fine = self._conv(w, w)
             self.down = torch.nn.Conv3d(w, w, self.block, stride=self.block, bias=False)
             self.coarse = torch.nn.ModuleList([self._conv(w, w) for _ in range(3)])
@@ -99,8 +107,8 @@ class RestorationNet(torch.nn.Module):
         padded, x, deep = self._encoded(inputs, places)
         x = nn.relu(self.join(x + self.up(deep)))
         missing = _from_blocks(self.tail(x), self.block)[:, 0]
-        # Views share the start: the mean of their Wiener steps.
-        start = padded[:, 1 :: channels(self.architecture.refining)].mean(dim=1)
+        # Views share the start: the mean of theirs.
+        start = padded[:, 1 :: self.architecture.channels].mean(dim=1)
         out = nn.leaky_relu(start + missing, LEAK if self.training else 0.0)
         return out[:, : shape[0], : shape[1], : shape[2]]
 

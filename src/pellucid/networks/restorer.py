@@ -14,7 +14,7 @@ from pellucid.networks.model import RestorationNet
 
 @dataclass(frozen=True)
 class Network:
-    """The answer of a trained network: one Wiener step and one pass, no iteration.
+    """The answer of a trained network: one Wiener step, or the classical solution, and one pass.
 
     Deterministic, and independent of what else is in the field beyond `halo`, but for the reach of
     the Wiener step's ringing.
@@ -60,7 +60,7 @@ class Network:
         estimate: Tensor | None = None
         with torch.no_grad():
             for net in (self.weights, *self.refining):
-                inputs = inputs_of(problem, estimate)
+                inputs = inputs_of(problem, estimate, net.architecture.start)
                 estimate = net.to(inputs.device).eval()(inputs[None], places)[0]
         assert estimate is not None
         return estimate
@@ -68,7 +68,7 @@ class Network:
     def inner(self, problem: Problem) -> tuple[Tensor, tuple[int, ...]]:
         """Return the first network's innermost features (width, z, y, x), and voxels per feature."""
         places = positions_of(problem)[None] if self.weights.architecture.positioned else None
-        inputs = inputs_of(problem)
+        inputs = inputs_of(problem, start=self.weights.architecture.start)
         with torch.no_grad():
             features = self.weights.to(inputs.device).eval().inner(inputs[None], places)[0]
         return features, tuple(b * b for b in self.weights.block)

@@ -17,7 +17,7 @@ from pellucid.core.noise import Noise, thin
 from pellucid.core.operators import LinearOperator
 from pellucid.core.problem import Observation, Problem, Window
 from pellucid.errors import InputError, ParameterError, PlanError
-from pellucid.networks.features import inputs_of, positions_of
+from pellucid.networks.features import Start, inputs_of, positions_of
 from pellucid.networks.model import Architecture, RestorationNet
 from pellucid.networks.restorer import Network
 from pellucid.networks.structures import BANK, Light, simulate
@@ -47,7 +47,9 @@ class Pairs(Protocol):
     def __call__(self, index: int) -> Pair: ...
 
 
-def pair_of(problem: Problem, truth: Tensor, before: Network | None = None) -> Pair:
+def pair_of(
+    problem: Problem, truth: Tensor, before: Network | None = None, start: Start = "wiener"
+) -> Pair:
     """Return the pair of a problem and its truth, on the object's grid or on the problem's window.
 
     With a network `before`, the inputs are those of one that refines its answer.
@@ -64,7 +66,7 @@ def pair_of(problem: Problem, truth: Tensor, before: Network | None = None) -> P
             "Image and truth must have the same voxels."
         )
     estimate = None if before is None else before.estimate(problem)
-    return Pair(inputs_of(problem, estimate), whole, window_of(problem), positions_of(problem))
+    return Pair(inputs_of(problem, estimate, start), whole, window_of(problem), positions_of(problem))
 
 
 def window_of(problem: Problem) -> Window:
@@ -94,6 +96,7 @@ class SimulatedPairs:
     window: Window | None = None
     elsewhere: tuple[tuple[LinearOperator, ...], ...] = ()
     before: Network | None = None
+    start: Start = "wiener"
 
     def __post_init__(self) -> None:
         if not self.kinds:
@@ -106,7 +109,7 @@ class SimulatedPairs:
         sets = (self.operators, *self.elsewhere)
         operators = sets[int(rng.integers(len(sets)))]
         example = simulate(operators, kind, seed, self.light, self.window)
-        return pair_of(example.problem, example.truth, self.before)
+        return pair_of(example.problem, example.truth, self.before, self.start)
 
 
 @dataclass(frozen=True)
@@ -122,6 +125,7 @@ class RecordedPairs:
     seed: int = 0
     dimmest: float = 0.3
     before: Network | None = None
+    start: Start = "wiener"
 
     def __post_init__(self) -> None:
         if not self.problems or len(self.problems) != len(self.truths):
@@ -141,7 +145,7 @@ class RecordedPairs:
         which = int(rng.integers(len(self.problems)))
         share = float(rng.uniform(self.dimmest, 1.0))
         problem = dimmed(self.problems[which], share, int(rng.integers(2**31)))
-        return pair_of(problem, self.truths[which] * share, self.before)
+        return pair_of(problem, self.truths[which] * share, self.before, self.start)
 
 
 def dimmed(problem: Problem, share: float, seed: int) -> Problem:
@@ -221,6 +225,9 @@ class Trainer:
         """Train for so many `steps`, or to the end; `on_look` is called after every validation."""
         until = self.schedule.steps if steps is None else self.step + steps
         losses: list[float] = []
+        if not self.curve:
+            # What it starts from counts: no training ends worse, however Adam leaps at first.
+            self.curve.append({"step": 0, "held_out": self._mean_error()})
         try:
             while self.step < until and not self.is_done:
                 losses.append(self._take_step())
@@ -276,10 +283,13 @@ class Trainer:
         return inputs, truth, here
 
     def _look(self, training_error: float) -> None:
-        error = float(np.mean([self._held_out_error(pair) for pair in self.held_out]))
-        if not self.curve or error < min(row["held_out"] for row in self.curve):
+        error = self._mean_error()
+        if error < min(row["held_out"] for row in self.curve):
             self.best = _copied(self.net)
         self.curve.append({"step": self.step, "training": training_error, "held_out": error})
+
+    def _mean_error(self) -> float:
+        return float(np.mean([self._held_out_error(pair) for pair in self.held_out]))
 
     def _held_out_error(self, pair: Pair) -> float:
         self.net.eval()

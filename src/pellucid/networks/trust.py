@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as nn
 from numpy.typing import NDArray
 from scipy import ndimage, stats
 from torch import Tensor
@@ -25,6 +24,10 @@ from pellucid.networks.training import window_of
 WRONG = 0.5
 """Error of a region, relative to its light, above which it is called wrong."""
 
+ALARMS = 0.02
+"""Share of the good regions that may be doubted, in whichever calibration recording is worst: other
+structures are to come, and the average over known ones would promise too much."""
+
 RIDGE = 3.0
 """Strength of the ridge of the regression, in regions."""
 
@@ -42,6 +45,8 @@ class Trust:
     familiar : mean of the network's innermost features on what it was trained on
     whitening : (n, n), by which differences from it become standard normal there
     slope, shift : of the log-odds, from recordings that the weights were not fitted on
+    limit : probability of being wrong above which a region counts as doubted: at most `ALARMS` of the
+        good regions of any recording that the weights were not fitted on
     """
 
     weights: tuple[float, ...]
@@ -51,12 +56,17 @@ class Trust:
     whitening: tuple[tuple[float, ...], ...]
     slope: float = 1.0
     shift: float = 0.0
+    limit: float = 0.5
 
     def believable(self, evidence: Evidence) -> Float64:
         """Return the probability, region by region, that the answer is not wrong."""
         x = complete(evidence, np.array(self.familiar), np.array(self.whitening))
         odds = _design(x, np.array(self.mean), np.array(self.scale)) @ np.array(self.weights)
         return np.asarray(1 / (1 + np.exp(np.clip(self.slope * odds + self.shift, -50, 50))))
+
+    def doubted(self, believable: Float64) -> NDArray[np.bool_]:
+        """Return which regions are doubted, of the probabilities that `believable` returned."""
+        return 1 - believable > self.limit
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain values for a model's card."""
@@ -69,7 +79,7 @@ class Trust:
             names = ("weights", "mean", "scale", "familiar")
             flat = [tuple(float(v) for v in values[k]) for k in names]
             whitening = tuple(tuple(float(v) for v in row) for row in values["whitening"])
-            odds = float(values["slope"]), float(values["shift"])
+            odds = float(values["slope"]), float(values["shift"]), float(values.get("limit", 0.5))
             trust = cls(flat[0], flat[1], flat[2], flat[3], whitening, *odds)
             if len(trust.weights) != len(FEATURES) + 1:
                 raise ValueError
@@ -166,9 +176,14 @@ def fit(
         if 0 < y[rest].sum() < rest.sum():
             unseen[~rest] = design[~rest] @ _increasing(design[rest], y[rest], allowed)
     slope, shift = newton(np.column_stack([unseen, np.ones(len(y))]), y, 1.0)
+    slope = max(float(slope), 0.0)
+    doubt = 1 / (1 + np.exp(-np.clip(slope * unseen + shift, -50, 50)))
+    which = np.concatenate([np.full(len(t), i) for i, t in enumerate(tables)])
+    good = [doubt[(which == i) & (y == 0)] for i in range(len(tables))]
+    limit = max(float(np.quantile(g, 1 - ALARMS)) for g in good if g.size)
     return Trust(
         _plain(_increasing(design, y, allowed)), _plain(mean), _plain(scale), _plain(centre),
-        tuple(_plain(row) for row in whitening), max(float(slope), 0.0), float(shift),
+        tuple(_plain(row) for row in whitening), slope, float(shift), limit,
     )  # fmt: skip
 
 
@@ -198,8 +213,8 @@ def newton(design: Float64, y: Float64, ridge: float) -> Float64:
     return np.asarray(w)
 
 
-def scores(believable: Float64, wrong: Any) -> dict[str, float]:
-    """Return AUROC, expected calibration error (10 bins) and false alarms among good regions."""
+def scores(believable: Float64, wrong: Any, limit: float = 0.5) -> dict[str, float]:
+    """Return AUROC, expected calibration error (10 bins), false alarms among good regions."""
     doubt, bad = 1 - np.ravel(believable), np.ravel(wrong).astype(bool)
     order = stats.rankdata(doubt)  # ties share their rank
     n, m = int(bad.sum()), int((~bad).sum())
@@ -209,8 +224,8 @@ def scores(believable: Float64, wrong: Any) -> dict[str, float]:
         (bins == b).mean() * abs(doubt[bins == b].mean() - bad[bins == b].mean())
         for b in np.unique(bins)
     )
-    alarms = float((doubt[~bad] > 0.5).mean()) if m else float("nan")
-    found = float((doubt[bad] > 0.5).mean()) if n else float("nan")
+    alarms = float((doubt[~bad] > limit).mean()) if m else float("nan")
+    found = float((doubt[bad] > limit).mean()) if n else float("nan")
     return {
         "regions": float(bad.size), "wrong": float(bad.mean()), "auroc": float(auroc),
         "calibration_error": float(error), "false_alarms": alarms, "found": found,
@@ -223,20 +238,6 @@ def as_map(believable: Float64, shape: Shape) -> Tensor:
     for axis, (n, r) in enumerate(zip(shape, REGION, strict=True)):
         values = np.repeat(values, np.diff(region_edges(n, r)), axis=axis)
     return torch.from_numpy(values.astype(np.float32))
-
-
-def fallen_back(answer: Tensor, classical: Tensor, believable: Float64) -> Tensor:
-    """Return the answer where it is believed and the classical solution where it is not.
-
-    Regions below one half fall back; the seams are averaged over half a region.
-    """
-    z, y, x = answer.shape
-    doubted = (as_map(believable, (z, y, x)) < 0.5).float()[None, None]
-    size = [r // 2 + 1 if n > r // 2 else 1 for n, r in zip((z, y, x), REGION, strict=True)]
-    size = [s + 1 - s % 2 for s in size]
-    share = nn.avg_pool3d(doubted, size, 1, [s // 2 for s in size], count_include_pad=False)[0, 0]
-    share = share.to(answer.device)
-    return answer + share * (classical - answer)
 
 
 def complete(evidence: Evidence, centre: Float64, whitening: Float64) -> Float64:

@@ -46,6 +46,9 @@ class TrainParameters(Parameters):
     passes: int = Field(1, ge=1, le=4, description="Networks, each refining the answer before it.")
     width: int = Field(22, ge=4, le=64, description="Features of the network.")
     calibration: int = Field(24, ge=2, description="Recordings that the verdict is fitted on.")
+    calibrated_on: Names = Field(
+        (), description="Structures that verdict and cure are fitted on; all, if none is given."
+    )
     device: str = Field("auto", description="auto, cpu, cuda or cuda:1.")
     licence: str = Field("not stated", description="Of the model, kept in the card.")
     seed: int = Field(0, description="Of everything.")
@@ -64,7 +67,7 @@ class RestoreParameters(Parameters):
     modality: str | None = Field(None, description="Refuse a model of another modality.")
     time: int = Field(0, ge=0, description="Time point.")
     channel: int = Field(0, ge=0, description="Channel.")
-    fall_back: bool = Field(False, description="Classical solution where the answer is not believed.")
+    fall_back: bool = Field(False, description="Shrink towards the classical solution where better.")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:1.")
     overwrite: bool = Field(False, description="Replace outputs that exist.")
 

@@ -23,7 +23,8 @@ from pellucid.networks.evidence import gather
 from pellucid.networks.model import Architecture, RestorationNet
 from pellucid.networks.polish import Polished
 from pellucid.networks.restorer import Network
-from pellucid.networks.trust import Trust, as_map, fallen_back
+from pellucid.networks.share import Share, fallen_back
+from pellucid.networks.trust import Trust, as_map
 from pellucid.stages.events import FileDone, OnEvent, VolumeDone, ignore
 from pellucid.stages.network_parameters import RestoreParameters
 from pellucid.stages.planning import gib
@@ -101,7 +102,12 @@ def plan_restoring(parameters: RestoreParameters) -> RestorePlan:
             f"{parameters.model.name}: a model for {card['modality']}, asked for "
             f"{parameters.modality}. Choose a model of that modality."
         )
-    if (parameters.verdict is not None or parameters.fall_back) and card.get("trust") is None:
+    if parameters.fall_back and card.get("share") is None:
+        raise InputError(
+            f"{parameters.model.name}: made before models knew when to fall back. Train it anew, or "
+            "leave --fall-back out."
+        )
+    if parameters.verdict is not None and card.get("trust") is None:
         raise InputError(
             f"{parameters.model.name}: holds no verdict, as nothing was wrong in its calibration. "
             "Train with more calibration recordings, or leave --verdict out."
@@ -148,14 +154,17 @@ def run_restoring(plan: RestorePlan, on_event: OnEvent = ignore) -> dict[str, An
     volumes, stats = [answer.image.cpu()], dict(answer.stats)
     if parameters.verdict is not None or parameters.fall_back:
         x_whole = restorer.estimate(problem)
-        judged = Trust.from_dict(plan.card["trust"]).believable(gather(problem, restorer, x_whole))
-        trusted = as_map(judged, recording.shape[2:])
-        stats |= {"believable": float(judged.mean()), "doubtful_regions": int((judged < 0.5).sum())}
+        evidence = gather(problem, restorer, x_whole)
         if parameters.fall_back:
-            classical = Accelerated()(problem).image.cpu()
-            volumes[0] = fallen_back(volumes[0], classical, judged)
+            share = Share.from_dict(plan.card["share"]).of(evidence)
+            stats |= {"network_share": float(share.mean())}
+            volumes[0] = fallen_back(volumes[0], Accelerated()(problem).image.cpu(), share)
         if parameters.verdict is not None:
-            volumes.append(trusted)
+            trust = Trust.from_dict(plan.card["trust"])
+            judged = trust.believable(evidence)
+            stats |= {"believable": float(judged.mean()), "limit": trust.limit}
+            stats |= {"doubtful_regions": int(trust.doubted(judged).sum())}
+            volumes.append(as_map(judged, recording.shape[2:]))
     record.timings_s["restore"] = time.perf_counter() - begin
     record.inputs = [fingerprint(path) for path in (*recording.files, parameters.model)]
     record.statistics = stats

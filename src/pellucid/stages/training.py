@@ -27,7 +27,8 @@ from pellucid.networks.evidence import gather
 from pellucid.networks.model import Architecture, RestorationNet, count_parameters
 from pellucid.networks.polish import Estimator, Polished
 from pellucid.networks.restorer import Network
-from pellucid.networks.structures import Light, simulate
+from pellucid.networks.share import Share, best_share, fit_share
+from pellucid.networks.structures import BANK, Light, simulate
 from pellucid.networks.training import (
     Pair,
     Pairs,
@@ -68,7 +69,7 @@ def train(parameters: TrainParameters, on_look: OnLook = lambda trainer: None) -
     for _ in range(1, parameters.passes):
         network = replace(network, refining=(*network.refining, run.trained(network)))
     nets = (network.weights, *network.refining)
-    trust = calibrated(Polished(network), parameters, psf, light)
+    trust, share = calibrated(Polished(network), parameters, psf, light)
     card = {
         "networks": [net.architecture.as_dict() for net in nets],
         "parameters": sum(count_parameters(net) for net in nets),
@@ -78,6 +79,7 @@ def train(parameters: TrainParameters, on_look: OnLook = lambda trainer: None) -
         "background_photons": parameters.background_photons, "licence": parameters.licence,
         "metrics": {"held_out_nrmse": min(row["held_out"] for row in run.curves[-1])},
         "curves": run.curves, "trust": None if trust is None else trust.as_dict(),
+        "share": share.as_dict(),
     }  # fmt: skip
     weights = {f"net{i}.{k}": v for i, net in enumerate(nets) for k, v in net.state_dict().items()}
     weights |= psf_tensors(psf)
@@ -173,26 +175,30 @@ def checkpoint_path(output: Path) -> Path:
 
 def calibrated(
     network: Estimator, parameters: TrainParameters, psf: Psf | PsfField, light: Light
-) -> Trust | None:
-    """The verdict, fitted on structures trained on and others, recorded by the PSF and by wrong ones.
+) -> tuple[Trust | None, Share]:
+    """The verdict and the cure, fitted on structures trained on and others, by the PSF and wrong ones.
 
-    None if no region is wrong, or all are.
+    No verdict if no region is wrong, or all are.
     """
-    evidence, wrong, familiar = [], [], []
+    evidence, wrong, best, familiar = [], [], [], []
+    kinds = parameters.calibrated_on or tuple(BANK)
     for i in range(parameters.calibration):
-        case = calibration_case(psf, parameters.shape, light, parameters.seed + 2_000_003 + i)
+        seed = parameters.seed + 2_000_003 + i
+        case = calibration_case(psf, parameters.shape, light, seed, kinds)
         x = network.estimate(case.problem)
         evidence.append(gather(case.problem, network, x))
         wrong.append(wrong_regions(case.problem, x, case.truth))
+        best.append(best_share(case.problem, x, case.truth))
     for i in range(max(2, parameters.calibration // 4)):
         kind = parameters.structures[i % len(parameters.structures)]
         operator = microscopes_of(psf, parameters.shape)[0]
         known = simulate((operator,), kind, parameters.seed + 3_000_017 + i, light)
         familiar.append(gather(known.problem, network, network.estimate(known.problem)))
+    share = fit_share(evidence, best)
     try:
-        return fit(evidence, wrong, familiar)
+        return fit(evidence, wrong, familiar), share
     except InputError:
-        return None
+        return None, share
 
 
 def microscopes_of(psf: Psf | PsfField, shape: Shape) -> list[Extended]:
