@@ -329,15 +329,16 @@ def _averaged(view: StoredView) -> tuple[Tensor, Grid]:
     mean = np.empty([-(-n // f) for n, f in zip(shape, factors, strict=True)], np.float32)
     for z in range(0, shape[0], planes):
         for y in range(0, shape[1], rows):
-            slab = to_numpy(view.volume[z : z + planes, y : y + rows, 0 : shape[2]])
+            slab = to_numpy(view.volume[z : z + planes, y : y + rows, :])
             means = _means(finite(slab, f"fuse: the view {view.grid.frame!r}"), factors)
-            z0, y0 = z // factors[0], y // factors[1]
-            mean[z0 : z0 + means.shape[0], y0 : y0 + means.shape[1]] = means
+            first = z // factors[0], y // factors[1]
+            mean[first[0] :, first[1] :][: len(means), : means.shape[1]] = means
     # a block that the border cuts has its centre a little inside: too little to matter here
     origin = view.grid.index_to_um.apply((np.array(factors) - 1) / 2)
     spacing = as_triple(np.multiply(view.grid.spacing_um, factors), "spacing_um")
-    sizes = mean.shape
-    return torch.from_numpy(mean), Grid((sizes[0], sizes[1], sizes[2]), spacing, as_triple(origin, "origin"), view.grid.frame)
+    size = mean.shape
+    where = Grid((size[0], size[1], size[2]), spacing, as_triple(origin, "origin"), view.grid.frame)
+    return torch.from_numpy(mean), where
 
 
 def _means(slab: NDArray[np.generic], factors: Sequence[int]) -> NDArray[np.float64]:

@@ -3,7 +3,7 @@
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,14 @@ from pellucid.data.output import check_not_input, stem
 from pellucid.data.recording import open_recording
 from pellucid.data.writer import ImageDescription, check_free_space, check_output_path
 from pellucid.errors import InputError, OutputError, ParameterError, PellucidError, PlanError
+from pellucid.stages.cluster_choice import Workplace
+from pellucid.stages.fuse_block_plan import (
+    goes_on,
+    is_in_one,
+    planned_blocks,
+    without_blocks,
+    workplace_of,
+)
 from pellucid.stages.fuse_parameters import FuseParameters
 from pellucid.stages.fuse_registration import given_transforms
 from pellucid.stages.fuse_views import (
@@ -33,9 +41,10 @@ from pellucid.stages.fuse_views import (
     view_psfs,
 )
 from pellucid.stages.pair_registration import STARTS, check_stated
-from pellucid.stages.planning import gib
+from pellucid.stages.planning import gib, tiles_json
 from pellucid.stages.registering import reference_channels
-from pellucid.stages.resources import available_bytes, describe_device, resolve_device
+from pellucid.stages.resources import available_bytes, describe_device
+from pellucid.stages.tile_plan import TilePlan
 from pellucid.stages.view_series import open_views
 
 SAMPLING_SHARE = 1.2
@@ -54,6 +63,7 @@ class FusePlan:
 
     `world` is that of the transforms that are nominal, or `given` by a file. PSFs are for each view
     and channel: `upright_psfs` at right angles, to register by, and `psfs` on the voxels as recorded.
+    `blocks` says how a result is cut that does not fit in one piece.
     """
 
     parameters: FuseParameters
@@ -66,6 +76,7 @@ class FusePlan:
     device: str
     peak_bytes: int
     available_bytes: int | None
+    blocks: TilePlan | None = None
 
     @property
     def output(self) -> Path:
@@ -82,6 +93,11 @@ class FusePlan:
         """Time points and channels."""
         series = self.views[0].series
         return len(series.times), len(series.channels)
+
+    @property
+    def steps(self) -> int:
+        """Number of volumes, or of blocks of volumes that are cut."""
+        return math.prod(self.shape) * (1 if self.blocks is None else len(self.blocks.tiling))
 
     def image(self, world: Grid) -> ImageDescription:
         """What the output will hold on `world`."""
@@ -112,6 +128,7 @@ class FusePlan:
             "output_shape_tczyx": image.shape,
             "output_bytes": image.size_bytes,
             "voxel_um": self.world.spacing_um,
+            **tiles_json(self.blocks),
             "device": describe_device(self.device),
             "peak_bytes": self.peak_bytes,
             "available_bytes": self.available_bytes,
@@ -141,7 +158,7 @@ def plan_fusion(parameters: FuseParameters) -> FusePlan:
     PlanError : too little memory or disk, with what would fit
     OutputError : an output that exists or cannot be written
     """
-    device = resolve_device(parameters.device)
+    place = workplace_of(parameters)
     opened = open_views(
         parameters.inputs, voxel_um=parameters.voxel_um, axes=parameters.axes,
         time=parameters.time, channel=parameters.channel,
@@ -164,13 +181,30 @@ def plan_fusion(parameters: FuseParameters) -> FusePlan:
     ]
     plan = FusePlan(
         parameters, views, upright_psfs, psfs, given, _background_images(parameters, views), world,
-        device, peak_bytes(views, psfs, over_time[0], world), available_bytes(device),
+        place.device, peak_bytes(views, psfs, over_time[0], world), _room(parameters, place),
     )  # fmt: skip
-    check_memory(plan, plan.peak_bytes, world)
+    if not is_in_one(plan):
+        plan = _in_blocks(plan, over_time, place)
     # what is finished waits beside the output until all is there
-    waiting = math.prod(plan.image(world).shape) * 4
+    waiting = 0 if plan.blocks else math.prod(plan.image(world).shape) * 4
     check_free_space(plan.output.parent, plan.image(world).size_bytes + waiting)
     return plan
+
+
+def _room(parameters: FuseParameters, place: Workplace) -> int | None:
+    """Memory that may be used; what is free now where nobody says."""
+    return available_bytes(place.device) if parameters.memory is None else place.room_bytes
+
+
+def _in_blocks(
+    plan: FusePlan, over_time: Sequence[Sequence[Affine]], place: Workplace
+) -> FusePlan:
+    """The plan by blocks; PlanError or ParameterError where that cannot be."""
+    if why := without_blocks(plan):
+        check_memory(plan, plan.peak_bytes, plan.world, why)
+        raise ParameterError(f"{plan.output.name}: {why}.")
+    blocks = planned_blocks(plan, over_time, place)
+    return replace(plan, blocks=blocks, peak_bytes=blocks.tiling.peak_bytes)
 
 
 def _known_transforms(
@@ -187,7 +221,7 @@ def _known_transforms(
     return [[angled[0], *(one.world_to_view for one in some)] for some in believed]
 
 
-def check_memory(plan: FusePlan, needed: int, world: Grid) -> None:
+def check_memory(plan: FusePlan, needed: int, world: Grid, why: str = "") -> None:
     """Raise PlanError where the fusion of one volume to `world` does not fit, with what would."""
     room = plan.available_bytes
     if room is not None and needed > room:
@@ -195,7 +229,7 @@ def check_memory(plan: FusePlan, needed: int, world: Grid) -> None:
         raise PlanError(
             f"{plan.output.name}: fusing to {world.shape} needs {gib(needed)} and {plan.device} has "
             f"{gib(room)} free. Voxels of {coarser:.2g} um would fit (--spacing-um), "
-            "or a crop of the result (--crop)."
+            "or a crop of the result (--crop)." + (f" {why}." if why else "")
         )
 
 
@@ -374,8 +408,8 @@ def side_outputs(output: Path) -> list[Path]:
 
 
 def _replaces(parameters: FuseParameters) -> bool:
-    unfinished = waiting_folder(parameters.output.expanduser())
-    return parameters.overwrite or (parameters.resume and unfinished.exists())
+    begun = waiting_folder(parameters.output.expanduser()).exists() or goes_on(parameters)
+    return parameters.overwrite or (parameters.resume and begun)
 
 
 def _words(parameters: FuseParameters) -> str:
