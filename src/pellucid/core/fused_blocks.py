@@ -10,7 +10,9 @@ what is seen through the affine, and the reach of the PSF around it. What is a p
 (levels, cameras, brightness, the start) is measured once and handed to every block, so that blocks meet.
 """
 
-from collections.abc import Sequence
+import itertools
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
@@ -29,7 +31,7 @@ from pellucid.core.back_projectors import BackProjector, Matched
 from pellucid.core.deconvolution import in_photons, unknown_gain, usable_psf
 from pellucid.core.fourier import Shape
 from pellucid.core.fusion import covered, joint_problem
-from pellucid.core.geometry import Affine, Grid, as_triple
+from pellucid.core.geometry import Affine, Grid
 from pellucid.core.joint_operators import reached_box
 from pellucid.core.noise import Noise, check_background, estimate_background, estimate_noise
 from pellucid.core.psf import Psf
@@ -38,14 +40,14 @@ from pellucid.core.rotated_psf import rotated_psf
 from pellucid.core.sampling import Array, blocks_of, finite, to_numpy
 from pellucid.core.tiling import Box, halo_of
 from pellucid.core.transform_field import TransformField
-from pellucid.core.views import LitView, brightened, on_equal_terms
+from pellucid.core.views import LitView, brightness_lattice, light_on, on_equal_terms
 from pellucid.errors import InputError, ParameterError
 
-LATTICE = 96
-"""Voxels along each axis to which views are averaged to compare their brightness."""
-
 SLAB_PLANES, SLAB_ROWS = 64, 128
-"""Planes and rows read at once while a view is averaged, or a little less: chunks, where there are any."""
+"""Planes and rows that are measured at once: whole chunks of what Pellucid writes."""
+
+COMPARED = 12
+"""Voxels, along each axis, of the coarse lattice on which brightness is compared at once."""
 
 CONTENT_REACH_VOXELS = 6 * WIDE_SIGMA_VOXELS
 """Voxels around a block that decide its content weights."""
@@ -140,43 +142,22 @@ class KnownViews:
 
 
 def measured_views(views: Sequence[StoredView], world: Grid) -> KnownViews:
-    """Measure what all blocks share: noise and levels from samples, the rest in one pass.
+    """Measure what all blocks share: noise and levels from samples, light in one pass, brightness in
+    another.
 
     Raises
     ------
     InputError : a view without light above its background, or with voxels that are not finite
     """
-    averages, known = [], []
-    for view in map(_usable, views):
-        noise = view.noise or estimate_noise(view.volume)
-        level = view.background
-        if level is None:
-            level = float(estimate_background(view.volume))
-        camera = _camera(view.volume, noise, level)
-        mean, grid = _averaged(view)
-        photons, expected, gain = in_photons(mean, level, camera)
-        expected = max(expected, 1e-3 * float(photons.mean(dtype=torch.float64)))
-        light = float((photons - expected).mean(dtype=torch.float64))
-        one = KnownView(view, camera, level, expected, view.brightness or 1.0, light)
-        lit = LitView(
-            photons, grid, view.world_to_view, None, expected, gain, level, one.voxel_um3,
-            view.brightness,
-        )  # fmt: skip
-        check_background(view.background, float(mean.min()), float(mean.max()))
-        if lit.dark:
-            raise InputError(
-                f"fuse: the view {view.grid.frame!r} shows no light above its background of "
-                f"{level:.4g} counts. Check the recording and the background, or leave it out."
-            )
-        averages.append(lit)
-        known.append(one)
-    lit_views = brightened(averages, world)
-    known = [
-        replace(one, brightness=float(lit.brightness or 1))
-        for one, lit in zip(known, lit_views, strict=True)
-    ]
+    measured = [_alone(_usable(view)) for view in views]
+    known = [one for one, _ in measured]
+    sums = _shared_light(known, world)
+    for number, view in enumerate(views[1:], 1):
+        if view.brightness is None:
+            brightness = sums[number][1] / sums[number][0] if min(sums[number]) > 0 else 1.0
+            known[number] = replace(known[number], brightness=brightness)
     light = sum(one.light for one in known)
-    least = 1e-3 * sum(float(lit.photons.mean(dtype=torch.float64)) for lit in lit_views)
+    least = 1e-3 * sum(mean for _, mean in measured)
     return KnownViews(tuple(known), max(light, least) / len(known))
 
 
@@ -319,33 +300,61 @@ def _camera(volume: Array, noise: Noise, level: float) -> Noise:
     return Noise(gain, level, 0.0)
 
 
-def _averaged(view: StoredView) -> tuple[Tensor, Grid]:
-    """Means over blocks of a view, few enough for memory, and where they are."""
-    shape = view.grid.shape
-    factors = [max(1, -(-n // LATTICE)) for n in shape]
-    planes, rows = (
-        max(size // f, 1) * f for size, f in zip((SLAB_PLANES, SLAB_ROWS), factors, strict=False)
-    )
-    mean = np.empty([-(-n // f) for n, f in zip(shape, factors, strict=True)], np.float32)
-    for z in range(0, shape[0], planes):
-        for y in range(0, shape[1], rows):
-            slab = to_numpy(view.volume[z : z + planes, y : y + rows, :])
-            means = _means(finite(slab, f"fuse: the view {view.grid.frame!r}"), factors)
-            first = z // factors[0], y // factors[1]
-            mean[first[0] :, first[1] :][: len(means), : means.shape[1]] = means
-    # a block that the border cuts has its centre a little inside: too little to matter here
-    origin = view.grid.index_to_um.apply((np.array(factors) - 1) / 2)
-    spacing = as_triple(np.multiply(view.grid.spacing_um, factors), "spacing_um")
-    size = mean.shape
-    where = Grid((size[0], size[1], size[2]), spacing, as_triple(origin, "origin"), view.grid.frame)
-    return torch.from_numpy(mean), where
+def _alone(view: StoredView) -> tuple[KnownView, float]:
+    """What is measured of one view, and its mean photons per voxel."""
+    noise = view.noise or estimate_noise(view.volume)
+    level = view.background
+    if level is None:
+        level = float(estimate_background(view.volume))
+    camera = _camera(view.volume, noise, level)
+    total, brightest, lowest, highest, expected = 0.0, 0.0, math.inf, -math.inf, 0.0
+    for slab in _slabs(view):
+        photons, expected, _ = in_photons(torch.from_numpy(slab.astype(np.float32)), level, camera)
+        total += float(photons.sum(dtype=torch.float64))
+        brightest = max(brightest, float(photons.max()))
+        lowest, highest = min(lowest, float(slab.min())), max(highest, float(slab.max()))
+    check_background(view.background, lowest, highest)
+    mean = total / math.prod(view.grid.shape)
+    expected = max(expected, 1e-3 * mean)
+    if brightest <= expected:
+        raise InputError(
+            f"fuse: the view {view.grid.frame!r} shows no light above its background of "
+            f"{level:.4g} counts. Check the recording and the background, or leave it out."
+        )
+    return KnownView(view, camera, level, expected, view.brightness or 1.0, mean - expected), mean
 
 
-def _means(slab: NDArray[np.generic], factors: Sequence[int]) -> NDArray[np.float64]:
-    values = slab.astype(np.float64)
-    for axis, f in enumerate(factors):
-        starts = np.arange(0, values.shape[axis], f)
-        counts = np.diff([*starts, values.shape[axis]])
-        shape = [-1 if a == axis else 1 for a in range(3)]
-        values = np.add.reduceat(values, starts, axis) / counts.reshape(shape)
-    return values
+def _slabs(view: StoredView) -> Iterator[NDArray[Any]]:
+    planes, rows, _ = view.grid.shape
+    for z in range(0, planes, SLAB_PLANES):
+        for y in range(0, rows, SLAB_ROWS):
+            slab = to_numpy(view.volume[z : z + SLAB_PLANES, y : y + SLAB_ROWS, :])
+            yield finite(slab, f"fuse: the view {view.grid.frame!r}")
+
+
+def _shared_light(known: Sequence[KnownView], world: Grid) -> list[tuple[float, float]]:
+    """Light of the first view and of each where both see, as `brightened` compares it, part by part."""
+    lattice = brightness_lattice(world)
+    sums = np.zeros((len(known), 2))
+    starts = [range(0, n, COMPARED) for n in lattice.shape]
+    asked = [number for number, one in enumerate(known) if number and one.stored.brightness is None]
+    for low in itertools.product(*starts) if asked else ():
+        part = lattice.crop(low, np.minimum(np.add(low, COMPARED), lattice.shape).tolist())
+        first = _light_on(part, known[0])
+        for number in asked if first is not None else ():
+            other = _light_on(part, known[number])
+            if first is not None and other is not None:
+                both = first[1] & other[1]
+                sums[number] += [float(light[both].sum()) for light, _ in (first, other)]
+    return [(float(a), float(b)) for a, b in sums]
+
+
+def _light_on(part: Grid, view: KnownView) -> tuple[Tensor, Tensor] | None:
+    """Light of a view on a part of the lattice, and where it is seen whole; None where nowhere."""
+    stored = view.stored
+    to_index = stored.grid.um_to_index.linear @ stored.world_to_view.linear
+    z, y, x = (2 * np.ceil(np.abs(to_index) @ np.asarray(part.spacing_um)).astype(int) + 1).tolist()
+    box = reached_box(stored.grid, stored.world_to_view, (z, y, x), part)
+    if box is None:
+        return None
+    return light_on(part, view.lit(to_numpy(stored.volume[box]), box, None))
