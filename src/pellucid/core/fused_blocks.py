@@ -234,8 +234,12 @@ def fused_part(
     seen, numbers = [], []
     for number, (view, counts) in enumerate(zip(known.views, read, strict=True)):
         box = view.stored.reached_from(part)
-        if box is not None and counts is not None:
-            seen.append(view.lit(counts, box, device))
+        if box is None or counts is None:
+            continue
+        lit = view.lit(counts, box, device)
+        # of a view that is met at one plane, rounding may leave nothing
+        if replace(view.stored, grid=lit.grid).reached_from(part) is not None:
+            seen.append(lit)
             numbers.append(number)
     if not seen:
         return torch.zeros(part.shape, device=device)
