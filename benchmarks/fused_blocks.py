@@ -1,11 +1,11 @@
-"""Two views of a volume larger than the memory that is allowed, fused by blocks: memory, time, and equality.
+"""Two views of a volume larger than the memory that is allowed, fused by blocks: memory, time, equality.
 
-    python benchmarks/fused_blocks.py --side 384 --memory 1GiB
-    python benchmarks/fused_blocks.py --side 192 --compare
+    python benchmarks/fused_blocks.py --side 384 --memory 2GiB --iterations 3
+    python benchmarks/fused_blocks.py --side 192 --tile 64,128,128 --compare
 
-A simulated pair of 128^3 voxels is repeated along all axes, so that any size costs little to make. The command
-runs in a process of its own; its peak of resident memory, children included, is what the system says.
-With --compare the same is fused in one piece as well, and the two are compared.
+A simulated pair of 128^3 voxels is repeated along all axes, so that any size costs little to make. The
+command runs in a process of its own; its peak of resident memory is what the system says. With --compare
+the same is fused in one piece as well, and the two are compared.
 """
 
 import argparse

@@ -15,7 +15,7 @@ import pytest
 import pellucid
 from cluster_runs import COMMAND, pixels
 from pellucid.apps.cli import main
-from pellucid.core.geometry import Affine, Grid
+from pellucid.core.geometry import Grid
 from pellucid.core.multiview import DUAL_DEG, record_views, turned_arms
 from pellucid.core.psf_theory import gaussian
 from pellucid.core.simulation import filaments
@@ -125,6 +125,9 @@ def test_borders_of_blocks_are_not_seen(folder):
 
 
 def test_the_memory_that_is_allowed_decides_between_one_piece_and_blocks(folder, capsys):
+    for name in "ab":  # nothing of it is read
+        counts = np.ones((12, 16, 700), np.uint16)
+        pellucid.write(f"{name}.ome.zarr", counts, voxel_um=(1.0, 1.0, 1.0), overwrite=True)
     shown = ("--time", "0", "--dry-run", "--json", *MATCHED)
     assert fuse("s.ome.zarr", "--memory", "64GiB", *shown) == 0
     whole = json.loads(capsys.readouterr().out)

@@ -26,7 +26,7 @@ INVERSE_ROUNDS = 60
 """Of the fixed-point iteration: a field half as steep as one that folds gains a digit in 3.3."""
 
 INVERSE_ENDS = 2
-"""Intervals of the inverse beyond what it is asked to cover: what its spline does at the ends stays there."""
+"""Intervals of an inverse beyond what it is to cover: what its spline does at the ends stays there."""
 
 INVERSE_REFINEMENT = 3
 """Control points of an inverse to each of the field's own along an axis: it varies a little faster."""

@@ -6,20 +6,16 @@ from functools import cache
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from pellucid.core.averaging import Weighting
-from pellucid.core.back_projectors import Matched
 from pellucid.core.fourier import Shape
 from pellucid.core.fused_blocks import StoredView, halo_of_average, halo_of_views
-from pellucid.core.fusion import joint_problem
 from pellucid.core.geometry import Affine, Grid
-from pellucid.core.richardson_lucy import RichardsonLucy
-from pellucid.core.tiling import Box, Tiling
-from pellucid.core.views import LitView
+from pellucid.core.tiling import Tiling
 from pellucid.data.resumable_zarr import listed_core, manifest_path
 from pellucid.errors import OutputError, PlanError
 from pellucid.stages.cluster_choice import Workplace, workplace
+from pellucid.stages.fuse_memory import block_peak_bytes
 from pellucid.stages.fuse_parameters import FuseParameters
 from pellucid.stages.planning import TILES_OF_A_WORKER, room_bytes
 from pellucid.stages.resources import resolve_device
@@ -27,16 +23,12 @@ from pellucid.stages.tile_plan import (
     BESIDE_BYTES,
     MARGIN,
     TilePlan,
-    box_shape,
     fitted_tiling,
     shard_chunks,
 )
 
 if TYPE_CHECKING:
     from pellucid.stages.fuse_plan import FusePlan
-
-AVERAGE_VOLUMES = 12
-"""Volumes of a block that an average holds at once, and volumes of what is read of each view."""
 
 
 def workplace_of(parameters: FuseParameters) -> Workplace:
@@ -125,7 +117,8 @@ def planned_blocks(
     core = asked.tile or (listed_core(plan.output) if asked.resume and goes_on(asked) else None)
     tiling = fitted(room)
     volumes = plan.shape[0] * plan.shape[1]
-    while core is None and place.workers > 1 and volumes * len(tiling) < TILES_OF_A_WORKER * place.workers:
+    wanted = TILES_OF_A_WORKER * place.workers if core is None and place.workers > 1 else 0
+    while volumes * len(tiling) < wanted:
         try:
             tiling = fitted(int(BESIDE_BYTES + 0.7 * (tiling.peak_bytes - BESIDE_BYTES)))
         except PlanError:
@@ -163,39 +156,3 @@ def weighting_of(parameters: FuseParameters) -> Weighting | None:
     if parameters.method == "joint":
         return None
     return "average" if parameters.method == "average" else "content-average"
-
-
-def block_restorer_of(parameters: FuseParameters, start: float) -> RichardsonLucy:
-    """The restorer of every block: of the whole, with a start that all of them share."""
-    assert parameters.iterations is not None
-    return RichardsonLucy(parameters.iterations, Matched(), start=start, update="alternating")
-
-
-def block_peak_bytes(
-    views: Sequence[StoredView],
-    world: Grid,
-    read: Shape,
-    parameters: FuseParameters,
-    itemsize: int,
-) -> int:
-    """Memory that the fusion of one block takes, where all views see it; one more is read meanwhile."""
-    low = [(n - r) // 2 for n, r in zip(world.shape, read, strict=True)]
-    part = world.crop(low, [a + r for a, r in zip(low, read, strict=True)])
-    boxes = [(view, view.reached_from(part)) for view in views]
-    seen = [(view, box) for view, box in boxes if box is not None]
-    voxels = sum(math.prod(box_shape(box)) for _, box in seen)
-    waiting = 2 * itemsize * voxels
-    if not seen or parameters.method != "joint":
-        return waiting + 4 * AVERAGE_VOLUMES * (math.prod(read) + voxels)
-    lit = [_hollow(view, box) for view, box in seen]
-    restorer = block_restorer_of(parameters, 1.0)
-    return waiting + restorer.peak_bytes(joint_problem(lit, part))
-
-
-def _hollow(view: StoredView, box: Box) -> LitView:
-    """A box of a view without pixels: shapes alone go through the arithmetic."""
-    grid = view.grid.crop([part.start for part in box], [part.stop for part in box])
-    photons = torch.empty(grid.shape, device="meta")
-    return LitView(
-        photons, grid, view.world_to_view, view.psf, 1.0, 1.0, 0.0, 1.0, 1.0, view.field
-    )

@@ -35,7 +35,8 @@ from pellucid.errors import InputError, PellucidError
 from pellucid.stages import fuse_registration as registering
 from pellucid.stages.engine import Done, Engine
 from pellucid.stages.events import OnEvent, TileDone
-from pellucid.stages.fuse_block_plan import block_restorer_of, weighting_of
+from pellucid.stages.fuse_block_plan import weighting_of
+from pellucid.stages.fuse_memory import stated_restorer
 from pellucid.stages.fuse_parameters import FuseParameters
 from pellucid.stages.fuse_plan import FusePlan, side_outputs
 from pellucid.stages.resources import describe_device, return_freed_memory
@@ -132,8 +133,11 @@ class FusedBlocks:
         return self.world.crop([part.start for part in box], [part.stop for part in box])
 
     def _how(self, known: KnownViews) -> RichardsonLucy | Weighting:
-        weighting = weighting_of(self.parameters)
-        return weighting or block_restorer_of(self.parameters, known.start)
+        weighting, count = weighting_of(self.parameters), self.parameters.iterations
+        if weighting is not None:
+            return weighting
+        assert count is not None  # the plan asks for it
+        return stated_restorer(count, known.start)
 
 
 def run_in_blocks(

@@ -9,16 +9,13 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from scipy.ndimage import gaussian_filter
 
-from pellucid.core.accelerated import Accelerated
-from pellucid.core.fusion import joint_problem
 from pellucid.core.geometry import Affine, Grid
 from pellucid.core.noise import estimate_background
 from pellucid.core.psf import Psf, fwhm_px
 from pellucid.core.transform_series import SeriesRegistration
-from pellucid.core.views import LitView, View, proposed_world
+from pellucid.core.views import View, proposed_world
 from pellucid.data.finished_volumes import waiting_folder
 from pellucid.data.output import check_not_input, stem
 from pellucid.data.recording import open_recording
@@ -32,6 +29,7 @@ from pellucid.stages.fuse_block_plan import (
     without_blocks,
     workplace_of,
 )
+from pellucid.stages.fuse_memory import peak_bytes
 from pellucid.stages.fuse_parameters import FuseParameters
 from pellucid.stages.fuse_registration import given_transforms
 from pellucid.stages.fuse_views import (
@@ -46,9 +44,6 @@ from pellucid.stages.registering import reference_channels
 from pellucid.stages.resources import available_bytes, describe_device
 from pellucid.stages.tile_plan import TilePlan
 from pellucid.stages.view_series import open_views
-
-SAMPLING_SHARE = 1.2
-"""Memory of the joint restorer over its bare volumes: voxels between planes; measured 1.08."""
 
 CROP_MARGIN = 8
 """Voxels around what is above background: light that blur carried out of the object."""
@@ -181,7 +176,8 @@ def plan_fusion(parameters: FuseParameters) -> FusePlan:
     ]
     plan = FusePlan(
         parameters, views, upright_psfs, psfs, given, _background_images(parameters, views), world,
-        place.device, peak_bytes(views, psfs, over_time[0], world), _room(parameters, place),
+        place.device, peak_bytes(views, psfs, over_time[0], world, parameters.iterations),
+        _room(parameters, place),
     )  # fmt: skip
     if not is_in_one(plan):
         plan = _in_blocks(plan, over_time, place)
@@ -332,31 +328,6 @@ def lit_box(volume: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], npt.NDArray[Any
         return None
     sides = [np.flatnonzero(bright.any(tuple({0, 1, 2} - {a}))) for a in range(3)]
     return np.array([s[0] for s in sides]), np.array([s[-1] for s in sides])
-
-
-def peak_bytes(
-    views: Sequence[PlacedSeries],
-    psfs: Sequence[tuple[Psf | None, ...]],
-    transforms: Sequence[Affine],
-    world: Grid,
-) -> int:
-    """Memory that the fusion of one volume takes, the views that wait included."""
-    recorded = sum(math.prod(view.recorded.shape) for view in views)
-    if any(psf is None for channel in psfs for psf in channel):
-        return 4 * (6 * math.prod(world.shape) + 3 * recorded)
-    widest = [max(channel, key=_size) for channel in psfs]
-    lit = [
-        # tensors without memory carry the shapes through the arithmetic
-        LitView(torch.empty(v.recorded.shape, device="meta"), v.recorded, v.to_recorded(transform),
-                psf, 1.0, 1.0, 0.0, 1.0, 1.0)
-        for v, psf, transform in zip(views, widest, transforms, strict=True)
-    ]  # fmt: skip
-    needed = Accelerated().peak_bytes(joint_problem(lit, world))
-    return int(SAMPLING_SHARE * needed) + 8 * recorded + 8 * math.prod(world.shape)
-
-
-def _size(psf: Psf | None) -> int:
-    return 0 if psf is None else psf.values.size
 
 
 def _background_images(

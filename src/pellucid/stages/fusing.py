@@ -31,12 +31,12 @@ from pellucid.stages.events import (
     ignore,
 )
 from pellucid.stages.fuse_blocks import run_in_blocks
+from pellucid.stages.fuse_memory import peak_bytes
 from pellucid.stages.fuse_outputs import write_everything
 from pellucid.stages.fuse_plan import (
     FusePlan,
     check_memory,
     cropped,
-    peak_bytes,
     proposed_crop,
     world_grid,
 )
@@ -175,7 +175,8 @@ def _registered(
     world = cropped(plan.parameters, world_grid(plan.parameters, plan.views, every))
     if plan.parameters.crop == "auto":
         world = proposed_crop(plan, world, over_time)
-    check_memory(plan, peak_bytes(plan.views, plan.psfs, every[0], world), world)
+    needed = peak_bytes(plan.views, plan.psfs, every[0], world, plan.parameters.iterations)
+    check_memory(plan, needed, world)
     waiting.keep("registration", {"series": registering.to_json(found), "world": world.to_dict()})
     return found, world
 
