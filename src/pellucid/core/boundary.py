@@ -79,14 +79,15 @@ def weight_of(problem: Problem, floor: float) -> Weight:
 
 
 def unseen_by_all(seen: Sequence[Tensor]) -> Tensor:
-    """Return where each view's sensitivity is below `UNSEEN` of its largest.
+    """Return where every view's sensitivity is below `UNSEEN` of the largest of any view.
 
-    Of each view's own: a part of the object that one of several views sees is then judged alike
-    whether the others are at hand or not.
+    Of one view's, not of their sum: a part of the object that one of several views sees is then judged
+    alike whether the others are at hand or not.
     """
-    unseen = seen[0] < UNSEEN * float(seen[0].max())
+    least = UNSEEN * max(float(one.max()) for one in seen)
+    unseen = seen[0] < least
     for one in seen[1:]:
-        unseen &= one < UNSEEN * float(one.max())
+        unseen &= one < least
     return unseen
 
 
