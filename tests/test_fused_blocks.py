@@ -78,7 +78,7 @@ def test_blocks_are_the_parts_of_the_whole(options):
     assert halo[2] < 28 < WORLD.shape[2] / 2
     blocks = [fused_block(known, WORLD, core, halo=halo, **options) for core in CORES]
     error = float((torch.cat(blocks, 2) - whole).abs().max() / whole.max())
-    assert error < 1e-4
+    assert error < 2e-4
     # the halo is what makes them so
     bare = [fused_block(known, WORLD, core, halo=(0, 0, 0), **options) for core in CORES]
     assert float((torch.cat(bare, 2) - whole).abs().max() / whole.max()) > 1e-3

@@ -50,6 +50,7 @@ def fuse(
 
 def _fuse(parameters: FuseParameters, *, dry_run: bool, json: bool) -> int:
     from pellucid.apps.fusion_text import fuse_lines, fuse_plan_text
+    from pellucid.stages.cluster_choice import opened_engine
     from pellucid.stages.fuse_plan import plan_fusion
     from pellucid.stages.fusing import run_fusion
     from pellucid.stages.projecting import movie_is_possible
@@ -59,10 +60,15 @@ def _fuse(parameters: FuseParameters, *, dry_run: bool, json: bool) -> int:
         said = plan.to_json()
         print_json(said) if json else print(fuse_plan_text(said), end="")
         return OK
-    total = plan.shape[0] * plan.shape[1]
-    with Progress(total, quiet=json, doing="registering") as progress:
-        outcome = run_fusion(plan, progress)
-    if parameters.projections and not movie_is_possible() and not json:
+    by_blocks = plan.blocks is not None
+    with (
+        opened_engine(parameters.cluster) as engine,
+        Progress(plan.steps, quiet=json, doing="fusing" if by_blocks else "registering") as progress,
+    ):
+        outcome = run_fusion(plan, progress, engine)
+    if by_blocks and parameters.projections and not json:
+        say("no projections: they are made of a volume in one piece, and this one was made by blocks")
+    elif parameters.projections and not movie_is_possible() and not json:
         say("no movie: install pellucid[movie] for MP4; the turning projection is an OME-TIFF")
     if json:
         print_json({**outcome.to_json(), "timings_s": outcome.timings_s})

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from pellucid.apps.text import tiles_text
 from pellucid.stages.planning import gib
 
 
@@ -58,6 +59,7 @@ def fuse_plan_text(plan: Mapping[str, Any]) -> str:
         f"             about {_sizes(plan['output_shape_tczyx'])} (t, c, z, y, x), "
         f"{gib(plan['output_bytes'])}",
         f"voxel        {_numbers(plan['voxel_um'])} um",
+        *([f"blocks       {tiles_text(plan)}"] if plan["tiles"] > 1 else []),
         *machine_lines(plan),
     ]
     return "\n".join(lines) + "\n"
@@ -84,6 +86,8 @@ def fuse_lines(outcome: Any) -> list[str]:
     lines = []
     if outcome.resumed:
         lines.append(f"{outcome.resumed} of {outcome.total} volumes were finished before")
+    if outcome.resumed_blocks:
+        lines.append(f"{outcome.resumed_blocks} blocks were finished before")
     measured = [t.registration for t in outcome.transforms.transforms if t.registration is not None]
     if measured:
         worst = min(measured, key=lambda found: found.ncc_after)

@@ -36,14 +36,15 @@ def _file_lines(file: Mapping[str, Any]) -> list[str]:
         f"{gib(file['output_bytes'])}",
         f"memory       {gib(file['peak_bytes'])} at the peak of a volume, "
         f"{gib(file['host_bytes'])} for those that wait",
-        f"tiles        {_tiles(file)}",
+        f"tiles        {tiles_text(file)}",
     ]
     for name, psf in file["psfs"].items():
         lines += _psf_lines(name, psf)
     return lines
 
 
-def _tiles(file: Mapping[str, Any]) -> str:
+def tiles_text(file: Mapping[str, Any]) -> str:
+    """How a volume is cut (`planning.tiles_json`), in words."""
     if "core_zyx" not in file:
         return str(file["tiles"])
     return (

@@ -12,6 +12,7 @@ from pellucid.core.field_resampling import sampled
 from pellucid.core.fourier import Shape
 from pellucid.core.geometry import Affine, Grid
 from pellucid.core.resampling import Resample
+from pellucid.core.tiling import Box
 from pellucid.core.transform_field import TransformField
 
 Weighting = Literal["average", "content-average"]
@@ -27,17 +28,24 @@ LEAST_WEIGHT = 1e-4
 """Sum of border weights below which a voxel is not seen by any view."""
 
 
-def border_weights(shape: Shape, share: float = BORDER_SHARE) -> Tensor:
+def border_weights(
+    shape: Shape, share: float = BORDER_SHARE, part: Box | None = None
+) -> Tensor:
     """Return (z, y, x) weights: 1 inside, falling as a squared cosine towards the borders.
 
     Half a voxel beyond the border it would reach zero, so that every voxel counts for something.
+
+    Parameters
+    ----------
+    part : of the view; None: all of it
     """
-    weights = torch.ones(shape, dtype=torch.float64)
+    box = part or tuple(slice(0, n) for n in shape)
+    weights = torch.ones([p.stop - p.start for p in box], dtype=torch.float64)
     for axis, n in enumerate(shape):
         if n == 1:
             continue
         ramp = max(share * n, 1.0)
-        index = np.arange(n)
+        index = np.arange(box[axis].start, box[axis].stop)
         depth = np.minimum(np.minimum(index, n - 1 - index) + 0.5, ramp) / ramp
         profile = torch.from_numpy(np.sin(0.5 * np.pi * depth) ** 2)
         weights *= profile.reshape([-1 if a == axis else 1 for a in range(3)])
@@ -63,6 +71,9 @@ def averaged(
     weighting: Weighting = "average",
     fields: Sequence[TransformField | None] | None = None,
     recorded: Sequence[Tensor | None] | None = None,
+    *,
+    borders: Sequence[Tensor] | None = None,
+    fills: Sequence[float] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return the weighted average of views on `world`, 0 where none sees it, and where any does.
 
@@ -73,18 +84,25 @@ def averaged(
     fields : in place of the transforms, for each view that has one
     recorded : for each view, which voxels count; None: all
     weighting : "average" (border weights) or "content-average" (times content weights)
+    borders, fills : weights of the images' voxels, and what stands in where they do not reach, for
+        images that are parts of views; None: of each image itself, and its mean
     """
     total = images[0].new_zeros(world.shape)
     weights, seen = torch.zeros_like(total), torch.zeros_like(total)
     fields = fields or [None] * len(images)
+    borders = borders or [border_weights(grid.shape) for grid in grids]
     recorded = recorded or [None] * len(images)
-    for image, grid, world_to_view, field, mask in zip(
-        images, grids, world_to_views, fields, recorded, strict=True
+    fills = fills or [
+        float(image.mean() if mask is None else image[mask].mean())
+        for image, mask in zip(images, recorded, strict=True)
+    ]
+    for image, grid, world_to_view, field, own, fill, mask in zip(
+        images, grids, world_to_views, fields, borders, fills, recorded, strict=True
     ):
         sample = sampled(grid, world, world_to_view, field)
-        border = border_weights(grid.shape).to(image)
-        border = sample.forward(border if mask is None else border.mul_(mask))
-        on_world, inside = on_other_grid(image, sample, mask)
+        border = own.to(image)
+        border = sample.forward(border if mask is None else border * mask)
+        on_world, inside = on_other_grid(image, sample, fill, mask)
         weight = border = border * inside
         if weighting == "content-average":
             weight = border * content_weights(on_world, world)
@@ -97,9 +115,9 @@ def averaged(
 
 
 def on_other_grid(
-    image: Tensor, sample: Resample, recorded: Tensor | None = None
+    image: Tensor, sample: Resample, fill: float | None = None, recorded: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Return the image resampled, its mean where it does not reach, and where it does.
+    """Return the image resampled, `fill` or its mean where it does not reach, and where it does.
 
     Voxels that half belong to the image are not half as bright: interpolation is renormalised.
     """
@@ -109,4 +127,4 @@ def on_other_grid(
         support, image = sample.forward(recorded.to(image)), image * recorded
     inside = support > 0.5
     values = sample.forward(image) / support.clamp_min(0.5)
-    return torch.where(inside, values, image.mean()), inside
+    return torch.where(inside, values, image.mean() if fill is None else fill), inside

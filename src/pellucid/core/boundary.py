@@ -6,7 +6,7 @@ constant blur that is the PSF summed over a box, which takes few values: they ar
 instead of a volume.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -76,13 +76,27 @@ def weight_of(problem: Problem, floor: float) -> Weight:
     if alone and isinstance(first, Blur) and first.domain_shape == first.grid:
         return seen_through(first).mapped(lambda seen: inverse(seen, floor))
     seen = sensitivities(problem)
-    return inverse(sum(seen[1:], start=seen[0]), floor)
+    return inverse(sum(seen[1:], start=seen[0]), floor, unseen_by_all(seen))
 
 
-def inverse(total: Tensor, floor: float) -> Tensor:
-    """Return 1 / sensitivity, 0 where it is below `UNSEEN` of the largest."""
+def unseen_by_all(seen: Sequence[Tensor]) -> Tensor:
+    """Return where every view's sensitivity is below `UNSEEN` of the largest of any view.
+
+    Of one view's, not of their sum: a part of the object that one of several views sees is then judged
+    alike whether the others are at hand or not.
+    """
+    least = UNSEEN * max(float(one.max()) for one in seen)
+    unseen = seen[0] < least
+    for one in seen[1:]:
+        unseen &= one < least
+    return unseen
+
+
+def inverse(total: Tensor, floor: float, unseen: Tensor | None = None) -> Tensor:
+    """Return 1 / sensitivity, 0 where it is `unseen`: else where it is below `UNSEEN` of the largest."""
     largest = float(total.max())
-    unseen = total < UNSEEN * largest
+    if unseen is None:
+        unseen = total < UNSEEN * largest
     return total.clamp_min(floor * largest).reciprocal_().masked_fill_(unseen, 0)
 
 

@@ -155,7 +155,7 @@ def resampled_problem(views: Sequence[LitView], world: Grid) -> Problem:
         assert view.brightness is not None
         scale = view.brightness * view.voxel_um3 / views[0].voxel_um3
         sample = sampled(view.grid, world, view.world_to_view, view.field)
-        image, inside = on_other_grid(view.photons, sample, view.recorded)
+        image, inside = on_other_grid(view.photons, sample, recorded=view.recorded)
         images.append(torch.where(inside, image, filler * scale + view.background).clamp_min_(0))
     psfs = [
         rotated_psf(_psf(view), view.grid.spacing_um, view.world_to_view.linear, world.spacing_um)

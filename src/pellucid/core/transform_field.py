@@ -25,6 +25,9 @@ Shape = tuple[int, int, int]
 INVERSE_ROUNDS = 60
 """Of the fixed-point iteration: a field half as steep as one that folds gains a digit in 3.3."""
 
+INVERSE_ENDS = 2
+"""Intervals of an inverse beyond what it is to cover: what its spline does at the ends stays there."""
+
 INVERSE_REFINEMENT = 3
 """Control points of an inverse to each of the field's own along an axis: it varies a little faster."""
 
@@ -162,16 +165,20 @@ class TransformField:
         """Return the field from the target back, right within `over`, a grid of the target frame.
 
         A field itself, q -> A^-1 (q + w(q)): the spline through the exact inverse at control points,
-        `INVERSE_REFINEMENT` times denser than the field's own.
+        `INVERSE_REFINEMENT` times denser than the field's own. They lie at multiples of their distance,
+        so that overlapping grids are given the same field but for what its ends change.
         """
         # as far apart in the target as a part of what they are in the source, whatever way A turns
         apart = np.abs(self.affine.linear) @ np.asarray(self.knots.spacing_um)
         apart = apart / np.abs(self.affine.linear).sum(1) / INVERSE_REFINEMENT
-        z, y, x = (
-            max(1, int(np.ceil(length / step)))
-            for length, step in zip(over.extent_um, apart, strict=True)
-        )
-        knots = control_points(over, (z, y, x))
+        first, last = over.corners_um().min(0), over.corners_um().max(0)
+        before = np.floor(first / apart) - INVERSE_ENDS
+        count = np.ceil(last / apart) + INVERSE_ENDS - before
+        flat = np.asarray(over.shape) == 1
+        z, y, x = np.where(flat, 1, count + 1).astype(int).tolist()
+        start = as_triple(np.where(flat, first, before * apart), "origin")
+        covered = Grid((z, y, x), as_triple(apart, "spacing"), start, over.frame)
+        knots = control_points(covered, (z - 1, y - 1, x - 1))
         places = _positions(knots)
         moved = self.affine.apply(self.inverse_points(places)) - places
         back = self.affine.inverse()

@@ -190,24 +190,30 @@ def brightened(views: Sequence[LitView], world: Grid) -> list[LitView]:
 
     The ratio of the summed light where both views see; 1 where they share nothing.
     """
-    factors = [max(1, -(-n // BRIGHTNESS_LATTICE)) for n in world.shape]
-    lattice = world.with_spacing(np.asarray(world.spacing_um) * factors)
-
-    def light(view: LitView) -> tuple[Tensor, Tensor]:
-        sample = SlabSample(view.grid, lattice, view.world_to_view.inverse())
-        support = sample.forward(view.coverage)
-        return sample.forward(view.light) / view.voxel_um3, support > 0.99
-
-    first, first_seen = light(views[0])
+    lattice = brightness_lattice(world)
+    first, first_seen = light_on(lattice, views[0])
     lit = [replace(views[0], brightness=1.0)]
     for view in views[1:]:
         if view.brightness is None:
-            other, seen = light(view)
+            other, seen = light_on(lattice, view)
             both = seen & first_seen
             sums = float(other[both].sum()), float(first[both].sum())
             view = replace(view, brightness=sums[0] / sums[1] if min(sums) > 0 else 1.0)
         lit.append(view)
     return lit
+
+
+def brightness_lattice(world: Grid) -> Grid:
+    """Return the coarse voxels on which the light of views is compared."""
+    factors = [max(1, -(-n // BRIGHTNESS_LATTICE)) for n in world.shape]
+    return world.with_spacing(np.asarray(world.spacing_um) * factors)
+
+
+def light_on(lattice: Grid, view: LitView) -> tuple[Tensor, Tensor]:
+    """Return the light of a view on coarse voxels, per volume, and where the view holds all of it."""
+    sample = SlabSample(view.grid, lattice, view.world_to_view.inverse())
+    support = sample.forward(view.coverage)
+    return sample.forward(view.light) / view.voxel_um3, support > 0.99
 
 
 def on_equal_terms(

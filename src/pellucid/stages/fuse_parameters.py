@@ -6,6 +6,7 @@ from typing import Literal
 from pydantic import Field
 
 from pellucid.stages.parameters import (
+    Bytes,
     Counts,
     FillOption,
     Iterations,
@@ -15,6 +16,7 @@ from pellucid.stages.parameters import (
     OutputType,
     Paths,
     RegistrationParameters,
+    Sizes,
     SpacingUm,
     ViewParameters,
 )
@@ -61,6 +63,15 @@ class FuseParameters(OpticsParameters, ViewParameters, RegistrationParameters):
     fill: FillOption = "auto"
     dtype: OutputType = Field("float32", description="uint16 is scaled, and the scale is kept.")
     ome_zarr: OmeZarr = Field("0.5", description="0.4 for older Fiji and BigStitcher.")
+    memory: Bytes = Field(
+        None, description="Most memory to use, such as 4GiB; what is larger is fused by blocks."
+    )
+    tile: Sizes = Field(None, description="Voxels z,y,x of the result's blocks; else chosen.")
+    cluster: str | None = Field(
+        None,
+        description="Who makes the blocks: local:N workers of this machine, tcp://host:port of a Dask "
+        "scheduler, or a SLURM file (slurm.yaml).",
+    )
     overwrite: bool = Field(False, description="Replace outputs that exist.")
     resume: bool = Field(False, description="Go on with an interrupted run.")
     seed: int = Field(0, description="Of the photon splitting that decides when to stop.")

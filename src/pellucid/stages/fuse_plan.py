@@ -3,28 +3,34 @@
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from scipy.ndimage import gaussian_filter
 
-from pellucid.core.accelerated import Accelerated
 from pellucid.core.coverage import recorded
-from pellucid.core.fusion import joint_problem
 from pellucid.core.geometry import Affine, Grid
 from pellucid.core.noise import estimate_background
 from pellucid.core.psf import Psf, fwhm_px
 from pellucid.core.transform_series import SeriesRegistration
-from pellucid.core.views import LitView, View, proposed_world
+from pellucid.core.views import View, proposed_world
 from pellucid.data.finished_volumes import waiting_folder
 from pellucid.data.output import check_not_input, stem
 from pellucid.data.recording import open_recording
 from pellucid.data.writer import ImageDescription, check_free_space, check_output_path
 from pellucid.errors import InputError, OutputError, ParameterError, PellucidError, PlanError
+from pellucid.stages.cluster_choice import Workplace
+from pellucid.stages.fuse_block_plan import (
+    goes_on,
+    is_in_one,
+    planned_blocks,
+    without_blocks,
+    workplace_of,
+)
+from pellucid.stages.fuse_memory import peak_bytes
 from pellucid.stages.fuse_parameters import FuseParameters
 from pellucid.stages.fuse_registration import given_transforms
 from pellucid.stages.fuse_views import (
@@ -34,13 +40,11 @@ from pellucid.stages.fuse_views import (
     view_psfs,
 )
 from pellucid.stages.pair_registration import STARTS, check_stated
-from pellucid.stages.planning import gib
+from pellucid.stages.planning import gib, tiles_json
 from pellucid.stages.registering import reference_channels
-from pellucid.stages.resources import available_bytes, describe_device, resolve_device
+from pellucid.stages.resources import available_bytes, describe_device
+from pellucid.stages.tile_plan import TilePlan
 from pellucid.stages.view_series import open_views
-
-SAMPLING_SHARE = 1.2
-"""Memory of the joint restorer over its bare volumes: voxels between planes; measured 1.08."""
 
 CROP_MARGIN = 8
 """Voxels around what is above background: light that blur carried out of the object."""
@@ -55,6 +59,7 @@ class FusePlan:
 
     `world` is that of the transforms that are nominal, or `given` by a file. PSFs are for each view
     and channel: `upright_psfs` at right angles, to register by, and `psfs` on the voxels as recorded.
+    `blocks` says how a result is cut that does not fit in one piece.
     """
 
     parameters: FuseParameters
@@ -67,6 +72,7 @@ class FusePlan:
     device: str
     peak_bytes: int
     available_bytes: int | None
+    blocks: TilePlan | None = None
 
     @property
     def output(self) -> Path:
@@ -83,6 +89,11 @@ class FusePlan:
         """Time points and channels."""
         series = self.views[0].series
         return len(series.times), len(series.channels)
+
+    @property
+    def steps(self) -> int:
+        """Number of volumes, or of blocks of volumes that are cut."""
+        return math.prod(self.shape) * (1 if self.blocks is None else len(self.blocks.tiling))
 
     def image(self, world: Grid) -> ImageDescription:
         """What the output will hold on `world`."""
@@ -113,6 +124,7 @@ class FusePlan:
             "output_shape_tczyx": image.shape,
             "output_bytes": image.size_bytes,
             "voxel_um": self.world.spacing_um,
+            **tiles_json(self.blocks),
             "device": describe_device(self.device),
             "peak_bytes": self.peak_bytes,
             "available_bytes": self.available_bytes,
@@ -142,7 +154,7 @@ def plan_fusion(parameters: FuseParameters) -> FusePlan:
     PlanError : too little memory or disk, with what would fit
     OutputError : an output that exists or cannot be written
     """
-    device = resolve_device(parameters.device)
+    place = workplace_of(parameters)
     opened = open_views(
         parameters.inputs, voxel_um=parameters.voxel_um, axes=parameters.axes,
         time=parameters.time, channel=parameters.channel,
@@ -165,13 +177,31 @@ def plan_fusion(parameters: FuseParameters) -> FusePlan:
     ]
     plan = FusePlan(
         parameters, views, upright_psfs, psfs, given, _background_images(parameters, views), world,
-        device, peak_bytes(views, psfs, over_time[0], world), available_bytes(device),
+        place.device, peak_bytes(views, psfs, over_time[0], world, parameters.iterations),
+        _room(parameters, place),
     )  # fmt: skip
-    check_memory(plan, plan.peak_bytes, world)
+    if not is_in_one(plan):
+        plan = _in_blocks(plan, over_time, place)
     # what is finished waits beside the output until all is there
-    waiting = math.prod(plan.image(world).shape) * 4
+    waiting = 0 if plan.blocks else math.prod(plan.image(world).shape) * 4
     check_free_space(plan.output.parent, plan.image(world).size_bytes + waiting)
     return plan
+
+
+def _room(parameters: FuseParameters, place: Workplace) -> int | None:
+    """Memory that may be used; what is free now where nobody says."""
+    return available_bytes(place.device) if parameters.memory is None else place.room_bytes
+
+
+def _in_blocks(
+    plan: FusePlan, over_time: Sequence[Sequence[Affine]], place: Workplace
+) -> FusePlan:
+    """The plan by blocks; PlanError or ParameterError where that cannot be."""
+    if why := without_blocks(plan):
+        check_memory(plan, plan.peak_bytes, plan.world, why)
+        raise ParameterError(f"{plan.output.name}: {why}.")
+    blocks = planned_blocks(plan, over_time, place)
+    return replace(plan, blocks=blocks, peak_bytes=blocks.tiling.peak_bytes)
 
 
 def _known_transforms(
@@ -188,7 +218,7 @@ def _known_transforms(
     return [[angled[0], *(one.world_to_view for one in some)] for some in believed]
 
 
-def check_memory(plan: FusePlan, needed: int, world: Grid) -> None:
+def check_memory(plan: FusePlan, needed: int, world: Grid, why: str = "") -> None:
     """Raise PlanError where the fusion of one volume to `world` does not fit, with what would."""
     room = plan.available_bytes
     if room is not None and needed > room:
@@ -196,7 +226,7 @@ def check_memory(plan: FusePlan, needed: int, world: Grid) -> None:
         raise PlanError(
             f"{plan.output.name}: fusing to {world.shape} needs {gib(needed)} and {plan.device} has "
             f"{gib(room)} free. Voxels of {coarser:.2g} um would fit (--spacing-um), "
-            "or a crop of the result (--crop)."
+            "or a crop of the result (--crop)." + (f" {why}." if why else "")
         )
 
 
@@ -305,31 +335,6 @@ def lit_box(volume: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], npt.NDArray[Any
     return np.array([s[0] for s in sides]), np.array([s[-1] for s in sides])
 
 
-def peak_bytes(
-    views: Sequence[PlacedSeries],
-    psfs: Sequence[tuple[Psf | None, ...]],
-    transforms: Sequence[Affine],
-    world: Grid,
-) -> int:
-    """Memory that the fusion of one volume takes, the views that wait included."""
-    recorded = sum(math.prod(view.recorded.shape) for view in views)
-    if any(psf is None for channel in psfs for psf in channel):
-        return 4 * (6 * math.prod(world.shape) + 3 * recorded)
-    widest = [max(channel, key=_size) for channel in psfs]
-    lit = [
-        # tensors without memory carry the shapes through the arithmetic
-        LitView(torch.empty(v.recorded.shape, device="meta"), v.recorded, v.to_recorded(transform),
-                psf, 1.0, 1.0, 0.0, 1.0, 1.0)
-        for v, psf, transform in zip(views, widest, transforms, strict=True)
-    ]  # fmt: skip
-    needed = Accelerated().peak_bytes(joint_problem(lit, world))
-    return int(SAMPLING_SHARE * needed) + 8 * recorded + 8 * math.prod(world.shape)
-
-
-def _size(psf: Psf | None) -> int:
-    return 0 if psf is None else psf.values.size
-
-
 def _background_images(
     parameters: FuseParameters, views: Sequence[PlacedSeries]
 ) -> list[npt.NDArray[Any] | None]:
@@ -379,8 +384,8 @@ def side_outputs(output: Path) -> list[Path]:
 
 
 def _replaces(parameters: FuseParameters) -> bool:
-    unfinished = waiting_folder(parameters.output.expanduser())
-    return parameters.overwrite or (parameters.resume and unfinished.exists())
+    begun = waiting_folder(parameters.output.expanduser()).exists() or goes_on(parameters)
+    return parameters.overwrite or (parameters.resume and begun)
 
 
 def _words(parameters: FuseParameters) -> str:

@@ -20,6 +20,7 @@ from pellucid.data.record import RunRecord, fingerprint, write_record
 from pellucid.errors import InputError, PellucidError, PlanError
 from pellucid.stages import fuse_registration as registering
 from pellucid.stages.deconvolve import Outcome
+from pellucid.stages.engine import Engine, InProcess
 from pellucid.stages.events import (
     Event,
     FileDone,
@@ -29,12 +30,13 @@ from pellucid.stages.events import (
     Warned,
     ignore,
 )
+from pellucid.stages.fuse_blocks import run_in_blocks
+from pellucid.stages.fuse_memory import peak_bytes
 from pellucid.stages.fuse_outputs import write_everything
 from pellucid.stages.fuse_plan import (
     FusePlan,
     check_memory,
     cropped,
-    peak_bytes,
     proposed_crop,
     world_grid,
 )
@@ -55,15 +57,20 @@ PARTLY = "registered_so_far"
 
 @dataclass
 class FuseOutcome(Outcome):
-    """What came of a fusion; `resumed` volumes were finished by an earlier run."""
+    """What came of a fusion; `resumed` volumes, or blocks, were finished by an earlier run."""
 
     resumed: int = 0
+    resumed_blocks: int = 0
     transforms: SeriesRegistration | None = None
     timings_s: dict[str, float] = field(default_factory=dict)
 
 
-def run_fusion(plan: FusePlan, on_event: OnEvent = ignore) -> FuseOutcome:
+def run_fusion(
+    plan: FusePlan, on_event: OnEvent = ignore, engine: Engine = InProcess()
+) -> FuseOutcome:
     """Carry out `plan`: register, fuse and write every volume, with records beside the output.
+
+    What is cut into blocks is made by `engine`; of what follows, only the records are the same.
 
     A time point that fails in a series becomes NaN (zero in integers), and the series goes on. What
     is finished waits beside the output, so that an interrupted run can be resumed; the output has
@@ -82,6 +89,8 @@ def run_fusion(plan: FusePlan, on_event: OnEvent = ignore) -> FuseOutcome:
         extra.append(Path(plan.parameters.start).expanduser())
     with record.timed("checksums"):
         record.inputs = [fingerprint(path) for path in dict.fromkeys([*files, *extra])]
+    if plan.blocks is not None:
+        return _in_blocks(plan, record, on_event, engine)
     waiting = FinishedVolumes.begin(
         plan.output, _identity(plan, record), resume=plan.parameters.resume,
         anew=plan.parameters.overwrite,
@@ -105,6 +114,19 @@ def run_fusion(plan: FusePlan, on_event: OnEvent = ignore) -> FuseOutcome:
         done = f"{len(waiting.statistics)} of {outcome.total} volumes are fused and kept"
         raise KeyboardInterrupt(f"{done}; run again with --resume") from stop
     _finish(plan, waiting, found, world, record, outcome)
+    for path in outcome.outputs:
+        on_event(FileDone(path, outcome.records[0]))
+    return outcome
+
+
+def _in_blocks(
+    plan: FusePlan, record: RunRecord, on_event: OnEvent, engine: Engine
+) -> FuseOutcome:
+    made = run_in_blocks(plan, record, on_event, engine)
+    outcome = FuseOutcome(
+        plan.shape[0] * plan.shape[1], outputs=made.outputs, records=[made.record],
+        transforms=made.transforms, timings_s=record.timings_s, resumed_blocks=made.resumed,
+    )  # fmt: skip
     for path in outcome.outputs:
         on_event(FileDone(path, outcome.records[0]))
     return outcome
@@ -153,7 +175,8 @@ def _registered(
     world = cropped(plan.parameters, world_grid(plan.parameters, plan.views, every))
     if plan.parameters.crop == "auto":
         world = proposed_crop(plan, world, over_time)
-    check_memory(plan, peak_bytes(plan.views, plan.psfs, every[0], world), world)
+    needed = peak_bytes(plan.views, plan.psfs, every[0], world, plan.parameters.iterations)
+    check_memory(plan, needed, world)
     waiting.keep("registration", {"series": registering.to_json(found), "world": world.to_dict()})
     return found, world
 

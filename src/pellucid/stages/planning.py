@@ -136,7 +136,7 @@ class Plan:
             "voxel_um": file.voxel_um,
             "times": file.times,
             "channels": dict(zip(file.channel_names, file.channels, strict=True)),
-            **_tiles_json(file),
+            **tiles_json(file.tiles),
             "peak_bytes": file.peak_bytes,
             "host_bytes": file.host_bytes,
             "psfs": {
@@ -154,10 +154,11 @@ class Plan:
         }
 
 
-def _tiles_json(file: FilePlan) -> dict[str, Any]:
-    if file.tiles is None:
+def tiles_json(tiles: TilePlan | None) -> dict[str, Any]:
+    """How a volume is cut, as JSON types."""
+    if tiles is None:
         return {"tiles": 1}
-    tiling = file.tiles.tiling
+    tiling = tiles.tiling
     return {
         "tiles": len(tiling), "core_zyx": tiling.core_shape, "halo_zyx": tiling.halo,
         "halo_share": tiling.halo_share,
@@ -255,18 +256,18 @@ def _workplace(parameters: DeconvolveParameters) -> Workplace:
     if parameters.cluster is not None:
         return workplace(parameters.cluster, parameters.device, parameters.memory)
     device = resolve_device(parameters.device)
-    return Workplace(device, 1, _room(parameters, device))
+    return Workplace(device, 1, room_bytes(parameters.memory, device))
 
 
-def _room(parameters: DeconvolveParameters, device: str) -> int | None:
+def room_bytes(memory: int | None, device: str) -> int | None:
     """Memory that may be used beyond what is held already; None where nobody says."""
     free = available_bytes(device)
-    if parameters.memory is None or device != "cpu":
+    if memory is None or device != "cpu":
         return free
-    allowed = parameters.memory - resident_bytes()
+    allowed = memory - resident_bytes()
     if allowed <= 0:
         raise PlanError(
-            f"memory: {gib(parameters.memory)} may be used, and the program itself takes "
+            f"memory: {gib(memory)} may be used, and the program itself takes "
             f"{gib(resident_bytes())}. Allow more."
         )
     return allowed if free is None else min(free, allowed)

@@ -14,7 +14,8 @@ from pellucid.core.back_projectors import Matched
 from pellucid.core.fusion import fuse
 from pellucid.core.geometry import Grid
 from pellucid.core.views import View
-from pellucid.stages.fuse_plan import FusePlan, peak_bytes
+from pellucid.stages.fuse_memory import peak_bytes
+from pellucid.stages.fuse_plan import FusePlan
 from pellucid.stages.fuse_views import nominal
 from pellucid.stages.pair_registration import nominal_transforms
 from pellucid.stages.parameters import RegistrationParameters
@@ -105,7 +106,9 @@ def fuse_seconds(plan: FusePlan, piece: Volume | None) -> tuple[float, Volume]:
         update="additive" if iterations is None else "alternating",
     )  # fmt: skip
     spent = time.perf_counter() - begin
-    here, whole = (float(peak_bytes(plan.views, plan.psfs, places, w)) for w in (world, plan.world))
+    here, whole = (
+        float(peak_bytes(plan.views, plan.psfs, places, w, iterations)) for w in (world, plan.world)
+    )
     waiting = 8 * sum(math.prod(view.recorded.shape) for view in plan.views)
     here, whole = here - waiting, whole - waiting
     share = whole * math.log2(whole) / (here * math.log2(here))

@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -83,7 +83,6 @@ def plan_tiles(
     reach = _largest([(k.shape[0] - 1, k.shape[1] - 1, k.shape[2] - 1) for k in kernels])
     widest = max(kernels, key=lambda k: k.size)
     step = (1, 1, 1) if parameters.iterations else _coarsest(kernels, shape)
-    chunk, _ = chunk_and_shard(shape)
 
     def needed(read: Shape) -> int:
         voxels = math.prod(read)
@@ -93,23 +92,50 @@ def plan_tiles(
         return tile_peak_bytes(read, widest, parameters, masked=masked) + beside + BESIDE_BYTES
 
     room = int(MARGIN * room_bytes) if room_bytes is not None else 2**62
-    if parameters.tile is None:
-        tiling = plan(
-            shape, halo=halo, reach=reach, align=chunk, peak_bytes=needed, budget_bytes=room, step=step
-        )
-    else:
-        tiling = _asked_for(parameters.tile, shape, chunk, halo, step)
-        largest = max(needed(_size(tile.read)) for tile in tiling)
-        tiling = Tiling(shape, tiling.core_shape, halo, step, largest)
-        if largest > room:
-            raise PlanError(
-                f"tile: cores of {tiling.core_shape} with halos of {halo} need "
-                f"{largest / 2**20:.0f} MiB, and {room / 2**20:.0f} MiB may be used. "
-                "Take a smaller tile, or leave it out."
-            )
-    largest_read = max((_size(tile.read) for tile in tiling), key=math.prod)
+    tiling = fitted_tiling(
+        shape, parameters.tile, halo=halo, reach=reach, needed=needed, room_bytes=room, step=step
+    )
+    largest_read = max((box_shape(tile.read) for tile in tiling), key=math.prod)
     sample = _sample_shape(largest_read, widest, parameters, room - BESIDE_BYTES, masked)
-    return TilePlan(tiling, _shard_chunks(tiling, chunk, room), sample)
+    return TilePlan(tiling, shard_chunks(tiling, room), sample)
+
+
+def fitted_tiling(
+    shape: Shape,
+    core: Shape | None,
+    *,
+    halo: Shape,
+    reach: Shape,
+    needed: Callable[[Shape], int],
+    room_bytes: int,
+    step: Shape = (1, 1, 1),
+) -> Tiling:
+    """Return the tiling into cores that were asked for, or the one that costs least, within the room.
+
+    Parameters
+    ----------
+    needed : memory for a tile that is read
+    halo, reach, step : see `core.tiling.plan`
+
+    Raises
+    ------
+    PlanError, ParameterError : see `plan_tiles`
+    """
+    chunk, _ = chunk_and_shard(shape)
+    if core is None:
+        return plan(
+            shape, halo=halo, reach=reach, align=chunk, peak_bytes=needed, budget_bytes=room_bytes,
+            step=step,
+        )  # fmt: skip
+    tiling = _asked_for(core, shape, chunk, halo, step)
+    largest = max(needed(box_shape(tile.read)) for tile in tiling)
+    if largest > room_bytes:
+        raise PlanError(
+            f"tile: cores of {tiling.core_shape} with halos of {halo} need "
+            f"{largest / 2**20:.0f} MiB, and {room_bytes / 2**20:.0f} MiB may be used. "
+            "Take a smaller tile, or leave it out."
+        )
+    return Tiling(shape, tiling.core_shape, halo, step, largest)
 
 
 def tile_peak_bytes(
@@ -172,8 +198,9 @@ def _coarsest(kernels: list[np.ndarray], shape: Shape) -> Shape:
     return _largest(steps)
 
 
-def _shard_chunks(tiling: Tiling, chunk: Triple, room_bytes: int) -> Triple:
+def shard_chunks(tiling: Tiling, room_bytes: int) -> Triple:
     """The most chunks that make a shard within a core and within `WRITER_SHARE` of the room."""
+    chunk, _ = chunk_and_shard(tiling.shape)
     most = []
     for core, c, n, limit in zip(tiling.core_shape, chunk, tiling.shape, SHARD_CHUNKS, strict=True):
         chunks = core // c
@@ -195,6 +222,7 @@ def _largest(triples: list[Shape]) -> Shape:
     return z, y, x
 
 
-def _size(box: tuple[slice, slice, slice]) -> Shape:
+def box_shape(box: Box) -> Shape:
+    """Return the voxels of a box along each axis."""
     z, y, x = (part.stop - part.start for part in box)
     return z, y, x

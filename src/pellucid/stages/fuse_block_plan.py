@@ -1,0 +1,158 @@
+"""Blocks of a fusion whose views and result are larger than the memory that may be used."""
+
+import math
+from collections.abc import Sequence
+from functools import cache
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from pellucid.core.averaging import Weighting
+from pellucid.core.fourier import Shape
+from pellucid.core.fused_blocks import StoredView, halo_of_average, halo_of_views
+from pellucid.core.geometry import Affine, Grid
+from pellucid.core.tiling import Tiling
+from pellucid.data.resumable_zarr import listed_core, manifest_path
+from pellucid.errors import OutputError, PlanError
+from pellucid.stages.cluster_choice import Workplace, workplace
+from pellucid.stages.fuse_memory import block_peak_bytes
+from pellucid.stages.fuse_parameters import FuseParameters
+from pellucid.stages.planning import TILES_OF_A_WORKER, room_bytes
+from pellucid.stages.resources import resolve_device
+from pellucid.stages.tile_plan import (
+    BESIDE_BYTES,
+    MARGIN,
+    TilePlan,
+    fitted_tiling,
+    shard_chunks,
+)
+
+if TYPE_CHECKING:
+    from pellucid.stages.fuse_plan import FusePlan
+
+
+def workplace_of(parameters: FuseParameters) -> Workplace:
+    """Where a fusion computes, and with how much room."""
+    if parameters.cluster is not None:
+        return workplace(parameters.cluster, parameters.device, parameters.memory)
+    device = resolve_device(parameters.device)
+    return Workplace(device, 1, room_bytes(parameters.memory, device))
+
+
+def goes_on(parameters: FuseParameters) -> bool:
+    """Whether an interrupted run by blocks is there."""
+    output = parameters.output.expanduser()
+    return manifest_path(output).is_file() and output.with_name(output.name + ".partial").is_dir()
+
+
+def is_in_one(plan: "FusePlan") -> bool:
+    """Whether the fusion fits in one piece, and nothing asks for blocks."""
+    asked = plan.parameters
+    begun = goes_on(asked)
+    if begun and not (asked.resume or asked.overwrite):
+        raise OutputError(
+            f"{plan.output.name}: an interrupted run of this output is there. Go on with --resume, or "
+            "begin anew with --overwrite."
+        )
+    beside = BESIDE_BYTES if asked.memory is not None else 0
+    fits = plan.available_bytes is None or plan.peak_bytes + beside <= plan.available_bytes
+    by_choice = asked.tile is not None or asked.cluster is not None or (begun and asked.resume)
+    return fits and not by_choice
+
+
+def without_blocks(plan: "FusePlan") -> str:
+    """Why a fusion cannot be made by blocks, and what would let it; empty where it can."""
+    asked = plan.parameters
+    if not plan.output.name.lower().endswith(".zarr") or asked.dtype != "float32":
+        return "Blocks are written as float32 OME-Zarr: name a .ome.zarr output"
+    if asked.transforms is None and asked.over_time != "none":
+        return (
+            "Blocks need transforms that are known: register first (pellucid register ... --chunks auto "
+            "-o transforms.json), and give --transforms transforms.json"
+        )
+    if asked.method == "resample-then-joint":
+        return "Blocks are for the methods joint, average and content-average"
+    if asked.method == "joint" and asked.iterations is None:
+        return "Blocks repeat a number of iterations that is stated, such as --iterations 10"
+    unfit = {
+        "--crop auto": asked.crop == "auto",
+        "--background-image": bool(asked.background_image),
+        "--registered-views": asked.registered_views,
+    }
+    named = " and ".join(name for name, is_asked in unfit.items() if is_asked)
+    return f"Blocks do without {named}: leave it out" if named else ""
+
+
+def planned_blocks(
+    plan: "FusePlan", over_time: Sequence[Sequence[Affine]], place: Workplace
+) -> TilePlan:
+    """Return the blocks that cost least of those that fit.
+
+    Parameters
+    ----------
+    over_time : the transforms of the views, at each time point
+
+    Raises
+    ------
+    PlanError : not even the smallest block fits
+    ParameterError : a tile that is not made of whole chunks of the output
+    """
+    world, asked = plan.world, plan.parameters
+    views = placed_views(plan, over_time)
+    halo = block_halo(views, world, asked)
+    itemsize = max(view.series.dtype.itemsize for view in plan.views)
+    z, y, x = np.max([(1, 1, 1) if v.psf is None else v.psf.shape for v in views], 0).tolist()
+
+    @cache
+    def needed(read: Shape) -> int:
+        core = math.prod(min(max(n - 2 * h, 1), n) for n, h in zip(read, halo, strict=True))
+        return block_peak_bytes(views, world, read, asked, itemsize) + 8 * core + BESIDE_BYTES
+
+    def fitted(room: int) -> Tiling:
+        return fitted_tiling(
+            world.shape, core, halo=halo, reach=(z, y, x), needed=needed, room_bytes=room
+        )
+
+    room = int(MARGIN * place.room_bytes) if place.room_bytes is not None else 2**62
+    core = asked.tile or (listed_core(plan.output) if asked.resume and goes_on(asked) else None)
+    tiling = fitted(room)
+    volumes = plan.shape[0] * plan.shape[1]
+    wanted = TILES_OF_A_WORKER * place.workers if core is None and place.workers > 1 else 0
+    while volumes * len(tiling) < wanted:
+        try:
+            tiling = fitted(int(BESIDE_BYTES + 0.7 * (tiling.peak_bytes - BESIDE_BYTES)))
+        except PlanError:
+            break
+    return TilePlan(tiling, shard_chunks(tiling, room), tiling.core_shape)
+
+
+def placed_views(
+    plan: "FusePlan", over_time: Sequence[Sequence[Affine]]
+) -> list[StoredView]:
+    """Views without pixels, with the largest PSF of any channel."""
+    found = plan.given
+    views = []
+    for number, (placed, psfs) in enumerate(zip(plan.views, plan.psfs, strict=True)):
+        field = None
+        if found is not None:
+            field = placed.field_to_recorded(found.at(found.times[0], number).field)
+        pixels = np.broadcast_to(np.float32(0), placed.recorded.shape)
+        widest = max(psfs, key=lambda psf: 0 if psf is None else psf.values.size)
+        transform = placed.to_recorded(over_time[0][number])
+        views.append(StoredView(pixels, placed.recorded, transform, widest, field=field))
+    return views
+
+
+def block_halo(
+    views: Sequence[StoredView], world: Grid, parameters: FuseParameters
+) -> Shape:
+    """Voxels of the world around a block that decide it."""
+    weighting = weighting_of(parameters)
+    return halo_of_average(weighting, world) if weighting else halo_of_views(views, world)
+
+
+def weighting_of(parameters: FuseParameters) -> Weighting | None:
+    """How an average is weighted; None for the joint problem."""
+    if parameters.method == "joint":
+        return None
+    return "average" if parameters.method == "average" else "content-average"

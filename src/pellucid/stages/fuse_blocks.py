@@ -1,0 +1,270 @@
+"""Fusion of views larger than memory: block by block, interrupted at any time, gone on with.
+
+What every block needs to know of its views is measured once (`KnownViews`) and kept in the list of finished
+parts; so a block depends on the recordings, this and its number alone.
+"""
+
+import itertools
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pellucid.core.averaging import Weighting
+from pellucid.core.fused_blocks import (
+    KnownViews,
+    StoredView,
+    fused_part,
+    measured_views,
+    read_part,
+)
+from pellucid.core.geometry import Grid
+from pellucid.core.richardson_lucy import RichardsonLucy
+from pellucid.core.tiling import Box, Tiling
+from pellucid.core.transform_series import SeriesRegistration
+from pellucid.data.ome_zarr_writer import StoredArray
+from pellucid.data.output import stem
+from pellucid.data.record import RunRecord, package_versions, write_record
+from pellucid.data.resumable_zarr import ResumableZarr, manifest_path, write_part
+from pellucid.data.writer import remove
+from pellucid.errors import InputError, PellucidError
+from pellucid.stages import fuse_registration as registering
+from pellucid.stages.engine import Done, Engine
+from pellucid.stages.events import OnEvent, TileDone
+from pellucid.stages.fuse_block_plan import weighting_of
+from pellucid.stages.fuse_memory import stated_restorer
+from pellucid.stages.fuse_parameters import FuseParameters
+from pellucid.stages.fuse_plan import FusePlan, side_outputs
+from pellucid.stages.resources import describe_device, return_freed_memory
+from pellucid.stages.tile_plan import box_shape
+from pellucid.stages.volume_statistics import LazyVolume
+
+Float32 = npt.NDArray[np.float32]
+Place = tuple[int, int]
+BlockKey = tuple[int, int, int]
+"""(t, c) in the output, and the number of a block."""
+
+WITHOUT_EFFECT = ("output", "overwrite", "resume", "memory", "tile", "device", "cluster", "projections")
+"""Parameters that do not decide a result, or whose effect the head of the list states itself."""
+
+
+@dataclass(frozen=True)
+class BlocksMade:
+    """What came of a fusion by blocks.
+
+    Parameters
+    ----------
+    resumed : blocks that an earlier run had finished
+    """
+
+    record: Path
+    transforms: SeriesRegistration
+    resumed: int
+    outputs: list[Path] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class MeasuredVolumes:
+    """The task of measuring, once for each (t, c), what all its blocks share."""
+
+    world: Grid
+    views: dict[Place, tuple[StoredView, ...]]
+
+    def part(self, key: Place) -> str:
+        """See `Task.part`."""
+        return "t{} c{} measured".format(*key)
+
+    def read(self, key: Place) -> dict[str, Any]:
+        """Read all voxels once; what is measured, as it is listed."""
+        return measured_views(self.views[key], self.world).to_dict()
+
+    def compute(self, key: Place, read: dict[str, Any]) -> dict[str, Any]:
+        """Return what was measured in reading."""
+        return read
+
+    def write(self, key: Place, made: dict[str, Any]) -> dict[str, Any]:
+        """Return what is listed of the views of a volume."""
+        return made
+
+
+@dataclass(frozen=True)
+class FusedBlocks:
+    """The task of fusing the blocks of all volumes of one output."""
+
+    tiling: Tiling
+    world: Grid
+    volumes: dict[Place, KnownViews]
+    parameters: FuseParameters
+    device: str
+    stored: StoredArray
+
+    def part(self, key: BlockKey) -> str:
+        """See `Task.part`."""
+        return "t{} c{} block {}".format(*key)
+
+    def read(self, key: BlockKey) -> list[npt.NDArray[Any] | None]:
+        """Return the counts of each view that decide a block, to be taken out."""
+        t, c, index = key
+        return read_part(self.volumes[t, c], self._grid(self.tiling.tile(index).read))
+
+    def compute(self, key: BlockKey, read: list[npt.NDArray[Any] | None]) -> Float32 | None:
+        """Return the core of a block in counts of the first view; None where no view sees it."""
+        if all(counts is None for counts in read):
+            return None
+        t, c, index = key
+        known, tile = self.volumes[t, c], self.tiling.tile(index)
+        part = self._grid(tile.read)
+        image = fused_part(known, part, read, self._how(known), device=self.device)
+        read.clear()
+        return np.ascontiguousarray(image[tile.inner].cpu().numpy())
+
+    def write(self, key: BlockKey, made: Float32 | None) -> dict[str, Any]:
+        """Write the core of a block; returns what is listed of it."""
+        t, c, index = key
+        core = self.tiling.tile(index).core
+        z, y, x = (part.start for part in core)
+        return write_part(self.stored, t, c, made, box_shape(core), (z, y, x))
+
+    def _grid(self, box: Box) -> Grid:
+        return self.world.crop([part.start for part in box], [part.stop for part in box])
+
+    def _how(self, known: KnownViews) -> RichardsonLucy | Weighting:
+        weighting, count = weighting_of(self.parameters), self.parameters.iterations
+        if weighting is not None:
+            return weighting
+        assert count is not None  # the plan asks for it
+        return stated_restorer(count, known.start)
+
+
+def run_in_blocks(
+    plan: FusePlan, record: RunRecord, on_event: OnEvent, engine: Engine
+) -> BlocksMade:
+    """Carry out a plan that has blocks; the record is written beside the output.
+
+    Raises
+    ------
+    PellucidError : reading or writing failed; what is finished stays, and can be gone on with
+    """
+    assert plan.blocks is not None
+    tiling = plan.blocks.tiling
+    return_freed_memory()
+    found = registering.found_transforms(plan, on_event)
+    views = {place: _stored(plan, found, place) for place in np.ndindex(plan.shape)}
+    writer = _writer(plan, found, record)
+    with _can_go_on(plan), writer:
+        resumed = sum("block" in part for part in writer.done)
+        with record.timed("measure"):
+            measuring = MeasuredVolumes(plan.world, views)
+            engine.run(list(views), measuring, writer.done, lambda _: None)
+            facts = {place: writer.done.facts(measuring.part(place)) for place in views}
+        volumes = {place: KnownViews.from_dict(views[place], facts[place]) for place in views}
+        blocks = FusedBlocks(
+            tiling, plan.world, volumes, plan.parameters, plan.device, writer.stored_array(0)
+        )
+        _fuse(plan, blocks, writer, record, engine, on_event)
+        outputs = _write_beside(plan, found)
+    record.statistics = {
+        "device": describe_device(plan.device), "world": plan.world.to_dict(),
+        "peak_bytes_planned": tiling.peak_bytes, "tiles": len(tiling), "core_zyx": tiling.core_shape,
+        "halo_zyx": tiling.halo, "halo_share": tiling.halo_share, "resumed_tiles": resumed,
+        "volumes": [{"t": t, "c": c, **facts[t, c]} for t, c in views],
+        "transforms": registering.to_json(found),
+        "psfs": [[None if psf is None else list(psf.notes) for psf in view] for view in plan.psfs],
+    }  # fmt: skip
+    path = write_record(record, plan.output)
+    return BlocksMade(path, found, resumed, [plan.output, *outputs])
+
+
+def _fuse(
+    plan: FusePlan,
+    blocks: FusedBlocks,
+    writer: ResumableZarr,
+    record: RunRecord,
+    engine: Engine,
+    on_event: OnEvent,
+) -> None:
+    """Fuse and write the blocks that are not there yet."""
+    keys = [(*place, index) for place in blocks.volumes for index in range(len(blocks.tiling))]
+    number = itertools.count(1 + sum(blocks.part(key) in writer.done for key in keys))
+    series = plan.views[0].series
+
+    def on_done(done: Done[BlockKey]) -> None:
+        writer.count(done.facts)
+        for part, seconds in done.timings_s.items():
+            name = "fuse" if part == "compute" else part
+            record.timings_s[name] = record.timings_s.get(name, 0.0) + seconds
+        t, c, index = done.key
+        what = f"t={series.times[t]} c={series.channels[c]} block {index}"
+        on_event(TileDone(next(number), len(keys), done.timings_s["compute"], what))
+
+    engine.run(keys, blocks, writer.done, on_done)
+
+
+def _stored(
+    plan: FusePlan, found: SeriesRegistration, place: Place
+) -> tuple[StoredView, ...]:
+    """The views of a volume, none of them read; InputError for one that cannot be, or whose place
+    is not known."""
+    t, c = place
+    views = []
+    for number, placed in enumerate(plan.views):
+        transform = found.at(found.times[t], number)
+        if not transform.believed:
+            raise InputError(
+                f"{placed.series.name} t={found.times[t]}: not registered. {transform.reason} "
+                "Leave the time point out (--time)."
+            )
+        where = placed.series.stored(t, c)
+        views.append(
+            StoredView(
+                LazyVolume(where.recording, where.t, where.c), placed.recorded,
+                placed.to_recorded(transform.world_to_view), plan.psfs[number][c],
+                plan.parameters.background, field=placed.field_to_recorded(transform.field),
+                fill=plan.parameters.fill,
+            )
+        )  # fmt: skip
+    return tuple(views)
+
+
+def _writer(plan: FusePlan, found: SeriesRegistration, record: RunRecord) -> ResumableZarr:
+    assert plan.blocks is not None
+    asked = plan.parameters
+    decides = {k: v for k, v in asked.plain().items() if k not in WITHOUT_EFFECT}
+    inputs = {f"input {i.path}": (i.size_bytes, i.checksum) for i in record.inputs}
+    tiling = plan.blocks.tiling
+    head = {
+        **decides, **inputs, "core": tiling.core_shape, "halo": tiling.halo,
+        "world": plan.world.to_dict(), "transforms found": registering.to_json(found)["transforms"],
+        "device": plan.device.partition(":")[0], "pellucid": package_versions()["pellucid"],
+    }  # fmt: skip
+    return ResumableZarr(
+        plan.output, plan.image(plan.world), head=head, resume=asked.resume,
+        shard_chunks=plan.blocks.shard_chunks, version=asked.ome_zarr,
+        attributes={"command": "fuse", "config": decides}, overwrite=asked.overwrite,
+    )  # fmt: skip
+
+
+def _write_beside(plan: FusePlan, found: SeriesRegistration) -> list[Path]:
+    """Write the transforms, in place of what an earlier run left."""
+    given = {path.resolve() for path in (plan.parameters.transforms,) if path is not None}
+    for path in side_outputs(plan.output):
+        if path.resolve() not in given:
+            remove(path)
+    beside = plan.output.with_name(stem(plan.output))
+    return registering.write_all(found, plan.views, plan.parameters, beside)
+
+
+@contextmanager
+def _can_go_on(plan: FusePlan) -> Iterator[None]:
+    try:
+        yield
+    except PellucidError as error:
+        if not manifest_path(plan.output).is_file():
+            raise
+        hint = "Finished blocks are kept: put that right, and go on with --resume."
+        why = str(error).replace("the output is not kept", "the block is lost")
+        raise type(error)(f"{why} {hint}") from error

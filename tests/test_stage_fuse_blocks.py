@@ -1,0 +1,212 @@
+"""Fusion by blocks through the command: equal to the whole, gone on with after any end, or refused."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import pellucid
+from cluster_runs import COMMAND, pixels
+from pellucid.apps.cli import main
+from pellucid.core.geometry import Grid
+from pellucid.core.multiview import DUAL_DEG, record_views, turned_arms
+from pellucid.core.psf_theory import gaussian
+from pellucid.core.simulation import filaments
+from pellucid.core.transform_field import TransformField, control_points
+from pellucid.core.transform_series import SeriesRegistration, ViewTransform, first_view
+from pellucid.data.record import read_record
+from pellucid.data.transform_file import write_transforms
+from pellucid.stages.tile_plan import BESIDE_BYTES, resident_bytes
+
+SHAPE = (12, 16, 200)
+STILL = ("--angles", "0,90", "--over-time", "none")
+TILE = ("--tile", "64,128,128")
+MATCHED = ("--iterations", "4")
+
+
+@pytest.fixture(scope="module")
+def recordings(tmp_path_factory):
+    """Two arms, two time points each, their PSF, and transforms with a field."""
+    folder = tmp_path_factory.mktemp("views")
+    world = Grid(SHAPE, 1.0)
+    psf = gaussian((3.0, 1.6, 1.6), (1.0, 1.0, 1.0))
+    arms = turned_arms(DUAL_DEG, world, [psf], misplaced=0.5, seed=2)
+    seen = record_views(filaments, world, arms, peak_photons=200, seed=4)
+    for name, view in zip("ab", seen.views, strict=True):
+        both = np.stack([view.counts, view.counts + 3])[:, None]
+        pellucid.write(folder / f"{name}.ome.zarr", both, voxel_um=(1.0, 1.0, 1.0))
+    values = psf.values.astype(np.float32)
+    pellucid.write(folder / "psf.tif", values, voxel_um=(1, 1, 1))
+    place = seen.views[1].world_to_view.with_frames(source="world", target="view 1")
+    knots = control_points(Grid((200, 16, 200), 1.0, (-94.0, 0.0, 0.0), "world"), (3, 1, 3))
+    rng = np.random.default_rng(3)
+    field = TransformField(place, knots, rng.uniform(-1.5, 1.5, (*knots.shape, 3)))
+    transforms = [
+        one
+        for t in (0, 1)
+        for one in (first_view(t), ViewTransform(t, 1, place, "given", field=field))
+    ]
+    series = SeriesRegistration((0, 1), 2, tuple(transforms))
+    write_transforms(folder / "field.json", series, [Grid(SHAPE, 1.0)] * 2, ["a", "b"], {})
+    return folder
+
+
+@pytest.fixture
+def folder(recordings, tmp_path, monkeypatch):
+    shutil.copytree(recordings, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def words(output, *more, known=STILL):
+    return ["fuse", "a.ome.zarr", "b.ome.zarr", *known, "--psf", "psf.tif", "--no-projections",
+            "-o", output, *more]  # fmt: skip
+
+
+def fuse(output, *more, **options):
+    return main(words(output, *more, **options))
+
+
+def image(name, t=0):
+    return pellucid.open(name).read(t)
+
+
+def error_of(blocks, whole):
+    error = np.abs(blocks - whole) / np.ptp(whole)
+    return float(error.max()), float(np.quantile(error, 0.999))
+
+
+@pytest.mark.parametrize(
+    ("known", "how"),
+    [
+        (STILL, MATCHED),
+        (("--transforms", "field.json"), MATCHED),
+        (STILL, ("--method", "average")),
+        (("--transforms", "field.json"), ("--method", "content-average")),
+    ],
+    ids=["joint", "joint through a field", "average", "content-average"],
+)
+def test_blocks_equal_the_volume_in_one_piece(folder, known, how):
+    asked = ("--time", "0", *how)
+    assert fuse("whole.ome.zarr", *asked, known=known) == 0
+    assert fuse("blocks.ome.zarr", *asked, *TILE, known=known) == 0
+    blocks, whole = image("blocks.ome.zarr"), image("whole.ome.zarr")
+    assert blocks.shape == whole.shape
+    largest, high = error_of(blocks, whole)
+    assert largest < 1e-3
+    assert high < 1e-4
+    said = read_record("blocks.ome.zarr")["statistics"]
+    assert said["tiles"] == 8
+    assert said["halo_share"] > 0 or "average" in how
+    assert said["volumes"][0]["views"][1]["brightness"] == pytest.approx(1, abs=0.1)
+    assert sorted(p.name for p in folder.glob("blocks*")) == [
+        "blocks.ome.zarr", "blocks.ome.zarr.pellucid.json", "blocks_transforms.json",
+        "blocks_view1.itk.txt",
+    ]  # fmt: skip
+
+
+def test_borders_of_blocks_are_not_seen(folder):
+    assert fuse("blocks.ome.zarr", "--time", "0", *MATCHED, *TILE) == 0
+    core = np.array(read_record("blocks.ome.zarr")["statistics"]["core_zyx"])
+    volume = image("blocks.ome.zarr")
+    for axis in (0, 2):
+        steps = np.abs(np.diff(volume, axis=axis))
+        means = steps.mean(tuple({0, 1, 2} - {axis}))
+        border = core[axis] - 1
+        near = np.r_[means[border - 6 : border], means[border + 1 : border + 7]]
+        assert near.min() < means[border] < near.max()
+
+
+def test_the_memory_that_is_allowed_decides_between_one_piece_and_blocks(folder, capsys):
+    for name in "ab":  # nothing of it is read
+        counts = np.ones((12, 16, 700), np.uint16)
+        pellucid.write(f"{name}.ome.zarr", counts, voxel_um=(1.0, 1.0, 1.0), overwrite=True)
+    shown = ("--time", "0", "--dry-run", "--json", *MATCHED)
+    assert fuse("s.ome.zarr", "--memory", "64GiB", *shown) == 0
+    whole = json.loads(capsys.readouterr().out)
+    assert whole["tiles"] == 1
+    less = 0.6 * (whole["peak_bytes"] + BESIDE_BYTES)
+    memory = ("--memory", str(int(resident_bytes() + less)))
+    assert fuse("s.ome.zarr", *memory, *shown) == 0
+    cut = json.loads(capsys.readouterr().out)
+    assert cut["tiles"] > 1
+    assert cut["peak_bytes"] < less
+    assert fuse("s.ome.zarr", *memory, "--time", "0", "--dry-run", *MATCHED) == 0
+    assert "blocks       " in capsys.readouterr().out
+
+    def refused(*more, known=STILL, output="s.ome.zarr"):
+        code = fuse(output, "--time", "0", *more, known=known)
+        assert not list(folder.glob("s.*"))
+        return code, capsys.readouterr().err
+
+    enough = ("--memory", str(resident_bytes() + BESIDE_BYTES + 2**20))
+    code, said = refused(*enough, *MATCHED)
+    assert code == 1
+    assert "the smallest, a core of" in said
+    code, said = refused(*memory)
+    assert code == 1
+    assert "would fit (--spacing-um)" in said
+    assert "number of iterations that is stated" in said
+    assert "register first" in refused(*memory, *MATCHED, known=("--angles", "0,90"))[1]
+    assert "name a .ome.zarr" in refused(*memory, *MATCHED, output="s.tif")[1]
+    code, said = refused(*TILE, *MATCHED, "--registered-views")
+    assert code == 2
+    assert "do without --registered-views" in said
+    assert refused(*MATCHED, "--tile", "64,16,64")[0] == 2
+
+
+def started(output, *more):
+    return subprocess.Popen(
+        [sys.executable, "-c", COMMAND, *words(output, *MATCHED, *TILE, *more)],
+        stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
+    )  # fmt: skip
+
+
+def listed(output):
+    path = Path(f"{output}.parts.jsonl")
+    return path.read_text().count(" block ") if path.is_file() else 0
+
+
+def test_killed_it_goes_on_to_the_same_bytes_and_a_cluster_makes_them_too(folder, capsys):
+    run = started("killed.ome.zarr")
+    while listed("killed.ome.zarr") < 3 and run.poll() is None:
+        time.sleep(0.002)
+    os.kill(run.pid, signal.SIGKILL)
+    run.communicate()
+    assert run.returncode == -signal.SIGKILL
+    assert not Path("killed.ome.zarr").exists()
+    asked = (*MATCHED, *TILE)
+    assert fuse("killed.ome.zarr", *asked) == 1
+    assert "Go on with --resume" in capsys.readouterr().err
+    assert fuse("killed.ome.zarr", "--iterations", "3", *TILE, "--resume") == 1
+    assert "iterations was 4, is 3" in capsys.readouterr().err
+    # the size of blocks is that of the run that is gone on with
+    assert fuse("killed.ome.zarr", *MATCHED, "--resume") == 0
+    statistics = read_record("killed.ome.zarr")["statistics"]
+    assert 3 <= statistics["resumed_tiles"] < 16
+    assert [volume["t"] for volume in statistics["volumes"]] == [0, 1]
+    run = started("many.ome.zarr", "--cluster", "local:2")
+    assert run.communicate()[1] is not None
+    assert run.returncode == 0
+    assert fuse("straight.ome.zarr", *asked) == 0
+    straight = pixels("straight.ome.zarr")
+    assert len(straight) > 8
+    assert pixels("killed.ome.zarr") == straight
+    assert pixels("many.ome.zarr") == straight
+    assert not list(folder.glob("*.parts.jsonl*"))
+
+
+def test_a_place_that_is_not_known_is_named(folder, capsys):
+    content = json.loads((folder / "field.json").read_text())
+    content["transforms"][3] |= {"how": "failed", "reason": "The views do not agree."}
+    (folder / "partly.json").write_text(json.dumps(content))
+    assert fuse("s.ome.zarr", *MATCHED, *TILE, known=("--transforms", "partly.json")) == 1
+    assert "b.ome.zarr t=1: not registered. The views do not agree. Leave" in capsys.readouterr().err
+    assert not list(folder.glob("s.*"))
