@@ -81,7 +81,7 @@ def test_blocks_are_the_parts_of_the_whole(options):
     assert error < 2e-4
     # the halo is what makes them so
     bare = [fused_block(known, WORLD, core, halo=(0, 0, 0), **options) for core in CORES]
-    assert float((torch.cat(bare, 2) - whole).abs().max() / whole.max()) > 1e-3
+    assert float((torch.cat(bare, 2) - whole).abs().max() / whole.max()) > 2 * error
 
 
 def test_a_block_reads_what_it_needs_of_each_view():
