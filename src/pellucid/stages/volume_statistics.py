@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 
-from pellucid.core.deconvolution import SUPPOSED_PHOTONS, in_photons
+from pellucid.core.deconvolution import SUPPOSED_PHOTONS
 from pellucid.core.noise import Noise, check_background, estimate_background, estimate_noise
 from pellucid.core.sampling import block_means, blocks_of
 from pellucid.core.tiling import Box, Tiling
@@ -89,28 +88,27 @@ def measured(volume: LazyVolume, tiling: Tiling, background: float | None) -> Vo
     dark_voxel = level + DARK_VOXEL_SIGMAS * sigma
     every = max(1, math.prod(volume.shape) // SAMPLED_VOXELS)
     samples: list[Any] = []
+    # no photons are left at this count, and below
+    floor = float(np.float32(camera.offset - camera.read_noise**2 / camera.gain))
     lights, total, empty = [], 0.0, []
     lowest, highest = math.inf, -math.inf
     for tile in tiling:
-        light, brightest_block, brightest = 0.0, -math.inf, -math.inf
-        for slab in _slabs(volume, tile.core):
-            photons, expected, _ = in_photons(torch.from_numpy(slab.astype(np.float32)), level, camera)
-            total += float(photons.sum(dtype=torch.float64))
-            light += float(photons.sub_(expected).sum(dtype=torch.float64))
-            brightest = max(brightest, float(slab.max()))
-            lowest = min(lowest, float(slab.min()))
-            brightest_block = max(brightest_block, float(block_means([slab], None).max(initial=level)))
+        lit, voxels, brightest_block, brightest = 0.0, 0, level, -math.inf
+        for slab, least, most in _slabs(volume, tile.core):
+            lit, voxels = lit + _sum_above(slab, floor), voxels + slab.size
+            lowest, brightest = min(lowest, least), max(brightest, most)
+            brightest_block = max(brightest_block, float(block_means([slab], None).max()))
             samples.append(slab.ravel()[::every].copy())
-        lights.append(light)
+        total += lit / camera.gain
+        lights.append(_rounded((lit - voxels * (level - floor)) / camera.gain))
         highest = max(highest, brightest)
         if brightest_block <= dark_block and brightest <= dark_voxel:
             empty.append(tile.index)
     check_background(background, lowest, highest)
     values = np.percentile(np.concatenate(samples), PERCENTILES)
-    voxels = math.prod(volume.shape)
     return VolumeStatistics(
         level, noise.as_dict(), camera.gain, camera.offset, camera.read_noise,
-        start=max(sum(lights), 1e-3 * total) / voxels,
+        start=_rounded(max(sum(lights), 1e-3 * total) / math.prod(volume.shape)),
         percentiles={f"{p:g}": float(v) for p, v in zip(PERCENTILES, values, strict=True)},
         dark_block=dark_block, dark_voxel=dark_voxel, empty=tuple(empty),
         typical=_typical(lights, set(empty)),
@@ -128,19 +126,37 @@ def _camera(volume: LazyVolume, noise: Noise, background: float) -> Noise:
     return Noise(gain, background, 0.0)
 
 
-def _slabs(volume: LazyVolume, core: Box) -> Iterator[Any]:
+def _rounded(value: float) -> float:
+    """Six digits: more would depend on the order in which voxels are added."""
+    return float(f"{value:.6g}")
+
+
+def _sum_above(slab: Any, floor: float) -> float:
+    """Sum of what exceeds `floor`.
+
+    Planes are added voxel by voxel first: one order on every machine, and no copy of the slab.
+    """
+    added = np.zeros(slab.shape[1:], np.float32)
+    for plane in slab:
+        added += np.maximum(plane.astype(np.float32, copy=False), np.float32(floor))
+    return float(added.sum(dtype=np.float64)) - slab.size * floor
+
+
+def _slabs(volume: LazyVolume, core: Box) -> Iterator[tuple[Any, float, float]]:
+    """Counts of a core, slab by slab, with the least and the most of each."""
     z, y, x = core
     rows = max(SLAB_VOXELS // (SLAB_PLANES * (x.stop - x.start)) // SLAB_ROWS, 1) * SLAB_ROWS
     starts = itertools.product(range(z.start, z.stop, SLAB_PLANES), range(y.start, y.stop, rows))
     for start, first in starts:
         planes = slice(start, min(start + SLAB_PLANES, z.stop))
         slab = volume[planes, slice(first, min(first + rows, y.stop)), x]
-        if slab.dtype.kind == "f" and not np.isfinite(slab).all():
+        least, most = float(slab.min()), float(slab.max())
+        if not math.isfinite(least + most):  # a NaN is both the least and the most
             raise InputError(
                 f"{volume.recording.path.name}: voxels that are NaN or infinite in planes "
                 f"{planes.start} to {planes.stop - 1}. Replace them before deconvolving."
             )
-        yield slab
+        yield slab, least, most
 
 
 def _typical(lights: list[float], empty: set[int]) -> int:
