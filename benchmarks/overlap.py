@@ -101,8 +101,8 @@ def main() -> None:
             larger = max(computing, waiting)
             print(
                 f"disk {share:g} of the arithmetic, reads and writes {disks}: {computing:.2f} s "
-                f"arithmetic, {waiting:.2f} s disk, together {wall:.2f} s: {wall / larger:.2f} of the larger "
-                f"({ends / larger:.2f} without the first read and the last write), "
+                f"arithmetic, {waiting:.2f} s disk, together {wall:.2f} s: {wall / larger:.2f} of the "
+                f"larger ({ends / larger:.2f} without the first read and the last write), "
                 f"{wall / (computing + asked.tiles * disk_s):.2f} of the sum",
                 flush=True,
             )

@@ -55,6 +55,14 @@ class Placement:
     groups: tuple[tuple[int, ...], ...]
     cycles_px: Matrix
 
+    def surest_link_px(self) -> dict[int, float]:
+        """Return the least uncertainty among the links that hold each tile, of tiles that any holds."""
+        surest: dict[int, float] = {}
+        for link, kept in zip(self.links, self.kept, strict=True):
+            for tile in (link.first, link.second) if kept else ():
+                surest[tile] = min(surest.get(tile, np.inf), link.sigma_px)
+        return surest
+
     def to_dict(self) -> dict[str, Any]:
         """Return the placement as JSON-ready numbers and strings."""
         return {

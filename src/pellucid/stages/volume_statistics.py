@@ -139,7 +139,7 @@ def _sum_above(slab: Any, floor: float) -> float:
     added = np.zeros(slab.shape[1:], np.float32)
     for plane in slab:
         added += np.maximum(plane.astype(np.float32, copy=False), np.float32(floor))
-    return float(added.sum(dtype=np.float64)) - slab.size * floor
+    return float(added.sum(dtype=np.float64)) - floor * int(slab.size)
 
 
 def _slabs(volume: LazyVolume, core: Box) -> Iterator[tuple[Any, float, float]]:
