@@ -55,13 +55,13 @@ class Placement:
     groups: tuple[tuple[int, ...], ...]
     cycles_px: Matrix
 
-    def surest_link_px(self) -> dict[int, float]:
-        """Return the least uncertainty among the links that hold each tile, of tiles that any holds."""
-        surest: dict[int, float] = {}
-        for link, kept in zip(self.links, self.kept, strict=True):
+    def held_only_by(self, weak: Sequence[bool]) -> tuple[int, ...]:
+        """Return the tiles all of whose kept links are `weak`, of tiles that any holds."""
+        held: dict[int, bool] = {}
+        for link, kept, doubtful in zip(self.links, self.kept, weak, strict=True):
             for tile in (link.first, link.second) if kept else ():
-                surest[tile] = min(surest.get(tile, np.inf), link.sigma_px)
-        return surest
+                held[tile] = held.get(tile, True) and doubtful
+        return tuple(sorted(tile for tile, doubtful in held.items() if doubtful))
 
     def to_dict(self) -> dict[str, Any]:
         """Return the placement as JSON-ready numbers and strings."""
