@@ -59,7 +59,7 @@ def link(folder: Path, gib: int) -> tuple[int, int, int]:
     """Make raw.zarr of `gib` GiB of float32 from two files; returns the shape."""
     psf = gaussian((0.7, 0.25, 0.25), VOXEL_UM)
     pellucid.write(folder / "psf.tif", psf.values.astype(np.float32), voxel_um=VOXEL_UM, overwrite=True)
-    shard, shape = (128, 512, 512), {1: (256, 1024, 1024), 2: (256, 1024, 2048)}.get(
+    shard, shape = (128, 512, 512), {1: (256, 512, 2048), 2: (256, 1024, 2048)}.get(
         gib, (512, 2048, 256 * gib)
     )
     array = zarr.create_array(
@@ -120,7 +120,7 @@ def main() -> None:
                 f"{name} {shape}, --memory {asked.memory}: {tiles}; peak of the process "
                 f"{used.ru_maxrss / 2**10:.0f} MiB, planned "
                 f"{statistics['peak_bytes_planned'] / 2**20:.0f} MiB for the tile; {wall:.1f} s wall, "
-                f"{cpu / voxels * 1e6:.2f} CPU s and {wall / voxels * 1e6:.2f} s a million voxels; "
+                f"{cpu / voxels * 1e6:.3f} CPU s and {wall / voxels * 1e6:.3f} s a million voxels; "
                 f"parts {({k: round(v, 1) for k, v in seconds.items()})}",
                 flush=True,
             )

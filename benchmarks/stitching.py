@@ -1,6 +1,6 @@
 """Stitching of semi-synthetic tiles with a truth: errors of placement with false links.
 
-    python benchmarks/stitching.py REAL_DATA
+    python benchmarks/stitching.py REAL_DATA [--peer PYTHON]
 
 Tiles cut from a real volume at known places, each with noise and shading of its own; the stage is
 off by a few voxels; a tenth of the links get wrong content: turned, from elsewhere in the specimen,
@@ -9,6 +9,9 @@ correlations, which is what placing tiles one after the other amounts to.
 """
 
 import argparse
+import json
+import subprocess
+import tempfile
 import time
 from pathlib import Path
 
@@ -98,6 +101,21 @@ def spanning_tree(count, links: list[Link]):
     return at
 
 
+def peers(python, tiles, stage, share, seed):
+    """Return the positions that multiview-stitcher finds, and its CPU seconds."""
+    with tempfile.TemporaryDirectory() as folder:
+        np.savez(f"{folder}/tiles.npz", tiles=np.array(tiles), stage=stage)
+        script = Path(__file__).with_name("stitching_peers.py")
+        run = subprocess.run([python, script, f"{folder}/tiles.npz", str(share), str(seed)],
+                             capture_output=True, text=True)  # fmt: skip
+    if run.returncode:
+        print(f"multiview-stitcher, seed {seed}: {run.stderr.strip().splitlines()[-1]}")
+        return None, 0.0
+    said = json.loads(run.stdout.strip().splitlines()[-1])
+    print(f"multiview-stitcher, seed {seed}: {said['false']} of {said['pairs']} pairs made false")
+    return np.array(said["positions_px"]), said["cpu_s"]
+
+
 def errors(found, true):
     """Return distances from the truth once a common shift is taken out."""
     off = found - true
@@ -135,6 +153,9 @@ def main():
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--first-seed", type=int, default=10)
     parser.add_argument("--cases", nargs="*", default=list(CASES))
+    parser.add_argument("--shares", type=float, nargs="*", default=[0.0, 0.1], help="of false links")
+    parser.add_argument("--peer", help="a Python that has multiview-stitcher")
+    parser.add_argument("--placing-only", action="store_true")
     options = parser.parse_args()
     sources = {
         "cortex": tifffile.imread(options.data / "mouse_cortex_stpt/signal.tif")[:, :560, :],
@@ -145,13 +166,15 @@ def main():
     for name in options.cases:
         overlap, off = CASES[name]
         volume = sources[name.split()[0]]
-        for share in (0.0, 0.1):
+        for share in options.shares:
             rows = {"stage": [], "spanning tree": [], "Pellucid": []}
             kept = dropped = links = 0
-            begin = time.process_time()
+            spent = peer_s = 0.0
             for seed in range(options.first_seed, options.first_seed + options.seeds):
                 tiles, true, stage = tiles_of(volume, seed, overlap, off)
+                begin = time.process_time()
                 placed, first, false = placed_with_false_links(tiles, stage, seed, share, off)
+                spent += time.process_time() - begin
                 marked = [((k.first, k.second) in false, bool(used))
                           for k, used in zip(placed.links, placed.kept, strict=True)]  # fmt: skip
                 links += len(marked)
@@ -160,12 +183,19 @@ def main():
                 rows["stage"].append(errors(stage, true))
                 rows["spanning tree"].append(errors(spanning_tree(len(tiles), first), true))
                 rows["Pellucid"].append(errors(placed.positions_px, true))
-            spent = time.process_time() - begin
+                if options.peer:
+                    found, used_s = peers(options.peer, tiles, stage, share, seed)
+                    peer_s += used_s
+                    if found is not None:
+                        rows.setdefault("multiview-stitcher", []).append(errors(found, true))
             for method, each in rows.items():
                 off_px = np.concatenate(each)
                 mine = f"{links} | {kept} | {dropped} | {spent:.1f}" if method == "Pellucid" else " | | |"
+                mine = f" | | | {peer_s:.1f}" if method == "multiview-stitcher" else mine
                 print(f"| {name} | {share:.0%} | {method} | {np.median(off_px):.3f} | "
                       f"{off_px.max():.3f} | {mine} |", flush=True)  # fmt: skip
+    if options.placing_only:
+        return
     real_pair(options.data / "tiles_2d")
     for seed in range(options.first_seed, options.first_seed + options.seeds):
         shading_left(sources["cortex"], seed)

@@ -8,7 +8,7 @@ from scipy.ndimage import shift as moved
 from pellucid.core.blending import PlacedTile, blended_block, output_shape
 from pellucid.core.flat_field import estimated_flat_field, tile_gains
 from pellucid.core.linking import linked, overlapping_pairs
-from pellucid.core.pairwise import Link, pairwise_shift
+from pellucid.core.pairwise import Link, is_thin, pairwise_shift
 from pellucid.core.placement import place
 
 
@@ -31,6 +31,20 @@ def test_other_content_and_empty_overlaps_give_no_belief():
     assert not pairwise_shift(first, other, (0.0, 0.0, 40.0)).believed
     assert not pairwise_shift(first, np.zeros_like(first), (0.0, 0.0, 40.0)).believed
     assert pairwise_shift(first, other, (0.0, 0.0, 90.0)) is None
+
+
+def test_slivers_of_overlap_are_told_from_the_shift():
+    assert is_thin((20, 50, 50), (20, 50, 50), (0.0, -45.0, 20.0))
+    assert is_thin((20, 50, 60), (20, 50, 50), (0.0, 0.0, 54.0))
+    assert not is_thin((20, 50, 50), (20, 50, 50), (0.0, 0.0, 41.0))
+    assert not is_thin((8, 50, 50), (8, 50, 50), (3.0, 0.0, 20.0))
+
+
+def test_tiles_that_only_weak_links_hold():
+    ends = ((0, 1, True), (1, 2, True), (2, 3, False))
+    links = [Link(a, b, (0.0, 0.0, 90.0), 0.05, 0.9, 20.0, 1.0, known) for a, b, known in ends]
+    placed = place(np.array([(0.0, 0.0, 90.0 * c) for c in range(4)]), links)
+    assert placed.held_only_by([False, True, True]) == (2,)
 
 
 def grid_links(true, seed=0):

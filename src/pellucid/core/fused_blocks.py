@@ -313,7 +313,8 @@ def _camera(volume: Array, noise: Noise, level: float, fill: Fill | None) -> Noi
     """The camera as used; where it is not known, its gain by the brightest samples of the whole."""
     if noise.reliable and noise.gain > 0:
         return Noise(noise.gain, min(noise.offset, level), noise.read_noise)
-    samples = np.concatenate([b[fill.recorded(b)] if fill else b.ravel() for b in blocks_of(volume, "fuse")])
+    blocks = blocks_of(volume, "fuse")
+    samples = np.concatenate([b[fill.recorded(b)] if fill else b.ravel() for b in blocks])
     gain = unknown_gain(torch.from_numpy(samples.astype(np.float32))[None], level)
     return Noise(gain, level, 0.0)
 

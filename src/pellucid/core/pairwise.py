@@ -46,6 +46,11 @@ above other shifts (the largest of ten thousand by chance: about 4) or the corre
 thin overlap a peak is as wide as the search, and stands above nothing.
 How far a link is trusted is its `sigma_px`; the rest is for the placement."""
 
+THIN_PX = 7
+"""Where fewer voxels overlap along an axis, and less than half a tile, the fit has hardly an inside, and
+may say 0.4 to 0.5 voxels where it is off by 2 to 5 (`benchmarks/stitching.py`,
+"brain thin")."""
+
 UNREFINED_PX = 0.5
 """Uncertainty of a shift that could not be refined below the whole voxel."""
 
@@ -142,6 +147,13 @@ def pairwise_shift(
         sigma = float(np.hypot(sigma, max(strayed - step, 0.0)))
     reason = _doubt(ncc, peak, on_edge)
     return Link(*names, as_triple(shift, "shift"), sigma, ncc, peak, ratio, not reason, reason)
+
+
+def is_thin(first: tuple[int, ...], second: tuple[int, ...], shift_px: Triple) -> bool:
+    """Return whether two tiles overlap by a sliver at that shift."""
+    sizes = np.minimum(first, second)
+    common = np.minimum(first, np.add(shift_px, second)) - np.maximum(0, shift_px)
+    return bool(((common < THIN_PX) & (common < sizes / 2)).any())
 
 
 def _doubt(ncc: float, peak: float, on_edge: bool) -> str:

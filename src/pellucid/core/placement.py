@@ -55,6 +55,14 @@ class Placement:
     groups: tuple[tuple[int, ...], ...]
     cycles_px: Matrix
 
+    def held_only_by(self, weak: Sequence[bool]) -> tuple[int, ...]:
+        """Return the tiles all of whose kept links are `weak`, of tiles that any holds."""
+        held: dict[int, bool] = {}
+        for link, kept, doubtful in zip(self.links, self.kept, weak, strict=True):
+            for tile in (link.first, link.second) if kept else ():
+                held[tile] = held.get(tile, True) and doubtful
+        return tuple(sorted(tile for tile, doubtful in held.items() if doubtful))
+
     def to_dict(self) -> dict[str, Any]:
         """Return the placement as JSON-ready numbers and strings."""
         return {

@@ -15,7 +15,7 @@ from pellucid.core.flat_field import estimated_flat_field, tile_gains
 from pellucid.core.geometry import Triple, as_triple
 from pellucid.core.linking import linked
 from pellucid.core.noise import check_background, estimate_background
-from pellucid.core.pairwise import Link, pairwise_shift
+from pellucid.core.pairwise import THIN_PX, Link, is_thin, pairwise_shift
 from pellucid.core.placement import Placement, place
 from pellucid.data.output import stem
 from pellucid.data.plain_json import plain_json
@@ -188,6 +188,10 @@ def _doubts(plan: StitchPlan, placed: Placement) -> Iterator[str]:
     for group in placed.groups[1:]:
         some = ", ".join(names[tile] for tile in group[:4]) + (" ..." if len(group) > 4 else "")
         yield f"no believed link ties {some} to the other tiles: placed as the stage says"
+    shapes = plan.tiles.shapes
+    thin = [is_thin(shapes[k.first], shapes[k.second], k.shift_px) for k in placed.links]
+    for tile in placed.held_only_by(thin):
+        yield f"{names[tile]} hangs on overlaps of fewer than {THIN_PX} voxels: it may be voxels off"
     for link, kept, off in zip(placed.links, placed.kept, placed.residuals_px, strict=True):
         if not kept:
             why = link.reason or f"it disagrees with the others by {off:.3g} px"

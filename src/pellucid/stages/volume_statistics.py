@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 
 from pellucid.core.coverage import Fill, FillChoice, fill_of
-from pellucid.core.deconvolution import SUPPOSED_PHOTONS, in_photons
+from pellucid.core.deconvolution import SUPPOSED_PHOTONS
 from pellucid.core.noise import Noise, check_background, estimate_background, estimate_noise
 from pellucid.core.sampling import block_means, blocks_of
 from pellucid.core.tiling import Box, Tiling
@@ -99,36 +98,38 @@ def measured(
 ) -> VolumeStatistics:
     """Measure a volume: noise and background from samples, the rest in one pass, core by core."""
     fill = fill_of(volume, choice)
-    known: FillChoice = fill or "none"
-    noise = estimate_noise(volume, fill=known)
-    level = float(estimate_background(volume, fill=known)) if background is None else background
+    fill_known: FillChoice = fill or "none"
+    noise = estimate_noise(volume, fill=fill_known)
+    level = float(estimate_background(volume, fill=fill_known)) if background is None else background
     camera = _camera(volume, noise, level, fill)
     sigma = math.sqrt(max(float(noise.variance(level)), 0.0)) if noise.reliable else 0.0
     dark_block = level + DARK_BLOCK_SIGMAS * sigma / 16
     dark_voxel = level + DARK_VOXEL_SIGMAS * sigma
     every = max(1, math.prod(volume.shape) // SAMPLED_VOXELS)
     samples: list[Any] = []
+    # no photons are left at this count, and below
+    floor = float(np.float32(camera.offset - camera.read_noise**2 / camera.gain))
     lights, total, empty, voxels = [], 0.0, [], 0
     lowest, highest = math.inf, -math.inf
     for tile in tiling:
-        light, brightest_block, brightest = 0.0, -math.inf, -math.inf
-        for slab in _slabs(volume, tile.core):
-            means = block_means(
-                [slab if fill is None else fill.spread(slab)], None if fill is None else fill.value
-            )
+        lit, recorded, brightest_block, brightest = 0.0, 0, level, -math.inf
+        for slab, least, most in _slabs(volume, tile.core):
+            seen = None if fill is None else fill.recorded(slab)
+            if fill is None or seen is None or seen.all():
+                means, light, known = block_means([slab], None), slab, slab
+            else:
+                means = block_means([fill.spread(slab)], fill.value)
+                light, known = np.where(seen, slab.astype(np.float32), np.float32(floor)), slab[seen]
+                if known.size == 0:
+                    continue
+                least, most = float(known.min()), float(known.max())
+            lit, recorded = lit + _sum_above(light, floor), recorded + known.size
+            lowest, brightest = min(lowest, least), max(brightest, most)
             brightest_block = max(brightest_block, float(means.max(initial=level)))
-            if fill is not None:  # a line of the recorded voxels from here on
-                slab = slab[fill.recorded(slab)]
-            voxels += slab.size
-            if slab.size == 0:
-                continue
-            photons, expected, _ = in_photons(torch.from_numpy(slab.astype(np.float32)), level, camera)
-            total += float(photons.sum(dtype=torch.float64))
-            light += float(photons.sub_(expected).sum(dtype=torch.float64))
-            brightest = max(brightest, float(slab.max()))
-            lowest = min(lowest, float(slab.min()))
-            samples.append(slab.ravel()[::every].copy())
-        lights.append(light)
+            samples.append(known.ravel()[::every].copy())
+        voxels += recorded
+        total += lit / camera.gain
+        lights.append(_rounded((lit - recorded * (level - floor)) / camera.gain))
         highest = max(highest, brightest)
         if brightest_block <= dark_block and brightest <= dark_voxel:
             empty.append(tile.index)
@@ -142,7 +143,7 @@ def measured(
     fill = None if share == 1 else fill
     return VolumeStatistics(
         level, noise.as_dict(), camera.gain, camera.offset, camera.read_noise,
-        start=max(sum(lights), 1e-3 * total) / voxels,
+        start=_rounded(max(sum(lights), 1e-3 * total) / voxels),
         percentiles={f"{p:g}": float(v) for p, v in zip(PERCENTILES, values, strict=True)},
         dark_block=dark_block, dark_voxel=dark_voxel, empty=tuple(empty),
         typical=_typical(lights, set(empty)), fill_value=None if fill is None else fill.value,
@@ -163,19 +164,37 @@ def _camera(volume: LazyVolume, noise: Noise, background: float, fill: Fill | No
     return Noise(gain, background, 0.0)
 
 
-def _slabs(volume: LazyVolume, core: Box) -> Iterator[Any]:
+def _rounded(value: float) -> float:
+    """Six digits: more would depend on the order in which voxels are added."""
+    return float(f"{value:.6g}")
+
+
+def _sum_above(slab: Any, floor: float) -> float:
+    """Sum of what exceeds `floor`.
+
+    Planes are added voxel by voxel first: one order on every machine, and no copy of the slab.
+    """
+    added = np.zeros(slab.shape[1:], np.float32)
+    for plane in slab:
+        added += np.maximum(plane.astype(np.float32, copy=False), np.float32(floor))
+    return float(added.sum(dtype=np.float64)) - floor * int(slab.size)
+
+
+def _slabs(volume: LazyVolume, core: Box) -> Iterator[tuple[Any, float, float]]:
+    """Counts of a core, slab by slab, with the least and the most of each."""
     z, y, x = core
     rows = max(SLAB_VOXELS // (SLAB_PLANES * (x.stop - x.start)) // SLAB_ROWS, 1) * SLAB_ROWS
     starts = itertools.product(range(z.start, z.stop, SLAB_PLANES), range(y.start, y.stop, rows))
     for start, first in starts:
         planes = slice(start, min(start + SLAB_PLANES, z.stop))
         slab = volume[planes, slice(first, min(first + rows, y.stop)), x]
-        if slab.dtype.kind == "f" and not np.isfinite(slab).all():
+        least, most = float(slab.min()), float(slab.max())
+        if not math.isfinite(least + most):  # a NaN is both the least and the most
             raise InputError(
                 f"{volume.recording.path.name}: voxels that are NaN or infinite in planes "
                 f"{planes.start} to {planes.stop - 1}. Replace them before deconvolving."
             )
-        yield slab
+        yield slab, least, most
 
 
 def _typical(lights: list[float], empty: set[int]) -> int:
