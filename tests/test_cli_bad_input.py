@@ -199,11 +199,13 @@ def test_outputs_that_cannot_be(folder, capsys):
         ("raw.ome.tif", "is an input"),
         ("nowhere/at/all.tif", "Create it first"),
         ("s.png", "suffix chooses the format"),
-        ("psf.tif", "use --overwrite"),
+        ("psf.tif", "is an input"),
     ):
         code, sentence = refused(capsys, *arguments, out)
         assert code == 1
         assert words in sentence
+    code, sentence = refused(capsys, *arguments, "psf.tif", "--overwrite")
+    assert "is an input" in sentence
     code, sentence = refused(capsys, *arguments, "s.ome.zarr", "--overwrite")
     assert "not an OME-Zarr" in sentence
     assert (folder / "s.ome.zarr" / "thesis.txt").exists()

@@ -334,3 +334,21 @@ def test_a_background_above_all_counts_is_said(folder, capsys):
 def test_a_voxel_size_that_contradicts_the_files_is_told_once(folder, capsys):
     assert fuse(*ANGLES, "--voxel-um", "2,1,1", "--dry-run") == 0
     assert capsys.readouterr().err.count("warning: voxel size: the file states 1, 1, 1 um") == 1
+
+
+def test_transforms_of_other_views_are_refused(folder, capsys):
+    pellucid.write("cut.tif", recorded().views[1].counts[:, :-4], voxel_um=UM)
+    pellucid.write("wide.tif", recorded().views[1].counts, voxel_um=(2.0, 1.0, 1.0))
+    assert main(["register", "a.tif", "b.tif", "-o", "t.json", *ANGLES]) == 0
+    wanted = ["--transforms", "t.json", "--method", "average"]
+    for views, words in (
+        (("b.tif", "a.tif"), "in this order"),
+        (("a.tif", "cut.tif"), "Register these views"),
+        (("a.tif", "wide.tif"), "Register these views"),
+    ):
+        assert fuse(*wanted, views=views) == 1
+        assert words in capsys.readouterr().err
+    assert fuse(*wanted, views=("a.tif", "b.tif")) == 0
+    said = capsys.readouterr().err
+    assert "given        1 of 1" in said
+    assert "registered" not in said

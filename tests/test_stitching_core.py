@@ -160,3 +160,11 @@ def test_thin_overlaps_of_smooth_structure_are_links():
     link = pairwise_shift(first, second, (0.0, 0.0, 48.0), margin_px=(4, 8, 8))
     assert link.believed, link.reason
     assert np.linalg.norm(np.subtract(link.shift_px, (-1, 3, 46))) < 0.5
+
+
+def test_places_that_are_nearly_whole_leave_no_dark_planes():
+    scene = np.full((6, 20, 30), 100, np.float32)
+    tiles = [PlacedTile(scene, (0.0, 0.0002, 0.3)), PlacedTile(scene, (0.0003, 12.4, 0.0))]
+    shape = output_shape(tiles)
+    assert shape == (6, 32, 30)
+    np.testing.assert_allclose(blended_block(tiles, (0, 0, 0), shape), 100, rtol=1e-5)

@@ -88,7 +88,11 @@ def fuse_lines(outcome: Any) -> list[str]:
         lines.append(f"{outcome.resumed} of {outcome.total} volumes were finished before")
     if outcome.resumed_blocks:
         lines.append(f"{outcome.resumed_blocks} blocks were finished before")
-    measured = [t.registration for t in outcome.transforms.transforms if t.registration is not None]
+    others = [t for t in outcome.transforms.transforms if t.how != "first"]
+    given = [t for t in others if t.how == "given"]
+    if given:
+        lines.append(f"given        {len(given)} of {len(others)} transforms, as the file has them")
+    measured = [t.registration for t in others if t.registration is not None and t not in given]
     if measured:
         worst = min(measured, key=lambda found: found.ncc_after)
         sigmas = [max(found.corner_sigma_um) for found in measured if found.converged]

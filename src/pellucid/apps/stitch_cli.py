@@ -133,6 +133,13 @@ def _told(outcome: Any, *, json: bool) -> int:
             say(line)
         for name, why in outcome.failures:
             say(f"pellucid: {name} failed: {why}")
+    links, kept = len(outcome.placement.links), int(outcome.placement.kept.sum())
+    if links and not kept:
+        say(
+            f"pellucid: none of the {links} overlaps could be measured, so the tiles stand where the "
+            "layout has them. Check --overlap and --grid."
+        )
+        return SOME_FAILED
     return SOME_FAILED if outcome.failures else OK
 
 

@@ -46,7 +46,8 @@ def exit_code_of(command: Callable[[], int]) -> int:
         return INTERRUPTED
     except PellucidError as error:
         _debug()
-        say(f"pellucid: {error}")
+        said = str(error).replace("or overwrite=True", "or use --overwrite")
+        say(f"pellucid: {said}")
         return USAGE if isinstance(error, ParameterError) else ERROR
     except MemoryError:
         _debug()

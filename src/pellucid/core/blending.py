@@ -20,6 +20,9 @@ Shape = tuple[int, int, int]
 RAMP_SHARE = 0.1
 """Part of a tile, at each end, over which its weight rises from zero to one."""
 
+HALF = 0.5 - 1e-6
+"""Of a voxel that a tile reaches beyond its outermost ones, which stand for it: places are never whole."""
+
 
 @dataclass(frozen=True)
 class PlacedTile:
@@ -45,8 +48,7 @@ class PlacedTile:
 def output_shape(tiles: Sequence[PlacedTile]) -> Shape:
     """Return the smallest (z, y, x) that holds all tiles, whose positions begin at zero."""
     ends = np.array([np.add(t.position_px, t.tile.shape) for t in tiles])
-    # a fraction of a voxel beyond the last whole one has no partner to be interpolated with
-    z, y, x = (int(n) for n in np.floor(ends.max(0) + 1e-6))
+    z, y, x = (int(n) for n in np.floor(ends.max(0) + HALF))
     return z, y, x
 
 
@@ -60,9 +62,9 @@ def blended_block(tiles: Sequence[PlacedTile], low: Shape, high: Shape) -> Float
     for placed in tiles:
         if not placed.touches(low, high):
             continue
-        first = np.maximum(np.ceil(np.subtract(placed.position_px, 1e-6)).astype(int), low)
+        first = np.maximum(np.ceil(np.subtract(placed.position_px, HALF)).astype(int), low)
         size = np.array(placed.tile.shape)
-        last = np.minimum(np.floor(placed.position_px + size - 1 + 1e-6).astype(int) + 1, high)
+        last = np.minimum(np.floor(placed.position_px + size - 1 + HALF).astype(int) + 1, high)
         if (last <= first).any():
             continue
         values, weight = _sampled(placed, first, last)

@@ -50,6 +50,8 @@ class Manifest:
             self._done = {line["part"]: line["facts"] for line in lines[1:]}
             # the line that an interruption cut short is written over
             os.truncate(path, _length_of_whole_lines(path))
+            for file in files_beside(path, TASK_SUFFIX):
+                file.unlink(missing_ok=True)  # late workers of the run before write nothing more
             self.take_in()
         else:
             for file in files_beside(path):
@@ -215,10 +217,17 @@ def _whole_lines(path: Path) -> list[dict[str, Any]]:
 
 def _check_same(found: Mapping[str, Any], wanted: Mapping[str, Any], path: Path) -> None:
     if changed := differences(found, json.loads(json.dumps(wanted))):
+        changed = [_input_changed(sentence) for sentence in changed]
         raise OutputError(
             f"{path.name}: cannot be resumed, since the run was begun otherwise: "
             f"{'; '.join(changed[:4])}. Restore that, or begin anew with --overwrite."
         )
+
+
+def _input_changed(sentence: str) -> str:
+    """Spare the checksums of an input that is another."""
+    name, was, _ = sentence.partition(" was [")
+    return f"{name.removeprefix('input ')} has changed" if name.startswith("input ") and was else sentence
 
 
 def differences(before: Any, now: Any, name: str = "") -> list[str]:

@@ -50,6 +50,14 @@ def read_transforms(path: Path) -> SeriesRegistration:
         raise InputError(f"{path.name}: damaged ({error}). Register again.") from error
 
 
+def read_views(path: Path) -> list[tuple[str, Grid]]:
+    """The names and grids of the views whose transforms `write_transforms` wrote."""
+    try:
+        return [(view["name"], Grid.from_dict(view["grid"])) for view in _json(path)["views"]]
+    except (KeyError, TypeError, PellucidError) as error:
+        raise InputError(f"{path.name}: not a file of transforms that this Pellucid writes.") from error
+
+
 def read_affine(path: Path, spacings: Sequence[Sequence[float]]) -> Affine:
     """The one transform in a file: JSON of an `Affine`, ITK text (.txt, .tfm), or a 4x4 matrix.
 

@@ -5,8 +5,6 @@ parts; so a block depends on the recordings, this and its number alone.
 """
 
 import itertools
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,9 +27,9 @@ from pellucid.core.transform_series import SeriesRegistration
 from pellucid.data.ome_zarr_writer import StoredArray
 from pellucid.data.output import stem
 from pellucid.data.record import RunRecord, package_versions, write_record
-from pellucid.data.resumable_zarr import ResumableZarr, manifest_path, write_part
+from pellucid.data.resumable_zarr import ResumableZarr, write_part
 from pellucid.data.writer import remove
-from pellucid.errors import InputError, PellucidError
+from pellucid.errors import InputError
 from pellucid.stages import fuse_registration as registering
 from pellucid.stages.engine import Done, Engine
 from pellucid.stages.events import OnEvent, TileDone
@@ -39,6 +37,8 @@ from pellucid.stages.fuse_block_plan import weighting_of
 from pellucid.stages.fuse_memory import stated_restorer
 from pellucid.stages.fuse_parameters import FuseParameters
 from pellucid.stages.fuse_plan import FusePlan, side_outputs
+from pellucid.stages.going_on import going_on
+from pellucid.stages.pyramid_run import make_levels
 from pellucid.stages.resources import describe_device, return_freed_memory
 from pellucid.stages.tile_plan import box_shape
 from pellucid.stages.volume_statistics import LazyVolume
@@ -155,7 +155,7 @@ def run_in_blocks(
     found = registering.found_transforms(plan, on_event)
     views = {place: _stored(plan, found, place) for place in np.ndindex(plan.shape)}
     writer = _writer(plan, found, record)
-    with _can_go_on(plan), writer:
+    with going_on(writer, "block"):
         resumed = sum("block" in part for part in writer.done)
         with record.timed("measure"):
             measuring = MeasuredVolumes(plan.world, views)
@@ -166,6 +166,8 @@ def run_in_blocks(
             tiling, plan.world, volumes, plan.parameters, plan.device, writer.stored_array(0)
         )
         _fuse(plan, blocks, writer, record, engine, on_event)
+        with record.timed("pyramid"):
+            make_levels(writer, engine)
         outputs = _write_beside(plan, found)
     record.statistics = {
         "device": describe_device(plan.device), "world": plan.world.to_dict(),
@@ -257,14 +259,3 @@ def _write_beside(plan: FusePlan, found: SeriesRegistration) -> list[Path]:
     beside = plan.output.with_name(stem(plan.output))
     return registering.write_all(found, plan.views, plan.parameters, beside)
 
-
-@contextmanager
-def _can_go_on(plan: FusePlan) -> Iterator[None]:
-    try:
-        yield
-    except PellucidError as error:
-        if not manifest_path(plan.output).is_file():
-            raise
-        hint = "Finished blocks are kept: put that right, and go on with --resume."
-        why = str(error).replace("the output is not kept", "the block is lost")
-        raise type(error)(f"{why} {hint}") from error

@@ -300,6 +300,11 @@ def _fitted(file: FilePlan, parameters: DeconvolveParameters, place: Workplace) 
         if asked.tile is None:
             tiles = _shared_out(tiles, file, tuple(psfs), asked, place)
         return replace(file, tiles=tiles, peak_bytes=tiles.tiling.peak_bytes, host_bytes=0)
+    if len(psfs) < len(file.psfs) and fits:
+        raise ParameterError(
+            f"{'tile' if parameters.tile else 'cluster'}: tiles need one PSF for all places. Give one "
+            "(--psf FILE) in place of the field, or deconvolve in one piece."
+        )
     if fits:
         raise ParameterError(
             f"{'tile' if parameters.tile else 'cluster'}: tiles are written as float32 OME-Zarr, with "
@@ -390,6 +395,7 @@ def _outputs(parameters: DeconvolveParameters, recordings: list[Recording]) -> l
         twice = next(path for path in outputs if outputs.count(path) > 1)
         raise OutputError(f"{twice.name}: two inputs would both be written there. Run them apart.")
     inputs = [file for recording in recordings for file in (recording.path, *recording.files)]
+    inputs += parameters.psf
     for path in outputs:
         check_not_input(path, inputs)
         if path.parent.is_dir():

@@ -6,8 +6,6 @@ kept in the list of finished parts; so a tile depends on the recording, this and
 
 import itertools
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -29,11 +27,11 @@ from pellucid.core.tiling import Tile, Tiling
 from pellucid.data.manifest import Manifest
 from pellucid.data.ome_zarr_writer import StoredArray
 from pellucid.data.record import RunRecord, fingerprint, package_versions, write_record
-from pellucid.data.resumable_zarr import ResumableZarr, manifest_path, write_part
+from pellucid.data.resumable_zarr import ResumableZarr, write_part
 from pellucid.data.writer import ImageDescription
-from pellucid.errors import PellucidError
 from pellucid.stages.engine import Done, Engine, InProcess
 from pellucid.stages.events import FileDone, OnEvent, TileDone, Warned
+from pellucid.stages.going_on import going_on
 from pellucid.stages.parameters import DeconvolveParameters
 from pellucid.stages.planning import FilePlan, Plan
 from pellucid.stages.pyramid_run import make_levels
@@ -163,7 +161,7 @@ def run_tiled(
     writer = _writer(plan, file, record)
     file.output.parent.mkdir(exist_ok=True)
     tiling = file.tiles.tiling
-    with _can_go_on(file), writer:
+    with going_on(writer, "tile"):
         with record.timed("measure"):
             prepared = _prepared(plan, file, writer.done, engine)
         tiles = RestoredTiles(tiling, prepared, writer.stored_array(0))
@@ -366,14 +364,3 @@ def _writer(plan: Plan, file: FilePlan, record: RunRecord) -> ResumableZarr:
         overwrite=asked.overwrite,
     )  # fmt: skip
 
-
-@contextmanager
-def _can_go_on(file: FilePlan) -> Iterator[None]:
-    try:
-        yield
-    except PellucidError as error:
-        if not manifest_path(file.output).is_file():
-            raise
-        hint = "Finished tiles are kept: put that right, and go on with --resume."
-        why = str(error).replace("the output is not kept", "the tile is lost")
-        raise type(error)(f"{why} {hint}") from error
