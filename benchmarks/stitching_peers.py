@@ -11,8 +11,6 @@ import warnings
 
 import dask
 import numpy as np
-from multiview_stitcher import msi_utils, registration
-from multiview_stitcher import spatial_image_utils as images
 
 
 class FalseLinks:
@@ -39,6 +37,8 @@ class FalseLinks:
 
     def register(self, fixed_data, moving_data, **options):
         """Return what the peer's own function makes of a pair."""
+        from multiview_stitcher import registration
+
         self.seen += 1
         own = np.asarray(moving_data).copy()
         if self.rng.random() < self.share:
@@ -50,6 +50,9 @@ class FalseLinks:
 
 def main():
     """Print positions, CPU seconds and the numbers of pairs and false pairs, as JSON."""
+    from multiview_stitcher import msi_utils, registration
+    from multiview_stitcher import spatial_image_utils as images
+
     path, share, seed = sys.argv[1], float(sys.argv[2]), int(sys.argv[3])
     content = np.load(path)
     stage, links = content["stage"], FalseLinks(share, seed)

@@ -218,11 +218,11 @@ def test_outputs_that_cannot_be(folder, capsys):
 
 def test_what_does_not_fit_is_refused_with_what_would(folder, capsys, monkeypatch):
     save("large.ome.tif", recorded((4, 256, 256)))
-    monkeypatch.setattr(planning, "available_bytes", lambda _: 20 * 2**20)
+    monkeypatch.setattr(planning, "available_bytes", lambda _: 145 * 2**20)
     code, sentence = refused(capsys, "large.ome.tif", "--psf", "psf.tif", "-o", "s.tif")
     assert (code, outputs()) == (1, [])
-    assert "cpu has 20 MiB free. Write float32 OME-Zarr (.ome.zarr), which is made by" in sentence
-    assert "take a crop: (4, 64, 64) would fit" in sentence
+    assert "cpu has 145 MiB free. Write float32 OME-Zarr (.ome.zarr), which is made by" in sentence
+    assert "take a crop: (4, 128, 128) would fit" in sentence
 
 
 def test_an_absent_gpu(folder, capsys, monkeypatch):

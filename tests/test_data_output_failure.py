@@ -125,7 +125,7 @@ def test_too_little_space_is_known_before(tmp_path, monkeypatch, name):
 @pytest.mark.parametrize(
     ("name", "module", "method"),
     [
-        ("a.ome.zarr", ome_zarr_writer.OmeZarrWriter, "_make_level"),
+        ("a.ome.zarr", ome_zarr_writer.StoredLevel, "_means"),
         ("a.ome.zarr", ome_zarr_writer.OmeZarrWriter, "_write_root"),
         ("a.ome.tif", tiff_writer.TiffWriter, "_write_at"),
     ],

@@ -73,7 +73,7 @@ def weight_of(problem: Problem, floor: float) -> Weight:
     """Return 1 / summed sensitivity, at most 1 / (`floor` of the largest), 0 for what no image sees."""
     first, recorded = problem.observations[0].operator, problem.observations[0].recorded
     alone = len(problem.observations) == 1 and recorded is None
-    if alone and isinstance(first, Blur) and first.domain_shape == first.grid:
+    if alone and type(first) is Blur and first.domain_shape == first.grid:
         return seen_through(first).mapped(lambda seen: inverse(seen, floor))
     seen = sensitivities(problem)
     return inverse(sum(seen[1:], start=seen[0]), floor, unseen_by_all(seen))

@@ -23,6 +23,7 @@ def going_on(writer: ResumableZarr, piece: str) -> Iterator[None]:
         done = getattr(writer, "done", None)  # not there where the run was refused
         if done is None:
             raise
+        done.take_in()  # what workers finished and could not say any more
         if not any(f" {piece} " in part for part in done):
             done.remove()
             remove(writer.partial_path)
