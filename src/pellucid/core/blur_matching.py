@@ -15,10 +15,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import avg_pool3d
 
-from pellucid.core.fit_columns import Level, inside, second_difference
+from pellucid.core.fit_columns import Level
 from pellucid.core.fourier import fast_shape, filtered, frequencies, rfftn
 from pellucid.core.geometry import Affine, Grid, as_triple
-from pellucid.core.resampling import resample
 from pellucid.core.view_noise import NO_NOISE, ViewNoise
 
 Matrix = NDArray[np.float64]
@@ -254,46 +253,3 @@ def _blurred_level(image: Tensor, grid: Grid, covariance_um2: Matrix, noise: Vie
     border = as_triple(np.minimum(reach, quarter), "border_um")
     blurred = gaussian_blurred(image, grid, covariance_um2)
     return Level(blurred, grid, border, noise=noise.blurred(grid, covariance_um2))
-
-
-def difference_left(fixed: Level, moving: Level, fixed_to_moving: Affine) -> Matrix:
-    """Return what is left of the blur difference (um^2, fixed frame) between two aligned images.
-
-    A Gaussian blur of covariance D changes an image by half the sum of D_ij times its second
-    derivatives, to first order; so D is the solution of a linear fit, next to gain and offset, over
-    the voxels that both views share.
-    """
-    more = QUIET_SIGMA_VOXELS**2 * _base_covariance(fixed.grid)
-    quiet = gaussian_blurred(fixed.image, fixed.grid, more)
-    # blurred before it is warped: beyond the moving view's border is nothing, not darkness
-    turned = fixed_to_moving.linear @ more @ fixed_to_moving.linear.T
-    warped = gaussian_blurred(moving.image, moving.grid, turned)
-    warped = resample(warped, moving.grid, fixed.grid, target_to_source=fixed_to_moving)
-    shared = resample(
-        inside(moving).to(warped), moving.grid, fixed.grid, target_to_source=fixed_to_moving
-    )
-    use = inside(fixed) & (shared > 0.999)
-    for axis, n in enumerate(use.shape):
-        if n > 2:
-            use.narrow(axis, 0, 1).fill_(False)
-            use.narrow(axis, n - 1, 1).fill_(False)
-    index = torch.nonzero(use.ravel())[:, 0]
-    if index.numel() < 1000:
-        return np.zeros((3, 3))
-    index = index[:: max(1, index.numel() // 50_000)]
-    value, seen = quiet.ravel()[index].double(), warped.ravel()[index].double()
-    gain = float(((value - value.mean()) * (seen - seen.mean())).mean() / seen.var())
-    both = 0.5 * (quiet + gain * warped)
-    pairs = [(i, j) for i in range(3) for j in range(i, 3)]
-    curvature = [second_difference(both, index, i, j, fixed.grid).double() for i, j in pairs]
-    columns = [c * (0.5 if i == j else 1.0) for c, (i, j) in zip(curvature, pairs, strict=True)]
-    design = torch.stack([*columns, seen, torch.ones_like(seen)], dim=1)
-    size = design.square().mean(0).sqrt().clamp_min(1e-30)
-    design = design / size
-    normal = (design.T @ design).cpu().numpy()
-    right = (design.T @ value).cpu().numpy()
-    solution = np.linalg.lstsq(normal, right, rcond=1e-8)[0] / size.cpu().numpy()
-    left = np.zeros((3, 3))
-    for (i, j), entry in zip(pairs, solution, strict=False):
-        left[i, j] = left[j, i] = entry
-    return left

@@ -62,7 +62,7 @@ factor, up to this share of the view's length: what noise hides it also biases."
 SPECTRUM_TRUST, SPECTRUM_TRUST_VOXELS2 = 1.0, 2.0
 """One deviation of a first estimate of the difference of blur, as a share of it, and beside it."""
 
-PSF_TRUST = 0.05
+PSF_TRUST = 0.15
 """Of a PSF's widths, one standard deviation: how far the PSF that is given is that of the views."""
 
 SAMPLING_BLUR_VOXELS2 = 0.15
