@@ -157,7 +157,7 @@ def test_a_dry_run_shows_layout_links_and_size(folder, capsys):
     text = capsys.readouterr().out
     # six tiles: seven neighbours and four corners
     assert "links        11" in text
-    assert "1 x 1 x 1 x 108 x 163" in text
+    assert "1 x 1 x 1 x 108 x 164" in text
     assert stitch(*options, "--json") == 0
     assert len(json.loads(capsys.readouterr().out)["tiles"]) == 6
     assert not (folder / "out.ome.zarr").exists()
