@@ -129,3 +129,27 @@ def test_a_dark_view_is_named():
     views[1] = StoredView(np.full(views[1].grid.shape, 5.0), *list(vars(views[1]).values())[1:])
     with pytest.raises(InputError, match="shows no light above its background of 5 counts"):
         measured_views(views, WORLD)
+
+
+def test_blocks_leave_out_what_was_never_recorded_as_the_whole_does():
+    camera = Noise(1.0, 100.0, 0.0)
+    cut = []
+    for view in RECORDING.views:
+        counts = view.counts + 100
+        counts[:6, :, : counts.shape[2] // 3] = 0
+        cut.append(counts)
+    whole = fuse(
+        [View(c, v.grid, v.world_to_view, psf=v.psf, background=105.0, noise=camera)
+         for c, v in zip(cut, RECORDING.views, strict=True)],
+        world=WORLD, iterations=4, back_projector=Matched(),
+    )  # fmt: skip
+    views = [
+        StoredView(c, v.grid, v.world_to_view, v.psf, 105.0, camera)
+        for c, v in zip(cut, RECORDING.views, strict=True)
+    ]
+    known = measured_views(views, WORLD)
+    assert all(one.fill is not None and one.fill.value == 0 for one in known.views)
+    halo = halo_of_views(views, WORLD)
+    blocks = [fused_block(known, WORLD, core, halo=halo, iterations=4) for core in CORES]
+    error = torch.cat(blocks, 2).sub(whole.image).abs()
+    assert float(error.max()) < 1e-3 * float(whole.image.max())
