@@ -37,6 +37,8 @@ WINDOW = 5000
 
 CONNECT_S = 10
 
+GONE = "the scheduler is gone, or has dropped its tasks."
+
 SETTINGS = {
     # Workers keep no results, so nothing can be spilled; what arithmetic holds is planned.
     "distributed.worker.memory.target": False,
@@ -109,6 +111,8 @@ class _Run:
                 on_done(Done(key, facts, timings_s))
                 for following in itertools.islice(waiting, 1):
                     under_way.add(self._submitted(following))
+        except imported("distributed.comm").CommClosedError as error:
+            raise PellucidError(GONE) from error
         except BaseException:
             self._cancel(under_way)
             raise
@@ -140,8 +144,10 @@ class _Run:
                     f"{part}: every worker that tried it ended, perhaps for want of memory. "
                     "Take smaller tiles (--memory, --tile)."
                 ) from error
+            if isinstance(error, imported("distributed.comm").CommClosedError):
+                raise PellucidError(f"{part}: {GONE}") from error
             raise PellucidError(f"{part}: {type(error).__name__}: {error}") from error
-        raise PellucidError(f"{part}: the scheduler is gone, or has dropped its tasks.")
+        raise PellucidError(f"{part}: {GONE}")
 
     def _cancel(self, under_way: Any) -> None:
         futures = list(under_way.futures)
