@@ -35,11 +35,11 @@ OUTPUT = "killed.ome.zarr"
 QUIET = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
 
 
-def make(folder: Path) -> None:
+def make(folder: Path, shape: tuple[int, int, int] = SHAPE) -> None:
     """Write raw.ome.zarr and psf.tif."""
     psf = gaussian((0.6, 0.25, 0.25), VOXEL_UM)
     seen = record(
-        STRUCTURES["filaments"], psf.values, SHAPE, peak_photons=300.0, background_photons=5.0,
+        STRUCTURES["filaments"], psf.values, shape, peak_photons=300.0, background_photons=5.0,
         camera=Camera(), seed=1,
     )  # fmt: skip
     pellucid.write(folder / "raw.ome.zarr", seen.counts, voxel_um=VOXEL_UM)

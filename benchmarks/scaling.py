@@ -5,8 +5,9 @@
     python benchmarks/scaling.py serial
 
 Workers have one thread each. The scheduler runs in a process of its own, whose processor seconds and
-the bytes of whose connections (`ss`, Linux) are counted between the first task and the last. What is
-serial is done by the command itself, before the first tile and after the last.
+the bytes of whose connections (`ss`, Linux) are counted between the first task and the last. `serial`
+times what lies around the tiles in one process: measuring, which the command does alone, and the
+coarser levels, whose shards are tasks on a cluster.
 """
 
 import argparse
@@ -25,9 +26,7 @@ from typing import Any
 
 import numpy as np
 
-import pellucid
-from pellucid.core.psf_theory import gaussian
-from pellucid.core.simulation import STRUCTURES, Camera, record
+import faults
 from pellucid.data.manifest import Manifest
 from pellucid.data.ome_zarr_writer import OmeZarrWriter
 from pellucid.data.writer import ImageDescription
@@ -47,13 +46,7 @@ TICKS = os.sysconf("SC_CLK_TCK")
 
 def make(folder: Path) -> DeconvolveParameters:
     """Write a recording and its PSF; returns what is asked."""
-    psf = gaussian((0.6, 0.25, 0.25), VOXEL_UM)
-    seen = record(
-        STRUCTURES["filaments"], psf.values, SHAPE, peak_photons=300.0, background_photons=5.0,
-        camera=Camera(), seed=1,
-    )  # fmt: skip
-    pellucid.write(folder / "raw.ome.zarr", seen.counts, voxel_um=VOXEL_UM)
-    pellucid.write(folder / "psf.tif", psf.values.astype(np.float32), voxel_um=VOXEL_UM)
+    faults.make(folder, SHAPE)
     return DeconvolveParameters.checked(
         {"inputs": (str(folder / "raw.ome.zarr"),), "psf": (folder / "psf.tif",), "iterations": 10,
          "output": folder / "sharp.ome.zarr", "tile": (64, 128, 128), "overwrite": True}

@@ -225,6 +225,7 @@ def test_a_full_disk_keeps_what_is_finished(folder):
     said = run.communicate()[1]
     assert run.returncode == 1
     assert "out.ome.zarr: writing failed" in said
+    assert "go on with --resume" in said
     run = started("out.ome.zarr", "--resume")
     run.communicate()
     assert pixels("out.ome.zarr") == pixels("straight.ome.zarr")

@@ -159,16 +159,21 @@ def _compared(
 
 def _registration_words(seen: MultiViewRecording, joint: FuseOutcome) -> str:
     """How far the corners of the object are from where they truly are."""
+    errors = _corner_errors(seen, joint)
+    return (
+        f"registration error at the corners: {errors[0]:.2f} voxels on average (the nominal angle "
+        f"alone: {errors[1]:.1f}), {joint.timings_s['register']:.1f} s"
+    )
+
+
+def _corner_errors(seen: MultiViewRecording, joint: FuseOutcome) -> list[float]:
+    """Mean distance of the object's corners from where they are, voxels: as found, as nominal."""
     assert joint.transforms is not None
     found = joint.transforms.world_to_view(joint.transforms.times[0], 1)
     corners = seen.world.corners_um()
     true = seen.views[1].world_to_view.apply(corners)
     nominal = turned_arms(DUAL_DEG, seen.world, [seen.views[1].psf], planes_every=PLANES_EVERY)[1]
-    errors = [
-        np.linalg.norm(place.apply(corners) - true, axis=1).mean() / VOXEL_UM
+    return [
+        float(np.linalg.norm(place.apply(corners) - true, axis=1).mean()) / VOXEL_UM
         for place in (found, nominal.world_to_view)
     ]
-    return (
-        f"registration error at the corners: {errors[0]:.2f} voxels on average (the nominal angle "
-        f"alone: {errors[1]:.1f}), {joint.timings_s['register']:.1f} s"
-    )

@@ -29,9 +29,6 @@ keeps the noise of dim views (20 photons) out of the curvatures that tell their 
 FEWEST_PLANES = 8
 """Axes are not averaged to fewer: a gradient along them, off the border, needs that many."""
 
-QUIET_SIGMA_VOXELS = 1.0
-"""Further smoothing of both views before their difference of blur is measured: noise is curved too."""
-
 MOST_FREQUENCIES = 20_000
 """More of them say nothing new about a difference of blur: neighbours were averaged."""
 

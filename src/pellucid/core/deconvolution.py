@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pellucid.core.accelerated import Accelerated
 from pellucid.core.back_projectors import METHODS, BackProjector
-from pellucid.core.coverage import FillChoice, fill_facts, recorded
+from pellucid.core.coverage import Fill, FillChoice, fill_facts, recorded
 from pellucid.core.fourier import Shape
 from pellucid.core.noise import Noise, check_background, estimate_background, estimate_noise
 from pellucid.core.operators import Blur, Extended
@@ -21,6 +21,8 @@ from pellucid.core.psf_field import PsfField
 from pellucid.core.psf_preparation import prepare
 from pellucid.core.residual import reblur_residual
 from pellucid.core.richardson_lucy import RichardsonLucy
+from pellucid.core.sampling import Array as Sliced
+from pellucid.core.sampling import blocks_of
 from pellucid.core.varying_blur import VaryingBlur
 from pellucid.errors import InputError, ParameterError
 
@@ -247,8 +249,20 @@ def unknown_gain(image: Tensor, background: float, seen: Tensor | None = None) -
     planes = image[::every]
     if seen is not None and bool(seen[::every].any()):
         planes = planes[seen[::every]]
-    bright = float(np.quantile(planes.cpu().numpy(), 0.999))
-    top = max(bright, background + 0.1 * (float(image.max()) - background))
+    return _supposed_gain(planes.cpu().numpy(), float(image.max()), background)
+
+
+def camera_as_used(volume: Sliced, noise: Noise, background: float, fill: Fill | None) -> Noise:
+    """Return the camera that turns the counts of a lazily sliced volume into photons: gain above 0."""
+    if noise.reliable and noise.gain > 0:
+        return Noise(noise.gain, min(noise.offset, background), noise.read_noise)
+    blocks = blocks_of(volume, "deconvolve")
+    sampled = np.concatenate([b[fill.recorded(b)] if fill else b.ravel() for b in blocks])
+    return Noise(_supposed_gain(sampled, float(sampled.max()), background), background, 0.0)
+
+
+def _supposed_gain(counts: NDArray[Any], brightest: float, background: float) -> float:
+    top = max(float(np.quantile(counts, 0.999)), background + 0.1 * (brightest - background))
     return (top - background) / SUPPOSED_PHOTONS if top > background else 1.0
 
 

@@ -29,7 +29,7 @@ from pellucid.core.averaging import (
 )
 from pellucid.core.back_projectors import BackProjector, Matched
 from pellucid.core.coverage import Fill, FillChoice, fill_of
-from pellucid.core.deconvolution import in_photons, unknown_gain, usable_psf
+from pellucid.core.deconvolution import camera_as_used, in_photons, usable_psf
 from pellucid.core.fourier import Shape
 from pellucid.core.fusion import covered, joint_problem
 from pellucid.core.geometry import Affine, Grid
@@ -38,7 +38,7 @@ from pellucid.core.noise import Noise, check_background, estimate_background, es
 from pellucid.core.psf import Psf
 from pellucid.core.richardson_lucy import RichardsonLucy
 from pellucid.core.rotated_psf import rotated_psf
-from pellucid.core.sampling import Array, blocks_of, finite, to_numpy
+from pellucid.core.sampling import Array, finite, to_numpy
 from pellucid.core.tiling import Box, halo_of
 from pellucid.core.transform_field import TransformField
 from pellucid.core.views import LitView, brightness_lattice, light_on, on_equal_terms
@@ -309,16 +309,6 @@ def _usable(view: StoredView) -> StoredView:
     return view if view.psf is None else replace(view, psf=usable_psf(view.psf, view.grid.shape))
 
 
-def _camera(volume: Array, noise: Noise, level: float, fill: Fill | None) -> Noise:
-    """The camera as used; where it is not known, its gain by the brightest samples of the whole."""
-    if noise.reliable and noise.gain > 0:
-        return Noise(noise.gain, min(noise.offset, level), noise.read_noise)
-    blocks = blocks_of(volume, "fuse")
-    samples = np.concatenate([b[fill.recorded(b)] if fill else b.ravel() for b in blocks])
-    gain = unknown_gain(torch.from_numpy(samples.astype(np.float32))[None], level)
-    return Noise(gain, level, 0.0)
-
-
 def _alone(view: StoredView) -> tuple[KnownView, float]:
     """What is measured of one view, and its mean photons per voxel."""
     fill = fill_of(view.volume, view.fill)
@@ -326,7 +316,7 @@ def _alone(view: StoredView) -> tuple[KnownView, float]:
     level = view.background
     if level is None:
         level = float(estimate_background(view.volume, fill=fill or "none"))
-    camera = _camera(view.volume, noise, level, fill)
+    camera = camera_as_used(view.volume, noise, level, fill)
     total, voxels, brightest, lowest, highest, expected = 0.0, 0, 0.0, math.inf, -math.inf, 0.0
     for slab in _slabs(view):
         if fill is not None:

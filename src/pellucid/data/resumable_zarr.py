@@ -104,7 +104,7 @@ class ResumableZarr(OmeZarrWriter):
                 self.count(facts)
 
     def _finish(self) -> None:
-        """Nothing but the end: `stages.pyramid_run` makes the levels, part by part."""
+        """Nothing but the end: `stages.pieces_run.make_pieces` makes the levels, part by part."""
         self._complete()
 
     def _discard(self) -> None:

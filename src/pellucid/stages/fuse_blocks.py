@@ -4,7 +4,6 @@ What every block needs to know of its views is measured once (`KnownViews`) and 
 parts; so a block depends on the recordings, this and its number alone.
 """
 
-import itertools
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,19 +25,18 @@ from pellucid.core.tiling import Box, Tiling
 from pellucid.core.transform_series import SeriesRegistration
 from pellucid.data.ome_zarr_writer import StoredArray
 from pellucid.data.output import stem
-from pellucid.data.record import RunRecord, package_versions, write_record
+from pellucid.data.record import RunRecord, write_record
 from pellucid.data.resumable_zarr import ResumableZarr, write_part
 from pellucid.data.writer import remove
 from pellucid.errors import InputError
 from pellucid.stages import fuse_registration as registering
-from pellucid.stages.engine import Done, Engine
-from pellucid.stages.events import OnEvent, TileDone
+from pellucid.stages.engine import Engine
+from pellucid.stages.events import OnEvent
 from pellucid.stages.fuse_block_plan import weighting_of
 from pellucid.stages.fuse_memory import stated_restorer
 from pellucid.stages.fuse_parameters import FuseParameters
 from pellucid.stages.fuse_plan import FusePlan, side_outputs
-from pellucid.stages.going_on import going_on
-from pellucid.stages.pyramid_run import make_levels
+from pellucid.stages.pieces_run import deciding, going_on, head_of, make_pieces
 from pellucid.stages.resources import describe_device, return_freed_memory
 from pellucid.stages.tile_plan import box_shape
 from pellucid.stages.volume_statistics import LazyVolume
@@ -165,9 +163,14 @@ def run_in_blocks(
         blocks = FusedBlocks(
             tiling, plan.world, volumes, plan.parameters, plan.device, writer.stored_array(0)
         )
-        _fuse(plan, blocks, writer, record, engine, on_event)
-        with record.timed("pyramid"):
-            make_levels(writer, engine)
+        keys = [(*place, index) for place in volumes for index in range(len(tiling))]
+        series = plan.views[0].series
+
+        def named(key: BlockKey) -> str:
+            t, c, index = key
+            return f"t={series.times[t]} c={series.channels[c]} block {index}"
+
+        make_pieces(keys, blocks, writer, engine, record, on_event, computing="fuse", named=named)
         outputs = _write_beside(plan, found)
     record.statistics = {
         "device": describe_device(plan.device), "world": plan.world.to_dict(),
@@ -179,31 +182,6 @@ def run_in_blocks(
     }  # fmt: skip
     path = write_record(record, plan.output)
     return BlocksMade(path, found, resumed, [plan.output, *outputs])
-
-
-def _fuse(
-    plan: FusePlan,
-    blocks: FusedBlocks,
-    writer: ResumableZarr,
-    record: RunRecord,
-    engine: Engine,
-    on_event: OnEvent,
-) -> None:
-    """Fuse and write the blocks that are not there yet."""
-    keys = [(*place, index) for place in blocks.volumes for index in range(len(blocks.tiling))]
-    number = itertools.count(1 + sum(blocks.part(key) in writer.done for key in keys))
-    series = plan.views[0].series
-
-    def on_done(done: Done[BlockKey]) -> None:
-        writer.count(done.facts)
-        for part, seconds in done.timings_s.items():
-            name = "fuse" if part == "compute" else part
-            record.timings_s[name] = record.timings_s.get(name, 0.0) + seconds
-        t, c, index = done.key
-        what = f"t={series.times[t]} c={series.channels[c]} block {index}"
-        on_event(TileDone(next(number), len(keys), done.timings_s["compute"], what))
-
-    engine.run(keys, blocks, writer.done, on_done)
 
 
 def _stored(
@@ -235,13 +213,10 @@ def _stored(
 def _writer(plan: FusePlan, found: SeriesRegistration, record: RunRecord) -> ResumableZarr:
     assert plan.blocks is not None
     asked = plan.parameters
-    decides = {k: v for k, v in asked.plain().items() if k not in WITHOUT_EFFECT}
-    inputs = {f"input {i.path}": (i.size_bytes, i.checksum) for i in record.inputs}
-    tiling = plan.blocks.tiling
+    decides = deciding(asked, WITHOUT_EFFECT)
     head = {
-        **decides, **inputs, "core": tiling.core_shape, "halo": tiling.halo,
+        **decides, **head_of(record, plan.blocks.tiling, plan.device),
         "world": plan.world.to_dict(), "transforms found": registering.to_json(found)["transforms"],
-        "device": plan.device.partition(":")[0], "pellucid": package_versions()["pellucid"],
     }  # fmt: skip
     return ResumableZarr(
         plan.output, plan.image(plan.world), head=head, resume=asked.resume,

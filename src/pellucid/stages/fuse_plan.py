@@ -366,11 +366,8 @@ def _check_output(parameters: FuseParameters) -> None:
         raise OutputError(
             f"{output.name}: the suffix chooses the format. Use .ome.zarr, .ome.tif or .tif."
         )
-    try:
-        for path in (output, *side_outputs(output)):
-            check_output_path(path, _replaces(parameters))
-    except OutputError as error:
-        raise OutputError(str(error).replace("overwrite=True", "use --overwrite")) from error
+    for path in (output, *side_outputs(output)):
+        check_output_path(path, _replaces(parameters))
 
 
 def side_outputs(output: Path) -> list[Path]:

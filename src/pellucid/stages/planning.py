@@ -185,7 +185,7 @@ def plan_deconvolution(parameters: DeconvolveParameters) -> Plan:
     OutputError : an output that exists or cannot be written
     PlanError : too little memory or disk, with what would fit
     """
-    _workplace(parameters)  # what cannot be had is refused before files are opened
+    place = _workplace(parameters)  # what cannot be had is refused before files are opened
     recordings = [
         recording
         for spec in parameters.inputs
@@ -193,12 +193,14 @@ def plan_deconvolution(parameters: DeconvolveParameters) -> Plan:
             spec, voxel_um=parameters.voxel_um, axes=parameters.axes, image=parameters.image
         )
     ]
-    return plan_recordings(parameters, recordings)
+    return plan_recordings(parameters, recordings, place)
 
 
-def plan_recordings(parameters: DeconvolveParameters, recordings: list[Recording]) -> Plan:
+def plan_recordings(
+    parameters: DeconvolveParameters, recordings: list[Recording], place: Workplace | None = None
+) -> Plan:
     """The plan for recordings that are open already, in place of `parameters.inputs`."""
-    place = _workplace(parameters)
+    place = place or _workplace(parameters)
     outputs = _outputs(parameters, recordings)
     files: list[FilePlan] = []
     shared: dict[object, _Optics] = {}
@@ -399,17 +401,10 @@ def _outputs(parameters: DeconvolveParameters, recordings: list[Recording]) -> l
     for path in outputs:
         check_not_input(path, inputs)
         if path.parent.is_dir():
-            _check_output(path, parameters.overwrite)
+            check_output_path(path, parameters.overwrite)
         elif path is target or not path.parent.parent.is_dir():
             raise OutputError(f"{path}: its folder does not exist. Create it first.")
     return outputs
-
-
-def _check_output(path: Path, overwrite: bool) -> None:
-    try:
-        check_output_path(path, overwrite)
-    except OutputError as error:
-        raise OutputError(str(error).replace("overwrite=True", "use --overwrite")) from error
 
 
 def _existing(folder: Path) -> Path:

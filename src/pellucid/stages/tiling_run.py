@@ -4,7 +4,6 @@ Everything that a tile needs to know of its volume is measured once (`VolumeStat
 kept in the list of finished parts; so a tile depends on the recording, this and its number alone.
 """
 
-import itertools
 from collections import Counter
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -26,15 +25,14 @@ from pellucid.core.richardson_lucy import RichardsonLucy
 from pellucid.core.tiling import Tile, Tiling
 from pellucid.data.manifest import Manifest
 from pellucid.data.ome_zarr_writer import StoredArray
-from pellucid.data.record import RunRecord, fingerprint, package_versions, write_record
+from pellucid.data.record import RunRecord, fingerprint, write_record
 from pellucid.data.resumable_zarr import ResumableZarr, write_part
 from pellucid.data.writer import ImageDescription
-from pellucid.stages.engine import Done, Engine, InProcess
-from pellucid.stages.events import FileDone, OnEvent, TileDone, Warned
-from pellucid.stages.going_on import going_on
+from pellucid.stages.engine import Engine, InProcess
+from pellucid.stages.events import FileDone, OnEvent, Warned
 from pellucid.stages.parameters import DeconvolveParameters
+from pellucid.stages.pieces_run import deciding, going_on, head_of, make_pieces
 from pellucid.stages.planning import FilePlan, Plan
-from pellucid.stages.pyramid_run import make_levels
 from pellucid.stages.resources import describe_device, return_freed_memory
 from pellucid.stages.tile_plan import TilePlan
 from pellucid.stages.volume_statistics import LazyVolume, VolumeStatistics, measured
@@ -165,9 +163,14 @@ def run_tiled(
         with record.timed("measure"):
             prepared = _prepared(plan, file, writer.done, engine)
         tiles = RestoredTiles(tiling, prepared, writer.stored_array(0))
-        _restore(file, tiles, writer, record, engine, on_event)
-        with record.timed("pyramid"):
-            make_levels(writer, engine)
+        keys = [(*place, index) for place in prepared for index in range(len(tiling))]
+
+        def named(key: TileKey) -> str:
+            return f"{file.name(*task_place(file, key[:2]))} tile {key[2]}"
+
+        make_pieces(
+            keys, tiles, writer, engine, record, on_event, computing="deconvolve", named=named
+        )
         ran_away = Counter(
             place
             for place in prepared
@@ -196,30 +199,6 @@ def run_tiled(
     path = write_record(record, file.output)
     on_event(FileDone(file.output, path))
     return path, warnings
-
-
-def _restore(
-    file: FilePlan,
-    tiles: RestoredTiles,
-    writer: ResumableZarr,
-    record: RunRecord,
-    engine: Engine,
-    on_event: OnEvent,
-) -> None:
-    """Restore and write the tiles that are not there yet."""
-    keys = [(*place, index) for place in tiles.volumes for index in range(len(tiles.tiling))]
-    number = itertools.count(1 + sum(tiles.part(key) in writer.done for key in keys))
-
-    def on_done(done: Done[TileKey]) -> None:
-        writer.count(done.facts)
-        for part, seconds in done.timings_s.items():
-            name = "deconvolve" if part == "compute" else part
-            record.timings_s[name] = record.timings_s.get(name, 0.0) + seconds
-        t, c, index = done.key
-        what = f"{file.name(*task_place(file, (t, c)))} tile {index}"
-        on_event(TileDone(next(number), len(keys), done.timings_s["compute"], what))
-
-    engine.run(keys, tiles, writer.done, on_done)
 
 
 def task_place(file: FilePlan, place: tuple[int, int]) -> tuple[int, int]:
@@ -348,13 +327,8 @@ def schedule_of(content: dict[str, Any]) -> Schedule:
 def _writer(plan: Plan, file: FilePlan, record: RunRecord) -> ResumableZarr:
     assert file.tiles is not None
     asked = plan.parameters
-    decides = {k: v for k, v in asked.plain().items() if k not in WITHOUT_EFFECT}
-    inputs = {f"input {i.path}": (i.size_bytes, i.checksum) for i in record.inputs}
-    tiling = file.tiles.tiling
-    head = {
-        **decides, **inputs, "core": tiling.core_shape, "halo": tiling.halo, "step": tiling.step,
-        "device": plan.device.partition(":")[0], "pellucid": package_versions()["pellucid"],
-    }  # fmt: skip
+    decides, tiling = deciding(asked, WITHOUT_EFFECT), file.tiles.tiling
+    head = {**decides, **head_of(record, tiling, plan.device), "step": tiling.step}
     image = ImageDescription(
         file.shape, asked.dtype, file.voxel_um, file.channel_names, file.time_step_s
     )

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from pellucid.core.coverage import Fill, FillChoice, fill_of
-from pellucid.core.deconvolution import SUPPOSED_PHOTONS
+from pellucid.core.deconvolution import camera_as_used
 from pellucid.core.noise import Noise, check_background, estimate_background, estimate_noise
-from pellucid.core.sampling import block_means, blocks_of
+from pellucid.core.sampling import block_means
 from pellucid.core.tiling import Box, Tiling
 from pellucid.data.recording import Recording
 from pellucid.errors import InputError
@@ -101,7 +101,7 @@ def measured(
     fill_known: FillChoice = fill or "none"
     noise = estimate_noise(volume, fill=fill_known)
     level = float(estimate_background(volume, fill=fill_known)) if background is None else background
-    camera = _camera(volume, noise, level, fill)
+    camera = camera_as_used(volume, noise, level, fill)
     sigma = math.sqrt(max(float(noise.variance(level)), 0.0)) if noise.reliable else 0.0
     dark_block = level + DARK_BLOCK_SIGMAS * sigma / 16
     dark_voxel = level + DARK_VOXEL_SIGMAS * sigma
@@ -150,18 +150,6 @@ def measured(
         fill_below=None if fill is None else fill.below,
         fill_margin_px=0 if fill is None else fill.margin_px, recorded_share=share,
     )  # fmt: skip
-
-
-def _camera(volume: LazyVolume, noise: Noise, background: float, fill: Fill | None) -> Noise:
-    """The camera that turns counts into photons; where unknown, the brightest voxels hold 1000."""
-    if noise.reliable and noise.gain > 0:
-        return Noise(noise.gain, min(noise.offset, background), noise.read_noise)
-    blocks = blocks_of(volume, "deconvolve")
-    sampled = np.concatenate([b[fill.recorded(b)] if fill else b.ravel() for b in blocks])
-    bright, brightest = float(np.quantile(sampled, 0.999)), float(sampled.max())
-    top = max(bright, background + 0.1 * (brightest - background))
-    gain = (top - background) / SUPPOSED_PHOTONS if top > background else 1.0
-    return Noise(gain, background, 0.0)
 
 
 def _rounded(value: float) -> float:
