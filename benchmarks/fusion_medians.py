@@ -6,6 +6,7 @@ count, and all methods see the same recordings.
 
 import json
 import random
+from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -50,7 +51,8 @@ def unit(psf: Psf) -> Psf:
 
 def run(
     seeds: list[int], angles: tuple[float, ...], *, size: int, peaks: list[float],
-    structures: list[str], planes_every: int, log: Path | None, only: str = "", most: int | None = None,
+    structures: list[str], planes_every: int, log: Path | None, only: Sequence[str] = ("",),
+    most: int | None = None,
 ) -> None:  # fmt: skip
     """Print the table of medians over all cases; `log` gets a JSON line for each case and method.
 
@@ -74,7 +76,7 @@ def run(
             for v in recording.views
         ]
         for method in methods():
-            if only not in method.name:
+            if not any(part in method.name for part in only):
                 continue
             scores = scored(method, views, recording, world)
             found.setdefault(method.name, []).append(scores)
