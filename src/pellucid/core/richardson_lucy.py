@@ -67,7 +67,9 @@ class RichardsonLucy:
     def peak_bytes(self, problem: Problem) -> int:
         """Return the largest memory held at once, in bytes, images included."""
         kept_for_momentum = {"none": 0, "heavy-ball": 1, "biggs-andrews": 5}[self.momentum]
-        return peak_bytes(problem, volumes=1 + kept_for_momentum, projector=self.back_projector)
+        weights = len(problem.observations) - 1 if self.update == "alternating" else 0
+        volumes = 1 + kept_for_momentum + weights
+        return peak_bytes(problem, volumes=volumes, projector=self.back_projector)
 
     def __call__(self, problem: Problem) -> Restored:
         views = range(len(problem.observations))
