@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +21,7 @@ from pellucid.core.accelerated import Accelerated
 from pellucid.core.deconvolution import back_projector, deconvolve, roomy, usable_psf
 from pellucid.core.deskew import deskew, deskewed_grid
 from pellucid.core.geometry import as_triple
-from pellucid.core.noise import estimate_background, estimate_noise
+from pellucid.core.noise import estimate_background
 from pellucid.core.pairwise import pairwise_shift
 from pellucid.core.placement import place
 from pellucid.core.psf import Psf
@@ -46,7 +46,7 @@ from pellucid.stages.stitching import Mosaic
 from pellucid.stages.tile_plan import tile_peak_bytes
 from pellucid.stages.tiling_run import VolumeTask
 from pellucid.stages.training import photon_problem
-from pellucid.stages.volume_statistics import LazyVolume, measured
+from pellucid.stages.volume_statistics import LazyVolume, combined, core_statistics, sampled
 
 Volume = npt.NDArray[Any]
 Made = TypeVar("Made")
@@ -248,12 +248,11 @@ def _tiles(plan: Plan, file: FilePlan, c: int, piece: Volume) -> tuple[Volume, f
     kernel = roomy(usable_psf(psf, file.shape[2:]))
     z, y, x = piece.shape
     alone = Tiling((z, y, x), (z, y, x), (0, 0, 0), (1, 1, 1), 0)
-    _, sampling = _timed(lambda: estimate_noise(piece))
-    sliced = cast(LazyVolume, piece)  # an array is sliced as a volume on disk is
-    statistics, passing = _timed(lambda: measured(sliced, alone, asked.background))
+    levels, sampling = _timed(lambda: sampled(piece, asked.background, asked.fill))
+    core, passing = _timed(lambda: core_statistics(piece, levels))
+    statistics = combined(levels, [core], piece.size)
     voxels = math.prod(file.shape[2:])
-    sampled = sampling * min(MAX_VOXELS, voxels) / piece.size
-    measuring = sampled + max(passing - sampling, 0.0) * voxels / piece.size
+    measuring = (sampling * min(MAX_VOXELS, voxels) + passing * voxels) / piece.size
     volume = LazyVolume(file.recording, 0, 0)
     task = VolumeTask(volume, kernel, statistics, None, asked, plan.device)
     deciding = 0.0
@@ -262,13 +261,13 @@ def _tiles(plan: Plan, file: FilePlan, c: int, piece: Volume) -> tuple[Volume, f
         problem = task.problem(piece)
         schedule, deciding = _timed(lambda: decided(restorer, problem, statistics.start))
         task = replace(task, schedule=schedule)
-    (core, _), each = _timed(lambda: task.restored(alone.tile(0), piece))
+    (sharp, _), each = _timed(lambda: task.restored(alone.tile(0), piece))
     here = tile_peak_bytes((z, y, x), kernel, asked)
     sizes = [_size(tile) for tile in tiling]
     costs = {size: grown(here, tile_peak_bytes(size, kernel, asked)) for size in set(sizes)}
     typical = costs[sizes[len(sizes) // 2]]
     seconds = measuring + deciding * typical + each * sum(costs[size] for size in sizes)
-    return core, seconds
+    return sharp, seconds
 
 
 def _size(tile: Tile) -> Shape:

@@ -5,7 +5,7 @@ kept in the list of finished parts; so a tile depends on the recording, this and
 """
 
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from pellucid.core.deconvolution import back_projector, in_photons, roomy, usabl
 from pellucid.core.operators import Blur
 from pellucid.core.problem import Observation, Problem
 from pellucid.core.psf import Psf
+from pellucid.core.psf_field import PsfField
 from pellucid.core.replay import Replay, Schedule, Stretch, decided
 from pellucid.core.richardson_lucy import RichardsonLucy
 from pellucid.core.tiling import Tile, Tiling
@@ -35,7 +36,13 @@ from pellucid.stages.pieces_run import deciding, going_on, head_of, make_pieces
 from pellucid.stages.planning import FilePlan, Plan
 from pellucid.stages.resources import describe_device, return_freed_memory
 from pellucid.stages.tile_plan import TilePlan
-from pellucid.stages.volume_statistics import LazyVolume, VolumeStatistics, measured
+from pellucid.stages.volume_statistics import (
+    LazyVolume,
+    Place,
+    VolumeStatistics,
+    measured,
+    rounded,
+)
 
 Float32 = npt.NDArray[np.float32]
 
@@ -72,21 +79,21 @@ class VolumeTask:
 
     def restored(self, tile: Tile, counts: npt.NDArray[Any]) -> tuple[Float32, dict[str, Any]]:
         """Return the core of a tile in counts above background, and what the restorer said."""
-        statistics = self.statistics
         restorer = self._restorer()
         problem = self.problem(counts)
         done = restorer(problem)
         light = problem.observations[0].keep_recorded(done.image)
-        core = light[tile.inner].mul(statistics.gain).cpu().numpy()
+        core = light[tile.inner].mul(self.statistics.levels.gain).cpu().numpy()
         return np.ascontiguousarray(core), {"ran_away": bool(done.stats["ran_away"])}
 
     def problem(self, counts: npt.NDArray[Any]) -> Problem:
         """Return the problem of a tile in photons."""
         image = torch.from_numpy(np.ascontiguousarray(counts, np.float32)).to(self.device)
-        photons, expected, _ = in_photons(image, self.statistics.background, self.statistics.camera)
+        levels = self.statistics.levels
+        photons, expected, _ = in_photons(image, levels.background, levels.camera)
         z, y, x = image.shape
         blur = Blur(torch.from_numpy(self.kernel).to(self.device), (z, y, x))
-        fill = self.statistics.fill
+        fill = levels.fill
         seen = None
         if fill is not None and not (mask := fill.recorded(np.asarray(counts))).all():
             seen = torch.from_numpy(mask).to(self.device)
@@ -109,7 +116,7 @@ class RestoredTiles:
     """The task of restoring the tiles of all volumes of one output."""
 
     tiling: Tiling
-    volumes: dict[tuple[int, int], VolumeTask]
+    volumes: dict[Place, VolumeTask]
     stored: StoredArray
 
     def part(self, key: TileKey) -> str:
@@ -179,7 +186,7 @@ def run_tiled(
         )
     volumes = [
         {
-            "t": file.times[t], "c": file.channels[c], **asdict(task.statistics),
+            "t": file.times[t], "c": file.channels[c], **task.statistics.to_json(),
             "schedule": None if task.schedule is None else schedule_json(task.schedule),
             "tiles_that_ran_away": ran_away[t, c],
         }
@@ -201,53 +208,41 @@ def run_tiled(
     return path, warnings
 
 
-def task_place(file: FilePlan, place: tuple[int, int]) -> tuple[int, int]:
+def task_place(file: FilePlan, place: Place) -> Place:
     """(t, c) in the recording of (t, c) in the output."""
     return file.times[place[0]], file.channels[place[1]]
 
 
 def _prepared(
     plan: Plan, file: FilePlan, done: Manifest, engine: Engine
-) -> dict[tuple[int, int], VolumeTask]:
-    """What is known of every volume: measured here, decided by the engine, and listed."""
+) -> dict[Place, VolumeTask]:
+    """What is known of every volume before its tiles: measured, decided, and listed by the engine."""
     assert file.tiles is not None
-    tiling = file.tiles.tiling
-    places = [(int(t), int(c)) for t, c in np.ndindex(file.shape[:2])]
-    new = {}
-    for place in places:
-        if measured_part(place) not in done:
-            volume = LazyVolume(file.recording, *task_place(file, place))
-            statistics = measured(volume, tiling, plan.parameters.background, plan.parameters.fill)
-            new[place] = _volume_task(plan, file, place, statistics, None)
-    engine.run(list(new), DecidedVolumes(file.tiles, new), done, lambda _: None)
-    # As they were listed, so that a run that goes on knows exactly the same.
-    prepared = {}
-    for place in places:
-        facts = done.facts(measured_part(place))
-        listed = dict(facts["statistics"], empty=tuple(facts["statistics"]["empty"]))
-        decisions = facts["schedule"]
-        schedule = None if decisions is None else schedule_of(decisions)
-        prepared[place] = _volume_task(plan, file, place, VolumeStatistics(**listed), schedule)
-    return prepared
-
-
-def measured_part(place: tuple[int, int]) -> str:
-    """Name of what is known of a volume before its tiles, in the list of parts."""
-    return "t{} c{} measured".format(*place)
+    asked, tiling = plan.parameters, file.tiles.tiling
+    volumes = {
+        (int(t), int(c)): LazyVolume(file.recording, *task_place(file, (t, c)))
+        for t, c in np.ndindex(file.shape[:2])
+    }
+    known = measured(volumes, tiling, asked.background, asked.fill, engine, done)
+    tasks = {
+        place: _volume_task(plan, file.psfs[place[1]], volume, known[place])
+        for place, volume in volumes.items()
+    }
+    deciding = DecidedVolumes(file.tiles, tasks)
+    engine.run(list(tasks), deciding, done, lambda _: None)
+    for place, task in tasks.items():
+        decisions = done.facts(deciding.part(place))["schedule"]
+        if decisions is not None:
+            tasks[place] = replace(task, schedule=schedule_of(decisions))
+    return tasks
 
 
 def _volume_task(
-    plan: Plan,
-    file: FilePlan,
-    place: tuple[int, int],
-    statistics: VolumeStatistics,
-    schedule: Schedule | None,
+    plan: Plan, psf: Psf | PsfField, volume: LazyVolume, statistics: VolumeStatistics
 ) -> VolumeTask:
-    volume = LazyVolume(file.recording, *task_place(file, place))
-    psf = file.psfs[place[1]]
     assert isinstance(psf, Psf)  # the plan cuts nothing of which the blur varies
     kernel = roomy(usable_psf(psf, volume.shape))
-    return VolumeTask(volume, kernel, statistics, schedule, plan.parameters, plan.device)
+    return VolumeTask(volume, kernel, statistics, None, plan.parameters, plan.device)
 
 
 @dataclass(frozen=True)
@@ -255,13 +250,13 @@ class DecidedVolumes:
     """The task of deciding, on one tile of a volume (t, c), what all its tiles will repeat."""
 
     tiles: TilePlan
-    volumes: dict[tuple[int, int], VolumeTask]
+    volumes: dict[Place, VolumeTask]
 
-    def part(self, key: tuple[int, int]) -> str:
+    def part(self, key: Place) -> str:
         """See `Task.part`."""
-        return measured_part(key)
+        return "t{} c{} decided".format(*key)
 
-    def read(self, key: tuple[int, int]) -> npt.NDArray[Any] | None:
+    def read(self, key: Place) -> npt.NDArray[Any] | None:
         """Return the counts of the typical tile; None where nothing is to be decided."""
         volume = self.volumes[key]
         tiling = self.tiles.tiling
@@ -272,9 +267,7 @@ class DecidedVolumes:
         ]
         return counts
 
-    def compute(
-        self, key: tuple[int, int], read: npt.NDArray[Any] | None
-    ) -> dict[str, Any] | None:
+    def compute(self, key: Place, read: npt.NDArray[Any] | None) -> dict[str, Any] | None:
         """Return the schedule, as it is listed."""
         if read is None:
             return None
@@ -283,18 +276,9 @@ class DecidedVolumes:
         restorer = Accelerated(back_projector(asked.method), seed=asked.seed)
         return schedule_json(decided(restorer, volume.problem(read), volume.statistics.start))
 
-    def write(self, key: tuple[int, int], made: dict[str, Any] | None) -> dict[str, Any]:
+    def write(self, key: Place, made: dict[str, Any] | None) -> dict[str, Any]:
         """Return what is listed of a volume."""
-        return {"statistics": asdict(self.volumes[key].statistics), "schedule": made}
-
-
-def rounded(value: Any) -> Any:
-    """JSON with its numbers to six digits: more would depend on the number of threads."""
-    if isinstance(value, dict):
-        return {name: rounded(v) for name, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [rounded(v) for v in value]
-    return float(f"{value:.6g}") if isinstance(value, float) else value
+        return {"schedule": made}
 
 
 def schedule_json(schedule: Schedule) -> dict[str, Any]:
