@@ -18,7 +18,7 @@ import numpy.typing as npt
 import torch
 
 from pellucid.core.accelerated import Accelerated
-from pellucid.core.deconvolution import back_projector, deconvolve, roomy, usable_psf
+from pellucid.core.deconvolution import back_projector, deconvolve, restorer, roomy, usable_psf
 from pellucid.core.deskew import deskew, deskewed_grid
 from pellucid.core.geometry import as_triple
 from pellucid.core.noise import estimate_background
@@ -26,7 +26,7 @@ from pellucid.core.pairwise import pairwise_shift
 from pellucid.core.placement import place
 from pellucid.core.psf import Psf
 from pellucid.core.quality import measure
-from pellucid.core.replay import decided
+from pellucid.core.replay import Replay, decided
 from pellucid.core.sampling import MAX_VOXELS
 from pellucid.core.tiling import Tile, Tiling
 from pellucid.data.output import create_output
@@ -254,13 +254,13 @@ def _tiles(plan: Plan, file: FilePlan, c: int, piece: Volume) -> tuple[Volume, f
     voxels = math.prod(file.shape[2:])
     measuring = (sampling * min(MAX_VOXELS, voxels) + passing * voxels) / piece.size
     volume = LazyVolume(file.recording, 0, 0)
-    task = VolumeTask(volume, kernel, statistics, None, asked, plan.device)
+    chosen = restorer(back_projector(asked.method), asked.iterations, asked.seed)
+    task = VolumeTask(volume, kernel, statistics, chosen, plan.device)
     deciding = 0.0
-    if asked.iterations is None:
-        restorer = Accelerated(back_projector(asked.method), seed=asked.seed)
+    if isinstance(chosen, Accelerated):
         problem = task.problem(piece)
-        schedule, deciding = _timed(lambda: decided(restorer, problem, statistics.start))
-        task = replace(task, schedule=schedule)
+        schedule, deciding = _timed(lambda: decided(chosen, problem, statistics.start))
+        task = replace(task, restorer=Replay(schedule))
     (sharp, _), each = _timed(lambda: task.restored(alone.tile(0), piece))
     here = tile_peak_bytes((z, y, x), kernel, asked)
     sizes = [_size(tile) for tile in tiling]
@@ -277,11 +277,12 @@ def _size(tile: Tile) -> Shape:
 
 def _restore(plan: RestorePlan, piece: Volume | None) -> Probed:
     if piece is None:
-        piece, _ = piece_of(plan.recording, plan.parameters.time, plan.parameters.channel)
+        piece, _ = piece_of(plan.recording, plan.times[0], plan.channels[0])
     image = torch.from_numpy(np.ascontiguousarray(piece, np.float32)).to(plan.device)
     (problem, gain), spent = _timed(lambda: photon_problem(image, plan.psf))
     answer, more = _timed(lambda: plan.restorer(problem))
-    share = math.prod(plan.recording.shape[2:]) / piece.size
+    again = 1.0 if plan.tiles is None else 1.0 + plan.tiles.tiling.halo_share
+    share = again * math.prod(plan.shape) / piece.size
     return Probed((spent + more) * share, answer.image.mul(gain).cpu().numpy())
 
 

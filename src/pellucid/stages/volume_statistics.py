@@ -64,14 +64,19 @@ class LazyVolume:
         z, y, x = self.recording.shape[2:]
         return z, y, x
 
+    @property
+    def name(self) -> str:
+        """File, time point and channel in words."""
+        return f"{self.recording.path.name} t={self.t} c={self.c}"
+
     def __getitem__(self, box: Any) -> Any:
         counts = self.recording.read(self.t, self.c, *box)
         if counts.dtype.kind == "f" and not np.isfinite(counts).all():
             first = int(np.argmin(np.isfinite(counts).all(axis=(1, 2))))
             plane = range(self.shape[0])[box[0]][first]
             raise NotFiniteError(
-                f"{self.recording.path.name} t={self.t} c={self.c}: voxels that are NaN or infinite in "
-                f"plane {plane} (of z, from 0). Replace them, or leave this volume out."
+                f"{self.name}: voxels that are NaN or infinite in plane {plane} (of z, from 0). "
+                "Replace them, or leave this volume out."
             )
         return counts
 
