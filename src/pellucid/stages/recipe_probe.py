@@ -92,7 +92,7 @@ def piece_of(recording: Recording, t: int = 0, c: int = 0) -> tuple[Volume, floa
     Half of the light lies in darker pieces: what stops an iteration there stops it in most places.
     """
     shape = recording.shape[2:]
-    size = [min(n, k) for n, k in zip(shape, CHUNK, strict=True)]
+    size = _piece_shape(shape)
     z0 = (shape[0] - size[0]) // 2
     begin, pieces = time.perf_counter(), []
     for share_y, share_x in np.ndindex(3, 3):
@@ -107,6 +107,15 @@ def piece_of(recording: Recording, t: int = 0, c: int = 0) -> tuple[Volume, floa
     light = np.cumsum([float(piece.mean()) - float(pieces[0].min()) for piece in pieces])
     typical = min(int(np.searchsorted(light, light[-1] / 2)), len(pieces) - 1)
     return pieces[typical], spent / sum(piece.size for piece in pieces)
+
+
+def _piece_shape(shape: Shape) -> Shape:
+    """`CHUNK`, and where a volume is thinner, more of its other axes, so that the piece is as large."""
+    size = [min(n, k) for n, k in zip(shape, CHUNK, strict=True)]
+    for axis in (2, 1, 0):
+        wanted = math.prod(CHUNK) * size[axis] // math.prod(size)
+        size[axis] = min(shape[axis], max(size[axis], wanted))
+    return size[0], size[1], size[2]
 
 
 def _of_outputs(job: Job) -> Volume | None:
@@ -235,9 +244,18 @@ def _whole(plan: Plan, file: FilePlan, c: int, piece: Volume) -> tuple[Volume, f
         piece, psf, method=asked.method, iterations=asked.iterations, background=asked.background,
         device=plan.device, seed=asked.seed,
     ))  # fmt: skip
+    _, sampling = _timed(lambda: sampled(piece, asked.background, asked.fill))
     z, y, x = piece.shape
     here, whole = (peak_bytes(shape, psf, asked) for shape in ((z, y, x), file.shape[2:]))
-    return done.image.cpu().numpy(), spent * grown(here, whole)
+    seconds = sampling * _samples(file, piece) + max(spent - sampling, 0.0) * grown(here, whole)
+    return done.image.cpu().numpy(), seconds
+
+
+def _samples(file: FilePlan, piece: Volume) -> float:
+    """Samples of a volume, from which noise and background are measured, in those of the piece."""
+    voxels = (math.prod(file.shape[2:]), piece.size)
+    whole, here = (min(MAX_VOXELS, n) for n in voxels)
+    return whole / here
 
 
 def _tiles(plan: Plan, file: FilePlan, c: int, piece: Volume) -> tuple[Volume, float]:
@@ -251,8 +269,7 @@ def _tiles(plan: Plan, file: FilePlan, c: int, piece: Volume) -> tuple[Volume, f
     levels, sampling = _timed(lambda: sampled(piece, asked.background, asked.fill))
     core, passing = _timed(lambda: core_statistics(piece, levels))
     statistics = combined(levels, [core], piece.size)
-    voxels = math.prod(file.shape[2:])
-    measuring = (sampling * min(MAX_VOXELS, voxels) + passing * voxels) / piece.size
+    measuring = sampling * _samples(file, piece) + passing * math.prod(file.shape[2:]) / piece.size
     volume = LazyVolume(file.recording, 0, 0)
     chosen = restorer(back_projector(asked.method), asked.iterations, asked.seed)
     task = VolumeTask(volume, kernel, statistics, chosen, plan.device)
@@ -296,7 +313,8 @@ def _measure(plan: MeasurePlan, piece: Volume | None) -> Probed:
 
 
 def _cut(volume: Volume) -> Volume:
-    return middle(volume, CHUNK)
+    z, y, x = volume.shape
+    return middle(volume, _piece_shape((z, y, x)))
 
 
 def _register(plan: Any, piece: Volume | None) -> Probed:
