@@ -18,7 +18,7 @@ from pellucid.data.record import read_record
 from pellucid.data.writer import ImageWriter
 from pellucid.errors import OutputError
 from pellucid.stages import deconvolve as stage
-from pellucid.stages import planning
+from pellucid.stages import piece_choice
 
 
 @pytest.fixture
@@ -218,7 +218,7 @@ def test_outputs_that_cannot_be(folder, capsys):
 
 def test_what_does_not_fit_is_refused_with_what_would(folder, capsys, monkeypatch):
     save("large.ome.tif", recorded((4, 256, 256)))
-    monkeypatch.setattr(planning, "available_bytes", lambda _: 145 * 2**20)
+    monkeypatch.setattr(piece_choice, "available_bytes", lambda _: 145 * 2**20)
     code, sentence = refused(capsys, "large.ome.tif", "--psf", "psf.tif", "-o", "s.tif")
     assert (code, outputs()) == (1, [])
     assert "cpu has 145 MiB free. Write float32 OME-Zarr (.ome.zarr), which is made by" in sentence

@@ -146,7 +146,7 @@ def _told(outcome: Any, *, json: bool) -> int:
 def plan_text(plan: Mapping[str, Any]) -> str:
     """A plan of stitching (`StitchPlan.to_json`) as lines."""
     from pellucid.apps.fusion_text import machine_lines
-    from pellucid.stages.planning import gib
+    from pellucid.stages.piece_choice import gib
 
     lines = ["tiles        first voxel z, y, x (px) and size"]
     for tile in plan["tiles"]:

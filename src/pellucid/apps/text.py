@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pellucid.core.beads import BeadPsf
-from pellucid.stages.planning import gib
+from pellucid.stages.piece_choice import gib
 
 
 def plan_text(plan: Mapping[str, Any]) -> str:

@@ -38,7 +38,7 @@ from pellucid.core.noise import Noise, check_background, estimate_background, es
 from pellucid.core.psf import Psf
 from pellucid.core.richardson_lucy import RichardsonLucy
 from pellucid.core.rotated_psf import rotated_psf
-from pellucid.core.sampling import Array, finite, to_numpy
+from pellucid.core.sampling import Array, Sampled, finite, to_numpy
 from pellucid.core.tiling import Box, halo_of
 from pellucid.core.transform_field import TransformField
 from pellucid.core.views import LitView, brightness_lattice, light_on, on_equal_terms
@@ -311,12 +311,14 @@ def _usable(view: StoredView) -> StoredView:
 
 def _alone(view: StoredView) -> tuple[KnownView, float]:
     """What is measured of one view, and its mean photons per voxel."""
-    fill = fill_of(view.volume, view.fill)
-    noise = view.noise or estimate_noise(view.volume, fill=fill or "none")
+    sampled = Sampled(view.volume)
+    fill = fill_of(sampled, view.fill)
+    noise = view.noise or estimate_noise(sampled, fill=fill or "none")
     level = view.background
     if level is None:
-        level = float(estimate_background(view.volume, fill=fill or "none"))
-    camera = camera_as_used(view.volume, noise, level, fill)
+        level = float(estimate_background(sampled, fill=fill or "none"))
+    camera = camera_as_used(sampled, noise, level, fill)
+    del sampled
     total, voxels, brightest, lowest, highest, expected = 0.0, 0, 0.0, math.inf, -math.inf, 0.0
     for slab in _slabs(view):
         if fill is not None:

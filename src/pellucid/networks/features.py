@@ -33,16 +33,22 @@ def channels(refining: bool, start: Start = "wiener") -> int:
     return CHANNELS + (refining or start == "classical")
 
 
-def inputs_of(problem: Problem, estimate: Tensor | None = None, start: Start = "wiener") -> Tensor:
+def inputs_of(
+    problem: Problem,
+    estimate: Tensor | None = None,
+    start: Start = "wiener",
+    mean: float | None = None,
+) -> Tensor:
     """Return (views * channels, z, y, x) photons on the object's grid; see the module.
 
     The second image of every view is what the network starts from: a Wiener step, or the classical
-    solution, with the Wiener step after it.
+    solution, with the Wiener step after it. `mean` photons are those of the whole recording, where the
+    problem is a part of it.
     """
     if start == "classical" and estimate is None:
-        views, solution = [_view(o, None) for o in problem.observations], classical(problem)
+        views, solution = [_view(o, None, mean) for o in problem.observations], classical(problem)
         return torch.cat([torch.stack([v[0], solution, v[2], v[1]]) for v in views])
-    return torch.cat([_view(o, estimate) for o in problem.observations])
+    return torch.cat([_view(o, estimate, mean) for o in problem.observations])
 
 
 def classical(problem: Problem) -> Tensor:
@@ -75,12 +81,12 @@ def positions_of(problem: Problem) -> Tensor:
     return torch.stack(torch.meshgrid(*axes, indexing="ij"))
 
 
-def _view(o: Observation, estimate: Tensor | None) -> Tensor:
+def _view(o: Observation, estimate: Tensor | None, mean: float | None) -> Tensor:
     signal = o.image - o.background
     raw = on_object(signal, o.operator)
     level = on_object(o.image, o.operator).clamp_min(0)
     # Smoothed, so that the noise level does not carry the noise.
-    noise = _box(level + 1e-3 * o.image.mean()).sqrt()
+    noise = _box(level + 1e-3 * (o.image.mean() if mean is None else mean)).sqrt()
     if estimate is None:
         return torch.stack([raw, wiener_step(signal, o.operator), noise])
     unexplained = signal - o.operator.forward(estimate)

@@ -24,10 +24,18 @@ class Network:
     weights : of the network
     refining : networks that each refine the answer so far, made to agree with the recording by the
         Wiener step of what it does not explain
+    mean_photons : of the recording of which problems are parts; None: a problem's own
     """
 
     weights: RestorationNet
     refining: tuple[RestorationNet, ...] = ()
+    mean_photons: float | None = None
+
+    @property
+    def step(self) -> tuple[int, int, int]:
+        """Voxels (z, y, x) at whose multiples a tile begins, so that its blocks are those of the whole."""
+        z, y, x = (b * b for b in self.weights.block)
+        return z, y, x
 
     def halo(self, problem: Problem) -> tuple[int, int, int]:
         """Return voxels (z, y, x) around a tile that its answer depends on."""
@@ -60,7 +68,7 @@ class Network:
         estimate: Tensor | None = None
         with torch.no_grad():
             for net in (self.weights, *self.refining):
-                inputs = inputs_of(problem, estimate, net.architecture.start)
+                inputs = inputs_of(problem, estimate, net.architecture.start, self.mean_photons)
                 estimate = net.to(inputs.device).eval()(inputs[None], places)[0]
         assert estimate is not None
         return estimate
@@ -68,7 +76,7 @@ class Network:
     def inner(self, problem: Problem) -> tuple[Tensor, tuple[int, ...]]:
         """Return the first network's innermost features (width, z, y, x), and voxels per feature."""
         places = positions_of(problem)[None] if self.weights.architecture.positioned else None
-        inputs = inputs_of(problem, start=self.weights.architecture.start)
+        inputs = inputs_of(problem, None, self.weights.architecture.start, self.mean_photons)
         with torch.no_grad():
             features = self.weights.to(inputs.device).eval().inner(inputs[None], places)[0]
         return features, tuple(b * b for b in self.weights.block)

@@ -41,16 +41,27 @@ def wiener_step(signal: Tensor, operator: LinearOperator) -> Tensor:
     if not isinstance(operator, Windowed):
         return _polynomial(signal, operator)
     sites = places_of(operator)
-    depth, height, width = operator.domain_shape
-    grid = operator.domain_shape if isinstance(operator, Blur) else fast_shape((depth, height, width))
-    wide = continued(signal, operator.margin, operator.domain_shape)
+    margin, grid = apart(operator)
+    wide = continued(signal, margin, grid)
     otfs = [transfer_function(s.psf.contiguous(), grid, _centre(s.psf)) for s in sites]
     level = ALPHA * max(float(otf.abs().square().max()) for otf in otfs)
-    out = torch.zeros_like(wide)
+    inner = tuple(slice(m, m + n) for m, n in zip(operator.margin, operator.domain_shape, strict=True))
+    out = torch.zeros_like(wide[inner])
     for site, otf in zip(sites, otfs, strict=True):
         inverse = otf.conj() / (otf.abs().square() + level)
-        out += site.share * filtered(wide, inverse.resolve_conj(), grid, operator.domain_shape)
+        sharp = filtered(wide, inverse.resolve_conj(), grid, grid)
+        out += site.share * sharp[inner]
     return out
+
+
+def apart(operator: Windowed) -> tuple[Shape, Shape]:
+    """Return margin and FFT grid on which an image does not ring into its opposite faces.
+
+    FFTs make these neighbours: they left 0.01 of the range there, and leave 1e-6 with another margin
+    before and behind the object.
+    """
+    (z, y, x), (depth, height, width) = operator.margin, operator.domain_shape
+    return (2 * z, 2 * y, 2 * x), fast_shape((depth + 2 * z, height + 2 * y, width + 2 * x))
 
 
 def places_of(operator: Windowed) -> list[Place]:

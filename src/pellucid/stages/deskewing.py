@@ -21,7 +21,8 @@ from pellucid.errors import InputError, PlanError
 from pellucid.stages.deskew_parameters import DeskewParameters
 from pellucid.stages.events import FileDone, OnEvent, VolumeDone, Warned, ignore
 from pellucid.stages.lanes import ReadAhead, WriteBehind
-from pellucid.stages.planning import chosen, gib
+from pellucid.stages.piece_choice import gib
+from pellucid.stages.planning import chosen
 from pellucid.stages.resources import available_bytes, describe_device, resolve_device
 
 Volume = npt.NDArray[Any]

@@ -24,11 +24,9 @@ from pellucid.data.writer import ImageDescription, check_free_space, check_outpu
 from pellucid.errors import InputError, OutputError, ParameterError, PellucidError, PlanError
 from pellucid.stages.cluster_choice import Workplace
 from pellucid.stages.fuse_block_plan import (
-    goes_on,
     is_in_one,
     planned_blocks,
     without_blocks,
-    workplace_of,
 )
 from pellucid.stages.fuse_memory import peak_bytes
 from pellucid.stages.fuse_parameters import FuseParameters
@@ -40,7 +38,7 @@ from pellucid.stages.fuse_views import (
     view_psfs,
 )
 from pellucid.stages.pair_registration import STARTS, check_stated
-from pellucid.stages.planning import gib, tiles_json
+from pellucid.stages.piece_choice import gib, is_begun, tiles_json, workplace_of
 from pellucid.stages.registering import reference_channels
 from pellucid.stages.resources import available_bytes, describe_device
 from pellucid.stages.tile_plan import TilePlan
@@ -381,7 +379,8 @@ def side_outputs(output: Path) -> list[Path]:
 
 
 def _replaces(parameters: FuseParameters) -> bool:
-    begun = waiting_folder(parameters.output.expanduser()).exists() or goes_on(parameters)
+    output = parameters.output.expanduser()
+    begun = waiting_folder(output).exists() or is_begun(output)
     return parameters.overwrite or (parameters.resume and begun)
 
 

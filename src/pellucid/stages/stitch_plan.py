@@ -17,7 +17,8 @@ from pellucid.data.plain_json import plain_json
 from pellucid.data.recording import open_recording
 from pellucid.data.writer import ImageDescription, ImageWriter
 from pellucid.errors import InputError, ParameterError, PlanError
-from pellucid.stages.planning import chosen, gib
+from pellucid.stages.piece_choice import gib
+from pellucid.stages.planning import chosen
 from pellucid.stages.resources import available_bytes
 from pellucid.stages.stitch_parameters import StitchParameters
 from pellucid.stages.tile_set import TileSet, margin_px, open_tiles
