@@ -1,7 +1,6 @@
 """The transforms of a fusion: registered as `pellucid register` does, or from a file."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,18 +8,16 @@ import numpy as np
 
 from pellucid.core.transform_series import (
     SeriesRegistration,
-    ViewTransform,
     transform_from_dict,
 )
 from pellucid.data.plain_json import plain_json
 from pellucid.data.transform_exchange import affine_to_itk
-from pellucid.data.transform_file import read_transforms, read_views, write_transforms
+from pellucid.data.transform_file import write_transforms
 from pellucid.data.writer import plain_errors, write_atomically
-from pellucid.errors import InputError
-from pellucid.stages import register_files
 from pellucid.stages.events import Event, OnEvent, VolumeDone, VolumeFailed, Warned
 from pellucid.stages.fuse_parameters import FuseParameters
 from pellucid.stages.fuse_views import PlacedSeries, nominal
+from pellucid.stages.given_transforms import applied, read_given, start_transforms
 from pellucid.stages.registering import reference_channels, register_series
 
 if TYPE_CHECKING:
@@ -67,63 +64,12 @@ def given_transforms(
     parameters: FuseParameters, views: Sequence[PlacedSeries]
 ) -> SeriesRegistration | None:
     """The transforms of a file, to apply (`transforms`) or to begin from (`start`); None: neither."""
+    upright = [view.upright_series for view in views]
     path = parameters.transforms
     if path is None:
-        return register_files.given_transforms(parameters, [view.upright_series for view in views])
-    if path.suffix.lower() == ".xml":
-        raise InputError(
-            f"{path.name}: transforms of BigStitcher are a start: --start {path.name} --over-time none."
-        )
-    _check_views(path, views)
-    return applied(read_transforms(path), views[0].series.times, len(views), path)
-
-
-def _check_views(path: Path, views: Sequence[PlacedSeries]) -> None:
-    """Raise InputError where the file's transforms are of other views than these."""
-    stored = read_views(path)
-    names = [view.series.name for view in views]
-    if names != [name for name, _ in stored] and sorted(names) == sorted(name for name, _ in stored):
-        raise InputError(
-            f"{path.name}: transforms of {', '.join(name for name, _ in stored)}, in this order. Name the "
-            "views alike."
-        )
-    for view, (name, grid) in zip(views, stored, strict=False):
-        here = view.upright
-        if here.shape != grid.shape or not np.allclose(here.spacing_um, grid.spacing_um, rtol=1e-3):
-            raise InputError(
-                f"{path.name}: transforms of {name} with {grid.shape} voxels of {grid.spacing_um} um, and "
-                f"{view.series.name} has {here.shape} of {here.spacing_um}. Register these views."
-            )
-
-
-def applied(
-    given: SeriesRegistration, times: tuple[int, ...], views: int, path: Path
-) -> SeriesRegistration:
-    """Transforms of a file for `times`: its own, or its only ones for all."""
-    if given.views != views:
-        raise InputError(f"{path.name}: transforms of {given.views} views, and there are {views}.")
-    if len(given.times) == 1:
-        repeated = [
-            replace(_as_given(one), time=t, registration=None)
-            for t in times
-            for one in given.transforms
-        ]
-        return SeriesRegistration(times, views, tuple(repeated))
-    if missing := sorted(set(times) - set(given.times)):
-        raise InputError(f"{path.name}: has no transforms of time point {missing[0]}.")
-    kept = tuple(
-        _as_given(one)
-        for one in given.transforms
-        if one.time in times
-    )
-    found = SeriesRegistration(times, views, kept)
-    if len(kept) < len(times) * views:
-        raise InputError(f"{path.name}: lacks transforms of some views or time points. Register again.")
-    return found
-
-
-def _as_given(one: ViewTransform) -> ViewTransform:
-    return one if one.how in ("first", "failed") else replace(one, how="given")
+        return start_transforms(parameters, upright)
+    path = path.expanduser()
+    return applied(read_given(path, upright), views[0].series.times, path)
 
 
 def to_json(found: SeriesRegistration) -> dict[str, Any]:

@@ -84,7 +84,7 @@ def run_fusion(
     files = [path for view in plan.views for path in view.series.files]
     extra = [*plan.parameters.psf, *plan.parameters.background_image]
     if plan.parameters.transforms is not None:
-        extra.append(plan.parameters.transforms)
+        extra.append(plan.parameters.transforms.expanduser())
     if plan.parameters.start not in STARTS:
         extra.append(Path(plan.parameters.start).expanduser())
     with record.timed("checksums"):
