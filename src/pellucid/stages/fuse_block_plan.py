@@ -15,6 +15,7 @@ from pellucid.core.tiling import Tiling
 from pellucid.data.resumable_zarr import listed_core, manifest_path
 from pellucid.errors import OutputError, PlanError
 from pellucid.stages.cluster_choice import Workplace, workplace
+from pellucid.stages.coarse_views import coarse_peak_bytes, coarsened
 from pellucid.stages.fuse_memory import block_peak_bytes
 from pellucid.stages.fuse_parameters import FuseParameters
 from pellucid.stages.planning import TILES_OF_A_WORKER, room_bytes
@@ -65,11 +66,6 @@ def without_blocks(plan: "FusePlan") -> str:
     asked = plan.parameters
     if not plan.output.name.lower().endswith(".zarr") or asked.dtype != "float32":
         return "Blocks are written as float32 OME-Zarr: name a .ome.zarr output"
-    if asked.transforms is None and asked.over_time != "none":
-        return (
-            "Blocks need transforms that are known: register first (pellucid register ... --chunks auto "
-            "-o transforms.json), and give --transforms transforms.json"
-        )
     if asked.method == "resample-then-joint":
         return "Blocks are for the methods joint, average and content-average"
     if asked.method == "joint" and asked.iterations is None:
@@ -81,6 +77,19 @@ def without_blocks(plan: "FusePlan") -> str:
     }
     named = " and ".join(name for name, is_asked in unfit.items() if is_asked)
     return f"Blocks do without {named}: leave it out" if named else ""
+
+
+def registration_bytes(plan: "FusePlan") -> int:
+    """Memory of registering the views before the blocks; none where their places are known.
+
+    Views are registered on few voxels; a stage scan is stood up as a whole for that.
+    """
+    asked = plan.parameters
+    if asked.transforms is not None or asked.over_time == "none":
+        return 0
+    upright = [view.upright_series for view in plan.views]
+    whole = [12 * math.prod(view.upright.shape) for view in plan.views if view.scan is not None]
+    return coarse_peak_bytes(coarsened(upright)) + max(whole, default=0) + BESIDE_BYTES
 
 
 def planned_blocks(

@@ -4,7 +4,7 @@ What every block needs to know of its views is measured once (`KnownViews`) and 
 parts; so a block depends on the recordings, this and its number alone.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,16 +26,17 @@ from pellucid.core.transform_series import SeriesRegistration
 from pellucid.data.ome_zarr_writer import StoredArray
 from pellucid.data.output import stem
 from pellucid.data.record import RunRecord, write_record
-from pellucid.data.resumable_zarr import ResumableZarr, write_part
+from pellucid.data.resumable_zarr import ResumableZarr, listed_head, write_part
 from pellucid.data.writer import remove
 from pellucid.errors import InputError
 from pellucid.stages import fuse_registration as registering
 from pellucid.stages.engine import Engine
 from pellucid.stages.events import OnEvent
-from pellucid.stages.fuse_block_plan import weighting_of
+from pellucid.stages.fuse_block_plan import goes_on, planned_blocks, weighting_of, workplace_of
 from pellucid.stages.fuse_memory import stated_restorer
 from pellucid.stages.fuse_parameters import FuseParameters
-from pellucid.stages.fuse_plan import FusePlan, side_outputs
+from pellucid.stages.fuse_plan import FusePlan, believed_places, side_outputs
+from pellucid.stages.fuse_world import cropped, world_grid
 from pellucid.stages.pieces_run import deciding, going_on, head_of, make_pieces
 from pellucid.stages.resources import describe_device, return_freed_memory
 from pellucid.stages.tile_plan import box_shape
@@ -48,6 +49,9 @@ BlockKey = tuple[int, int, int]
 
 WITHOUT_EFFECT = ("output", "overwrite", "resume", "memory", "tile", "device", "cluster", "projections")
 """Parameters that do not decide a result, or whose effect the head of the list states itself."""
+
+FOUND = "transforms found"
+"""Where the list of finished parts keeps the transforms, for a run that goes on."""
 
 
 @dataclass(frozen=True)
@@ -147,10 +151,10 @@ def run_in_blocks(
     ------
     PellucidError : reading or writing failed; what is finished stays, and can be gone on with
     """
+    plan, found = _registered(plan, record, on_event)
     assert plan.blocks is not None
     tiling = plan.blocks.tiling
     return_freed_memory()
-    found = registering.found_transforms(plan, on_event)
     views = {place: _stored(plan, found, place) for place in np.ndindex(plan.shape)}
     writer = _writer(plan, found, record)
     with going_on(writer, "block"):
@@ -182,6 +186,26 @@ def run_in_blocks(
     }  # fmt: skip
     path = write_record(record, plan.output)
     return BlocksMade(path, found, resumed, [plan.output, *outputs])
+
+
+def _registered(
+    plan: FusePlan, record: RunRecord, on_event: OnEvent
+) -> tuple[FusePlan, SeriesRegistration]:
+    """The transforms, those of an interrupted run if any, and the plan with the blocks that they give."""
+    asked = plan.parameters
+    if asked.transforms is not None or asked.over_time == "none":
+        return plan, registering.found_transforms(plan, on_event)
+    times = plan.views[0].series.times
+    kept = listed_head(plan.output).get(FOUND, []) if asked.resume and goes_on(asked) else []
+    if {one["time"] for one in kept} == set(times):
+        content = {"times": times, "views": len(plan.views), "transforms": kept}
+        found = registering.from_json(content)
+    else:
+        with record.timed("register"):
+            found = registering.found_transforms(plan, on_event)
+    places = list(believed_places(plan, found).values())
+    plan = replace(plan, world=cropped(asked, world_grid(asked, plan.views, places)))
+    return replace(plan, blocks=planned_blocks(plan, places, workplace_of(asked))), found
 
 
 def _stored(
@@ -216,7 +240,7 @@ def _writer(plan: FusePlan, found: SeriesRegistration, record: RunRecord) -> Res
     decides = deciding(asked, WITHOUT_EFFECT)
     head = {
         **decides, **head_of(record, plan.blocks.tiling, plan.device),
-        "world": plan.world.to_dict(), "transforms found": registering.to_json(found)["transforms"],
+        "world": plan.world.to_dict(), FOUND: registering.to_json(found)["transforms"],
     }  # fmt: skip
     return ResumableZarr(
         plan.output, plan.image(plan.world), head=head, resume=asked.resume,

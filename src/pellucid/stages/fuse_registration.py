@@ -14,10 +14,12 @@ from pellucid.data.plain_json import plain_json
 from pellucid.data.transform_exchange import affine_to_itk
 from pellucid.data.transform_file import write_transforms
 from pellucid.data.writer import plain_errors, write_atomically
+from pellucid.stages.coarse_views import coarsened, to_coarse, to_fine
 from pellucid.stages.events import Event, OnEvent, VolumeDone, VolumeFailed, Warned
 from pellucid.stages.fuse_parameters import FuseParameters
 from pellucid.stages.fuse_views import PlacedSeries, nominal
 from pellucid.stages.given_transforms import applied, read_given, start_transforms
+from pellucid.stages.pair_registration import nominal_transforms
 from pellucid.stages.registering import reference_channels, register_series
 
 if TYPE_CHECKING:
@@ -38,7 +40,7 @@ def found_transforms(
     done : what an interrupted run found
     on_partial : is handed what there is after every time point
     """
-    parameters, views = plan.parameters, plan.views
+    parameters = plan.parameters
     if parameters.transforms is not None:
         assert plan.given is not None
         return plan.given
@@ -50,14 +52,23 @@ def found_transforms(
         elif not isinstance(event, VolumeDone):
             on_event(event)
 
-    upright = [view.upright_series for view in views]
-    channel = reference_channels(parameters.reference, views[0].series.channels)[0]
+    upright = [view.upright_series for view in plan.views]
+    channel = reference_channels(parameters.reference, upright[0].channels)[0]
     known = [view[channel] for view in plan.upright_psfs]
-    return register_series(
-        upright, parameters, only_trouble, nominal=nominal(parameters, views), given=plan.given,
-        psfs=[None if psf is None else psf.values.astype(np.float32) for psf in known],
-        device=plan.device, done=done, on_partial=on_partial,
+    psfs = [None if psf is None else psf.values.astype(np.float32) for psf in known]
+    if plan.blocks is None or parameters.over_time == "none":
+        return register_series(
+            upright, parameters, only_trouble, nominal=nominal(parameters, plan.views),
+            given=plan.given, psfs=psfs, device=plan.device, done=done, on_partial=on_partial,
+        )  # fmt: skip
+    coarse = coarsened(upright)
+    found = register_series(
+        coarse, parameters, only_trouble,
+        nominal=nominal_transforms(coarse, parameters.angles, parameters.axis),
+        given=None if plan.given is None else to_coarse(plan.given, coarse),
+        psfs=None if any(view.is_coarser for view in coarse) else psfs, device=plan.device,
     )  # fmt: skip
+    return to_fine(found, coarse)
 
 
 def given_transforms(

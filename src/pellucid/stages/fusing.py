@@ -35,11 +35,10 @@ from pellucid.stages.fuse_memory import peak_bytes
 from pellucid.stages.fuse_outputs import write_everything
 from pellucid.stages.fuse_plan import (
     FusePlan,
+    believed_places,
     check_memory,
-    cropped,
-    proposed_crop,
-    world_grid,
 )
+from pellucid.stages.fuse_world import cropped, proposed_crop, world_grid
 from pellucid.stages.lanes import ReadAhead
 from pellucid.stages.pair_registration import STARTS
 
@@ -161,16 +160,7 @@ def _registered(
             plan, listen, done=None if partly is None else registering.from_json(partly),
             on_partial=lambda some: waiting.keep(PARTLY, registering.to_json(some)),
         )  # fmt: skip
-    numbers = range(len(plan.views))
-    over_time = {
-        index: [found.world_to_view(t, v) for v in numbers]
-        for index, t in enumerate(found.times)
-        if all(found.at(t, v).believed for v in numbers)
-    }
-    if not over_time:
-        raise InputError(
-            f"{plan.output.name}: no time point could be registered. {found.failures[0].reason}"
-        )
+    over_time = believed_places(plan, found)
     every = list(over_time.values())
     world = cropped(plan.parameters, world_grid(plan.parameters, plan.views, every))
     if plan.parameters.crop == "auto":

@@ -9,7 +9,7 @@ All that can be known without reading pixels is checked here, in one sentence ea
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -19,8 +19,17 @@ from pellucid.data.recording import Recording, check_voxel_um, open_recording
 from pellucid.data.source import Array
 from pellucid.data.view_files import ViewFile, arms_in, find_view_files
 from pellucid.errors import InputError, ParameterError, PellucidError
+from pellucid.stages.volume_statistics import LazyVolume
 
 Key = tuple[int, str]
+
+
+class Sliced(Protocol):
+    """A (z, y, x) volume of which parts are read."""
+
+    @property
+    def shape(self) -> tuple[int, int, int]: ...
+    def __getitem__(self, box: Any) -> Any: ...
 
 
 @dataclass(frozen=True)
@@ -83,6 +92,11 @@ class ViewSeries:
         """
         stored = self.stored(t, c)
         return stored.recording.read(stored.t, stored.c)
+
+    def lazily(self, t: int, c: int) -> Sliced:
+        """The same, read where it is sliced."""
+        stored = self.stored(t, c)
+        return LazyVolume(stored.recording, stored.t, stored.c)
 
     def stored(self, t: int, c: int) -> Stored:
         """Where a volume lies, to read parts of it; InputError for a damaged one."""
