@@ -154,10 +154,10 @@ def test_the_memory_that_is_allowed_decides_between_one_piece_and_blocks(folder,
     code, said = refused(*enough, *MATCHED)
     assert code == 1
     assert "the smallest, a core of" in said
-    code, said = refused(*memory)
+    code, said = refused(*memory, "--method", "resample-then-joint", *MATCHED)
     assert code == 1
     assert "would fit (--spacing-um)" in said
-    assert "number of iterations that is stated" in said
+    assert "Blocks are for the methods joint" in said
     assert "name a .ome.zarr" in refused(*memory, *MATCHED, output="s.tif")[1]
     code, said = refused(*TILE, *MATCHED, "--registered-views")
     assert code == 2
@@ -245,6 +245,20 @@ def test_blocks_register_their_views_in_the_same_command(turned, tmp_path, monke
     whole, once = image("blocks.ome.zarr"), image("once.ome.zarr")
     assert whole.shape == once.shape
     assert ncc(whole, once) > 0.99
+
+
+def test_one_block_decides_the_iterations_of_all(turned, tmp_path, monkeypatch, capsys):
+    shutil.copytree(turned[0], tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    assert fuse("open.ome.zarr", *TILE) == 0
+    (facts,) = read_record("open.ome.zarr")["statistics"]["volumes"]
+    count = facts["iterations"]
+    assert 4 < count < 40
+    assert 0 <= facts["decided_on_block"] < 4
+    assert f"iterations   {count}, decided on a block" in capsys.readouterr().err
+    assert fuse("stated.ome.zarr", "--iterations", str(count), *TILE) == 0
+    np.testing.assert_array_equal(image("open.ome.zarr"), image("stated.ome.zarr"))
+    assert "iterations  " not in capsys.readouterr().err
 
 
 def test_what_was_registered_is_kept_for_the_run_that_goes_on(turned, tmp_path, monkeypatch, capsys):

@@ -68,8 +68,6 @@ def without_blocks(plan: "FusePlan") -> str:
         return "Blocks are written as float32 OME-Zarr: name a .ome.zarr output"
     if asked.method == "resample-then-joint":
         return "Blocks are for the methods joint, average and content-average"
-    if asked.method == "joint" and asked.iterations is None:
-        return "Blocks repeat a number of iterations that is stated, such as --iterations 10"
     unfit = {
         "--crop auto": asked.crop == "auto",
         "--background-image": bool(asked.background_image),

@@ -20,6 +20,7 @@ from pellucid.core.fused_blocks import (
     read_part,
 )
 from pellucid.core.geometry import Grid
+from pellucid.core.iteration_choice import iterations_borne, typical_part
 from pellucid.core.richardson_lucy import RichardsonLucy
 from pellucid.core.tiling import Box, Tiling
 from pellucid.core.transform_series import SeriesRegistration
@@ -39,11 +40,13 @@ from pellucid.stages.fuse_plan import FusePlan, believed_places, side_outputs
 from pellucid.stages.fuse_world import cropped, world_grid
 from pellucid.stages.pieces_run import deciding, going_on, head_of, make_pieces
 from pellucid.stages.resources import describe_device, return_freed_memory
-from pellucid.stages.tile_plan import box_shape
+from pellucid.stages.tile_plan import TilePlan, box_shape
 from pellucid.stages.volume_statistics import LazyVolume
 
 Float32 = npt.NDArray[np.float32]
 Place = tuple[int, int]
+Measured = tuple[KnownViews, tuple[int, Grid, list[npt.NDArray[Any] | None]] | None]
+"""What all blocks share; and the block that decides, its middle, and the counts of it."""
 BlockKey = tuple[int, int, int]
 """(t, c) in the output, and the number of a block."""
 
@@ -61,32 +64,55 @@ class BlocksMade:
     Parameters
     ----------
     resumed : blocks that an earlier run had finished
+    decided : iterations of each volume, where none were stated
     """
 
     record: Path
     transforms: SeriesRegistration
     resumed: int
+    decided: tuple[int, ...]
     outputs: list[Path] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
 class MeasuredVolumes:
-    """The task of measuring, once for each (t, c), what all its blocks share."""
+    """The task of measuring and deciding, once for each (t, c), what all its blocks share.
 
+    Where no number of iterations is stated, the middle of one typical block decides it for all.
+    """
+
+    tiles: TilePlan
     world: Grid
     views: dict[Place, tuple[StoredView, ...]]
+    parameters: FuseParameters
+    device: str
 
     def part(self, key: Place) -> str:
         """See `Task.part`."""
         return "t{} c{} measured".format(*key)
 
-    def read(self, key: Place) -> dict[str, Any]:
-        """Read all voxels once; what is measured, as it is listed."""
-        return measured_views(self.views[key], self.world).to_dict()
+    def read(self, key: Place) -> Measured:
+        """Read all voxels; what is measured, and what decides the iterations where they are open."""
+        known = measured_views(self.views[key], self.world)
+        if weighting_of(self.parameters) is not None or self.parameters.iterations is not None:
+            return known, None
+        tiling = self.tiles.tiling
+        cores = [part_of(self.world, tile.core) for tile in tiling]
+        typical = typical_part(known, cores)
+        part = part_of(self.world, self.tiles.sample(tiling.tile(typical)))
+        return known, (typical, part, read_part(known, part))
 
-    def compute(self, key: Place, read: dict[str, Any]) -> dict[str, Any]:
-        """Return what was measured in reading."""
-        return read
+    def compute(self, key: Place, read: Measured) -> dict[str, Any]:
+        """Return what was measured, and the iterations that were decided, as they are listed."""
+        known, sample = read
+        if sample is None:
+            return {**known.to_dict(), "iterations": self.parameters.iterations}
+        typical, part, counts = sample
+        count = iterations_borne(
+            known, part, counts, stated_restorer(1, known.start), device=self.device,
+            seed=self.parameters.seed,
+        )  # fmt: skip
+        return {**known.to_dict(), "iterations": count, "decided_on_block": typical}
 
     def write(self, key: Place, made: dict[str, Any]) -> dict[str, Any]:
         """Return what is listed of the views of a volume."""
@@ -100,6 +126,7 @@ class FusedBlocks:
     tiling: Tiling
     world: Grid
     volumes: dict[Place, KnownViews]
+    iterations: dict[Place, int | None]
     parameters: FuseParameters
     device: str
     stored: StoredArray
@@ -111,7 +138,7 @@ class FusedBlocks:
     def read(self, key: BlockKey) -> list[npt.NDArray[Any] | None]:
         """Return the counts of each view that decide a block, to be taken out."""
         t, c, index = key
-        return read_part(self.volumes[t, c], self._grid(self.tiling.tile(index).read))
+        return read_part(self.volumes[t, c], part_of(self.world, self.tiling.tile(index).read))
 
     def compute(self, key: BlockKey, read: list[npt.NDArray[Any] | None]) -> Float32 | None:
         """Return the core of a block in counts of the first view; None where no view sees it."""
@@ -119,8 +146,8 @@ class FusedBlocks:
             return None
         t, c, index = key
         known, tile = self.volumes[t, c], self.tiling.tile(index)
-        part = self._grid(tile.read)
-        image = fused_part(known, part, read, self._how(known), device=self.device)
+        part = part_of(self.world, tile.read)
+        image = fused_part(known, part, read, self._how(t, c), device=self.device)
         read.clear()
         return np.ascontiguousarray(image[tile.inner].cpu().numpy())
 
@@ -131,15 +158,17 @@ class FusedBlocks:
         z, y, x = (part.start for part in core)
         return write_part(self.stored, t, c, made, box_shape(core), (z, y, x))
 
-    def _grid(self, box: Box) -> Grid:
-        return self.world.crop([part.start for part in box], [part.stop for part in box])
-
-    def _how(self, known: KnownViews) -> RichardsonLucy | Weighting:
-        weighting, count = weighting_of(self.parameters), self.parameters.iterations
+    def _how(self, t: int, c: int) -> RichardsonLucy | Weighting:
+        weighting, count = weighting_of(self.parameters), self.iterations[t, c]
         if weighting is not None:
             return weighting
-        assert count is not None  # the plan asks for it
-        return stated_restorer(count, known.start)
+        assert count is not None  # stated, or decided in measuring
+        return stated_restorer(count, self.volumes[t, c].start)
+
+
+def part_of(world: Grid, box: Box) -> Grid:
+    """A box of voxels of the world."""
+    return world.crop([part.start for part in box], [part.stop for part in box])
 
 
 def run_in_blocks(
@@ -160,13 +189,15 @@ def run_in_blocks(
     with going_on(writer, "block"):
         resumed = sum("block" in part for part in writer.done)
         with record.timed("measure"):
-            measuring = MeasuredVolumes(plan.world, views)
+            measuring = MeasuredVolumes(plan.blocks, plan.world, views, plan.parameters, plan.device)
             engine.run(list(views), measuring, writer.done, lambda _: None)
             facts = {place: writer.done.facts(measuring.part(place)) for place in views}
         volumes = {place: KnownViews.from_dict(views[place], facts[place]) for place in views}
+        iterations = {place: facts[place]["iterations"] for place in views}
         blocks = FusedBlocks(
-            tiling, plan.world, volumes, plan.parameters, plan.device, writer.stored_array(0)
-        )
+            tiling, plan.world, volumes, iterations, plan.parameters, plan.device,
+            writer.stored_array(0),
+        )  # fmt: skip
         keys = [(*place, index) for place in volumes for index in range(len(tiling))]
         series = plan.views[0].series
 
@@ -185,7 +216,8 @@ def run_in_blocks(
         "psfs": [[None if psf is None else list(psf.notes) for psf in view] for view in plan.psfs],
     }  # fmt: skip
     path = write_record(record, plan.output)
-    return BlocksMade(path, found, resumed, [plan.output, *outputs])
+    decided = tuple(facts[place]["iterations"] for place in views if "decided_on_block" in facts[place])
+    return BlocksMade(path, found, resumed, decided, [plan.output, *outputs])
 
 
 def _registered(

@@ -56,10 +56,14 @@ PARTLY = "registered_so_far"
 
 @dataclass
 class FuseOutcome(Outcome):
-    """What came of a fusion; `resumed` volumes, or blocks, were finished by an earlier run."""
+    """What came of a fusion; `resumed` volumes, or blocks, were finished by an earlier run.
+
+    `decided` are the iterations of each volume where blocks repeat what one of them decided.
+    """
 
     resumed: int = 0
     resumed_blocks: int = 0
+    decided: tuple[int, ...] = ()
     transforms: SeriesRegistration | None = None
     timings_s: dict[str, float] = field(default_factory=dict)
 
@@ -125,6 +129,7 @@ def _in_blocks(
     outcome = FuseOutcome(
         plan.shape[0] * plan.shape[1], outputs=made.outputs, records=[made.record],
         transforms=made.transforms, timings_s=record.timings_s, resumed_blocks=made.resumed,
+        decided=made.decided,
     )  # fmt: skip
     for path in outcome.outputs:
         on_event(FileDone(path, outcome.records[0]))
