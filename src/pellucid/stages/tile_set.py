@@ -103,7 +103,9 @@ def open_tiles(parameters: StitchParameters) -> TileSet:
     if len(files) < 2:
         raise ParameterError(f"inputs: stitching takes two tiles or more, got {len(files)}.")
     recordings = [
-        open_recording(file.path, voxel_um=parameters.voxel_um, axes=parameters.axes)
+        open_recording(
+            file.path, voxel_um=parameters.voxel_um, axes=parameters.axes, image=parameters.image
+        )
         for file in files
     ]
     alike = parameters.positions is None or parameters.flat_field != "none"
