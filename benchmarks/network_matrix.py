@@ -36,9 +36,9 @@ from pellucid.networks.restorer import Network
 from pellucid.networks.structures import Example, simulate
 from pellucid.networks.training import Pair, pair_of, relative_error, window_of
 
-SHAPE, PATCH = (16, 64, 64), (16, 32, 32)
+SHAPE, PATCH = (16, 64, 64), (16, 24, 24)
 STRUCTURES = ("points", "filaments", "shells", "nuclei", "networks")
-RECORDINGS, TESTS = 60, 3
+RECORDINGS, TESTS = 40, 2
 """Simulated recordings of each structure: that a training sees, and that a network is tested on."""
 
 DARK = 0.05
