@@ -38,6 +38,7 @@ from pellucid.networks.training import Pair, pair_of, relative_error, window_of
 
 SHAPE, PATCH = (16, 64, 64), (16, 24, 24)
 STRUCTURES = ("points", "filaments", "shells", "nuclei", "networks")
+RULE = "\n|---|" + "--:|" * len(STRUCTURES)
 RECORDINGS, TESTS = 40, 2
 """Simulated recordings of each structure: that a training sees, and that a network is tested on."""
 
@@ -296,10 +297,7 @@ def tables(folder: Path) -> None:
     """Print the means over the seeds of whatever is there."""
     found = sorted(folder.glob("classical-*.json"))
     references = [json.loads(p.read_text()) for p in found]
-    print(
-        f"\nclassical solution ({len(found)} seeds)\n\n| | {' | '.join(STRUCTURES)} |\n|---|"
-        + "--:|" * 5
-    )
+    print(f"\nclassical solution ({len(found)} seeds)\n\n| | {' | '.join(STRUCTURES)} |{RULE}")
     for key, shown in (("psnr", "{:.2f}"), ("invented", "{:.2%}")):
         means = [np.mean([r[s]["answer"][key] for r in references]) for s in STRUCTURES]
         print(f"| {key} | " + " | ".join(shown.format(m) for m in means) + " |")
@@ -320,7 +318,7 @@ def tables(folder: Path) -> None:
             ("invented", "invented light", "{:.2%}"),
         ):
             print(f"\n{name}, {title}, bare / polished ({len(seeds)} seeds)\n")
-            print(f"| trained on \\ tested on | {' | '.join(STRUCTURES)} |\n|---|" + "--:|" * 5)
+            print(f"| trained on \\ tested on | {' | '.join(STRUCTURES)} |{RULE}")
             for a in STRUCTURES:
                 row = [
                     " / ".join(
