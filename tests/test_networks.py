@@ -12,7 +12,7 @@ from pellucid.core.problem import Problem
 from pellucid.core.psf import Psf, fwhm_px
 from pellucid.data.model_files import read_model, read_tensors, write_model, write_tensors
 from pellucid.errors import InputError, ParameterError
-from pellucid.networks.evidence import DECISIVE, FEATURES, Evidence, gather
+from pellucid.networks.evidence import FEATURES, error_of, gather, recorded_again
 from pellucid.networks.features import classical, inputs_of, on_object
 from pellucid.networks.model import Architecture, RestorationNet, count_parameters
 from pellucid.networks.polish import Polished, smooth
@@ -27,7 +27,9 @@ from pellucid.networks.training import (
     held_out_pairs,
 )
 from pellucid.networks.trust import (
+    ALARMS,
     Trust,
+    calibration_case,
     fit,
     scores,
     stretched,
@@ -181,13 +183,14 @@ BLUR_WIDE = Blur(BLUR.psf, (16, 48, 48))
 
 def test_the_verdict_tells_inventions_from_truth():
     light = Light((200.0, 400.0), (1.0, 2.0))
-    examples = [simulate((BLUR_WIDE,), "shells", seed, light) for seed in range(5)]
+    kinds = ["shells", "nuclei", "points", "nuclei", "shells"]
+    examples = [simulate((BLUR_WIDE,), kind, seed, light) for seed, kind in enumerate(kinds)]
     evidence, wrong = [], []
     for example in examples:
         x = Inventing().estimate(example.problem)
         evidence.append(gather(example.problem, Inventing(), x))
         wrong.append(wrong_regions(example.problem, x, example.truth))
-    trust = fit(evidence[:4], wrong[:4], evidence[:1])
+    trust = fit(evidence[:4], wrong[:4], kinds[:4])
     believable = trust.believable(evidence[4])
     assert scores(believable, wrong[4])["auroc"] > 0.9
     again = Trust.from_dict(json.loads(json.dumps(trust.as_dict())))
@@ -196,6 +199,61 @@ def test_the_verdict_tells_inventions_from_truth():
         Trust.from_dict({"weights": [1.0]})
     perfect = scores(np.array([0.9, 0.8, 0.1]), np.array([False, False, True]))
     assert (perfect["auroc"], perfect["false_alarms"]) == (1.0, 0.0)
+
+
+def test_the_rehearsal_errs_about_as_much_as_the_answer():
+    example = simulate((BLUR_WIDE,), "nuclei", 3, Light((200.0, 200.0), (1.0, 1.0)))
+    x = Inventing().estimate(example.problem)
+    off = error_of(example.problem, x, example.truth)
+    rehearsed, *others = np.moveaxis(gather(example.problem, Inventing(), x), -1, 0)
+    assert np.median(np.abs(rehearsed - np.log(off))) < 0.3
+    # A right answer is contradicted less, but holds more than the recording says.
+    _, apart, unsaid = np.moveaxis(gather(example.problem, Inventing(), example.truth), -1, 0)
+    assert apart.mean() < others[0].mean() - 0.3
+    assert unsaid.mean() > others[1].mean()
+    assert (error_of(example.problem, x, 0 * x) == 1).all()
+    first, other = (recorded_again(example.problem, x, seed).observations[0].image for seed in (1, 2))
+    assert not torch.equal(first, other)
+
+
+def calibrated(seed, kinds, shift=0.0):
+    """Evidence that tells the error but for a spread, of recordings whose errors are shifted by `shift`."""
+    rng = np.random.default_rng(seed)
+    evidence, wrong = [], []
+    for _ in kinds:
+        rough = rng.normal(-1.3 + shift, 0.5, (4, 4, 4, 1)) + rng.normal(0, 0.3, (1, 1, 1, len(FEATURES)))
+        evidence.append(rough + rng.normal(0, 0.15, (4, 4, 4, len(FEATURES))))
+        wrong.append(rough.mean(axis=-1) + rng.normal(0, 0.15, (4, 4, 4)) > np.log(0.5))
+    return evidence, wrong
+
+
+def test_probabilities_hold_where_more_is_wrong_than_in_the_calibration():
+    kinds = ["points", "shells", "points+nuclei", "nuclei"] * 8
+    evidence, wrong = calibrated(1, kinds)
+    trust = fit(evidence, wrong, kinds)
+    assert min(trust.weights[: len(FEATURES)]) >= 0
+    others, bad = calibrated(2, kinds, shift=0.4)
+    assert np.mean(bad) > 2 * np.mean(wrong)
+    told = scores(trust.believable(np.stack(others)), np.stack(bad), trust.limit)
+    assert told["calibration_error"] < 0.05
+    assert told["auroc"] > 0.9
+    assert told["found"] > 0.3
+    assert scores(trust.believable(np.stack(evidence)), np.stack(wrong), trust.limit)[
+        "false_alarms"
+    ] <= ALARMS  # fmt: skip
+
+
+def test_a_calibration_mixes_structures_and_microscopes():
+    psf = Psf.normalised(gaussian_psf((5, 5, 5), (3.0, 2.0, 2.0)))
+    light, kinds = Light((300.0, 300.0), (1.0, 1.0)), ("points", "shells")
+    cases = [calibration_case(psf, SHAPE, light, seed, kinds) for seed in range(12)]
+    assert {len(case.kind.split("+")) for case in cases} == {1, 2}
+    told = {tuple(case.problem.observations[0].operator.psf.shape) for case in cases}
+    assert len(told) > 1
+    for case in cases:
+        o = case.problem.observations[0]
+        pair = torch.stack([o.operator.forward(case.truth).ravel(), o.image.ravel()])
+        assert float(torch.corrcoef(pair)[0, 1]) > 0.6
 
 
 def test_doubted_regions_fall_back_to_the_classical_solution():
@@ -266,9 +324,8 @@ def test_the_share_of_a_network_is_what_would_have_been_best():
     for doubt, answers in ((0.0, better), (1.0, worse)):
         for e, x in zip(examples, answers, strict=True):
             best.append(best_share(e.problem, x, e.truth))
-            features = rng.normal(size=(*best[-1].share.shape, len(FEATURES) - 1))
-            features[..., FEATURES.index(DECISIVE[0])] = doubt
-            evidence.append(Evidence(features, np.zeros((*features.shape[:3], 0))))
+            evidence.append(rng.normal(size=(*best[-1].share.shape, len(FEATURES))))
+            evidence[-1][..., 0] = doubt
     np.testing.assert_allclose(best[0].share, 0.5, atol=1e-4)
     np.testing.assert_allclose(best[-1].share, -0.5, atol=1e-4)
     share = fit_share(evidence[1:], best[1:])

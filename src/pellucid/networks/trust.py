@@ -1,6 +1,5 @@
 """The verdict: a calibrated probability, region by region, that an answer is to be believed."""
 
-import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -12,21 +11,21 @@ from torch import Tensor
 
 from pellucid.core.deconvolution import blur_of
 from pellucid.core.fourier import Shape
+from pellucid.core.operators import Extended
 from pellucid.core.problem import Observation, Problem
 from pellucid.core.psf import Psf
 from pellucid.core.psf_field import PsfField
-from pellucid.core.wrongness import REGION, region_edges, wrongness
+from pellucid.core.wrongness import REGION, region_edges
 from pellucid.errors import InputError
-from pellucid.networks.evidence import DECISIVE, FEATURES, Evidence, resolution_px
+from pellucid.networks.evidence import FEATURES, Evidence, error_of
 from pellucid.networks.structures import BANK, Example, Light, simulate
-from pellucid.networks.training import window_of
 
 WRONG = 0.5
 """Error of a region, relative to its light, above which it is called wrong."""
 
 ALARMS = 0.02
-"""Share of the good regions that may be doubted, in whichever calibration recording is worst: other
-structures are to come, and the average over known ones would promise too much."""
+"""Share of the good regions that may be doubted, of whichever structure is worst when it is left out of
+the calibration: other structures are to come, and the average over known ones would promise too much."""
 
 RIDGE = 3.0
 """Strength of the ridge of the regression, in regions."""
@@ -42,27 +41,19 @@ class Trust:
     ----------
     weights : of `FEATURES`, none below 0, and of the constant
     mean, scale : of the features where it was fitted
-    familiar : mean of the network's innermost features on what it was trained on
-    whitening : (n, n), by which differences from it become standard normal there
-    slope, shift : of the log-odds, from recordings that the weights were not fitted on
     limit : probability of being wrong above which a region counts as doubted: at most `ALARMS` of the
-        good regions of any recording that the weights were not fitted on
+        good regions of any structure that the weights were not fitted on
     """
 
     weights: tuple[float, ...]
     mean: tuple[float, ...]
     scale: tuple[float, ...]
-    familiar: tuple[float, ...]
-    whitening: tuple[tuple[float, ...], ...]
-    slope: float = 1.0
-    shift: float = 0.0
     limit: float = 0.5
 
     def believable(self, evidence: Evidence) -> Float64:
         """Return the probability, region by region, that the answer is not wrong."""
-        x = complete(evidence, np.array(self.familiar), np.array(self.whitening))
-        odds = _design(x, np.array(self.mean), np.array(self.scale)) @ np.array(self.weights)
-        return np.asarray(1 / (1 + np.exp(np.clip(self.slope * odds + self.shift, -50, 50))))
+        odds = _design(evidence, np.array(self.mean), np.array(self.scale)) @ np.array(self.weights)
+        return 1 - _probability(odds)
 
     def doubted(self, believable: Float64) -> NDArray[np.bool_]:
         """Return which regions are doubted, of the probabilities that `believable` returned."""
@@ -76,14 +67,11 @@ class Trust:
     def from_dict(cls, values: dict[str, Any]) -> "Trust":
         """Return what a model's card holds."""
         try:
-            names = ("weights", "mean", "scale", "familiar")
-            flat = [tuple(float(v) for v in values[k]) for k in names]
-            whitening = tuple(tuple(float(v) for v in row) for row in values["whitening"])
-            odds = float(values["slope"]), float(values["shift"]), float(values.get("limit", 0.5))
-            trust = cls(flat[0], flat[1], flat[2], flat[3], whitening, *odds)
-            if len(trust.weights) != len(FEATURES) + 1:
+            names = ("weights", "mean", "scale")
+            weights, mean, scale = (tuple(float(v) for v in values[k]) for k in names)
+            if [len(v) - len(FEATURES) for v in (weights, mean, scale)] != [1, 0, 0]:
                 raise ValueError
-            return trust
+            return cls(weights, mean, scale, float(values["limit"]))
         except (KeyError, TypeError, ValueError) as error:
             raise InputError("model: the card's verdict is not complete. Train it anew.") from error
 
@@ -91,25 +79,29 @@ class Trust:
 def calibration_case(
     psf: Psf | PsfField, shape: Shape, light: Light, seed: int, kinds: tuple[str, ...] = tuple(BANK)
 ) -> Example:
-    """Return a recording to calibrate on: of any structure, with the PSF, another one, or a wrong one.
+    """Return a recording to calibrate on: of any structure or two, with the PSF, another, or a wrong one.
 
     Two of four are recorded by the PSF itself; one by another, which the restorer is told; and one by
-    another that it is not told.
+    another that it is not told. Every other recording mixes two of the `kinds`.
     """
     rng = np.random.default_rng([seed, 8])
-    kind = kinds[seed % len(kinds)]
     case = int(rng.integers(4))
     factors = np.exp(rng.uniform(-0.35, 0.35, 2)) if case > 1 else np.ones(2)
+    kind = kinds[seed // 2 % len(kinds)]
+    if seed % 2 and len(kinds) > 1:
+        kind = "+".join(rng.choice(kinds, 2, replace=False))
     other = stretched(psf, (float(factors[0]), float(factors[1]), float(factors[1])))
-    believed = blur_of(other if case == 2 else psf, shape)
-    if case < 3:
-        return simulate((believed,), kind, seed, light)
-    really = blur_of(other, shape)
+    told = blur_of(other if case == 2 else psf, shape)
+    return recorded(kind, seed, blur_of(other, shape) if case > 1 else told, told, light)
+
+
+def recorded(kind: str, seed: int, really: Extended, told: Extended, light: Light = Light()) -> Example:
+    """Return what one microscope records as a problem for another; the truth on the latter's grid."""
     made = simulate((really,), kind, seed, light)
     o = made.problem.observations[0]
-    truth = torch.zeros(believed.domain_shape)
-    truth[believed.window] = made.truth[really.window]
-    return Example(Problem((Observation(o.image, believed, o.background),)), truth, kind)
+    truth = torch.zeros(told.domain_shape)
+    truth[told.window] = made.truth[really.window]
+    return Example(Problem((Observation(o.image, told, o.background),)), truth, kind)
 
 
 def stretched(psf: Psf | PsfField, factors: tuple[float, float, float]) -> Psf | PsfField:
@@ -138,58 +130,47 @@ def _stretched(values: Float64, factors: tuple[float, float, float]) -> Float64:
 def wrong_regions(problem: Problem, x: Tensor, truth: Tensor) -> NDArray[np.bool_]:
     """Return where the answer `x` errs by more than `WRONG`, region by region, at the resolution that
     the recording supports; both on the object's grid."""
-    window = window_of(problem)
-    return wrongness(x[window], truth[window], resolution_px(problem)).exceeds(WRONG)
+    return error_of(problem, x, truth) > WRONG
 
 
-def fit(
-    evidence: list[Evidence],
-    wrong: list[Any],
-    familiar: list[Evidence],
-    used: tuple[str, ...] = DECISIVE,
-) -> Trust:
-    """Return the regression of `wrong` regions on the features `used` of the evidence.
+def fit(evidence: list[Evidence], wrong: list[Any], kinds: list[str]) -> Trust:
+    """Return the regression of `wrong` regions on the evidence, of recordings of `kinds`.
 
     No weight is negative: what speaks against an answer on a small calibration is not let speak for it.
-    The slope of the log-odds is fitted on recordings that each were left out of the fit of the weights,
-    in five parts, so that probabilities are not too sure.
-
-    Parameters
-    ----------
-    familiar : evidence on what the network was trained on
+    Each structure is left out of a fit of its own, and what these fits say of it gives the slope of the
+    log-odds, so that probabilities are not too sure of what is new, and the limit.
     """
     y = np.concatenate([np.asarray(w).ravel().astype(np.float64) for w in wrong])
     if not 0 < y.sum() < y.size:
         raise InputError(
             "trust: the calibration holds no wrong region, or only such. Calibrate on more structures."
         )
-    centre, whitening = _familiarity(familiar)
-    tables = [complete(e, centre, whitening).reshape(-1, len(FEATURES)) for e in evidence]
+    tables = [e.reshape(-1, len(FEATURES)) for e in evidence]
     x = np.concatenate(tables)
     mean, scale = x.mean(axis=0), x.std(axis=0) + 1e-6
     design = _design(x, mean, scale)
-    allowed = np.array([*(name in used for name in FEATURES), True])
-    part = np.concatenate([np.full(len(t), i % 5) for i, t in enumerate(tables)])
-    unseen = np.zeros(len(y))
-    for k in np.unique(part):
-        rest = part != k
-        if 0 < y[rest].sum() < rest.sum():
-            unseen[~rest] = design[~rest] @ _increasing(design[rest], y[rest], allowed)
-    slope, shift = newton(np.column_stack([unseen, np.ones(len(y))]), y, 1.0)
+    of_region = np.repeat([set(k.split("+")) for k in kinds], [len(t) for t in tables])
+    unseen = []
+    for structure in sorted(set().union(*of_region)):
+        out = np.array([structure in held for held in of_region])
+        if 0 < y[~out].sum() < (~out).sum():
+            unseen.append((design[out] @ _increasing(design[~out], y[~out]), y[out]))
+    weights = _increasing(design, y)
+    unseen = unseen or [(design @ weights, y)]
+    odds, true = (np.concatenate(parts) for parts in zip(*unseen, strict=True))
+    slope, shift = newton(np.column_stack([odds, np.ones(len(odds))]), true, 1.0)
     slope = max(float(slope), 0.0)
-    doubt = 1 / (1 + np.exp(-np.clip(slope * unseen + shift, -50, 50)))
-    which = np.concatenate([np.full(len(t), i) for i, t in enumerate(tables)])
-    good = [doubt[(which == i) & (y == 0)] for i in range(len(tables))]
-    limit = max(float(np.quantile(g, 1 - ALARMS)) for g in good if g.size)
-    return Trust(
-        _plain(_increasing(design, y, allowed)), _plain(mean), _plain(scale), _plain(centre),
-        tuple(_plain(row) for row in whitening), slope, float(shift), limit,
+    limit = max(
+        float(np.quantile(_probability(slope * odds[true == 0] + shift), 1 - ALARMS))
+        for odds, true in unseen if (true == 0).any()
     )  # fmt: skip
+    weights = slope * weights + shift * (np.arange(len(weights)) == len(FEATURES))
+    return Trust(_plain(weights), _plain(mean), _plain(scale), limit)
 
 
-def _increasing(design: Float64, y: Float64, allowed: NDArray[np.bool_]) -> Float64:
-    """Return the regression's weights, the most negative set to 0 one after another; 0 if not allowed."""
-    used = allowed.copy()
+def _increasing(design: Float64, y: Float64) -> Float64:
+    """Return the regression's weights, the most negative set to 0 one after another."""
+    used = np.ones(design.shape[1], bool)
     while True:
         weights = np.zeros(len(used))
         weights[used] = newton(design[:, used], y, RIDGE)
@@ -204,7 +185,7 @@ def newton(design: Float64, y: Float64, ridge: float) -> Float64:
     w = np.zeros(design.shape[1])
     penalty = np.diag([*[ridge] * (design.shape[1] - 1), 1e-6])
     for _ in range(50):
-        p = 1 / (1 + np.exp(-np.clip(design @ w, -50, 50)))
+        p = _probability(design @ w)
         curvature = design.T @ (design * (p * (1 - p))[:, None]) + penalty
         step = np.linalg.solve(curvature, design.T @ (y - p) - penalty @ w)
         w = w + step / max(1.0, float(np.abs(step).max()) / 3)
@@ -240,24 +221,8 @@ def as_map(believable: Float64, shape: Shape) -> Tensor:
     return torch.from_numpy(values.astype(np.float32))
 
 
-def complete(evidence: Evidence, centre: Float64, whitening: Float64) -> Float64:
-    """Return all features, the strangeness of the network's own ones last."""
-    away = np.zeros(evidence.features.shape[:-1])
-    if len(centre) and evidence.inner.shape[-1] == len(centre):
-        away = np.log1p((((evidence.inner - centre) @ whitening) ** 2).mean(axis=-1))
-    return np.concatenate([evidence.features, away[..., None]], axis=-1)
-
-
-def _familiarity(familiar: list[Evidence]) -> tuple[Float64, Float64]:
-    """Mean and whitening of the innermost features, their covariance shrunk towards its diagonal."""
-    known = np.concatenate(
-        [e.inner.reshape(math.prod(e.inner.shape[:-1]), e.inner.shape[-1]) for e in familiar]
-    )
-    if known.shape[1] == 0:
-        return np.zeros(0), np.zeros((0, 0))
-    covariance = np.atleast_2d(np.cov(known.T))
-    covariance = 0.9 * covariance + 0.1 * np.diag(np.diag(covariance)) + 1e-4 * np.eye(len(covariance))
-    return known.mean(axis=0), np.linalg.inv(np.linalg.cholesky(covariance)).T
+def _probability(odds: Float64) -> Float64:
+    return np.asarray(1 / (1 + np.exp(-np.clip(odds, -50, 50))))
 
 
 def _design(x: Float64, mean: Float64, scale: Float64) -> Float64:

@@ -28,7 +28,7 @@ from pellucid.networks.model import Architecture, RestorationNet, count_paramete
 from pellucid.networks.polish import Estimator, Polished
 from pellucid.networks.restorer import Network
 from pellucid.networks.share import Share, best_share, fit_share
-from pellucid.networks.structures import BANK, Light, simulate
+from pellucid.networks.structures import BANK, Light
 from pellucid.networks.training import (
     Pair,
     Pairs,
@@ -180,7 +180,7 @@ def calibrated(
 
     No verdict if no region is wrong, or all are.
     """
-    evidence, wrong, best, familiar = [], [], [], []
+    evidence, wrong, best, held = [], [], [], []
     kinds = parameters.calibrated_on or tuple(BANK)
     for i in range(parameters.calibration):
         seed = parameters.seed + 2_000_003 + i
@@ -189,14 +189,10 @@ def calibrated(
         evidence.append(gather(case.problem, network, x))
         wrong.append(wrong_regions(case.problem, x, case.truth))
         best.append(best_share(case.problem, x, case.truth))
-    for i in range(max(2, parameters.calibration // 4)):
-        kind = parameters.structures[i % len(parameters.structures)]
-        operator = microscopes_of(psf, parameters.shape)[0]
-        known = simulate((operator,), kind, parameters.seed + 3_000_017 + i, light)
-        familiar.append(gather(known.problem, network, network.estimate(known.problem)))
+        held.append(case.kind)
     share = fit_share(evidence, best)
     try:
-        return fit(evidence, wrong, familiar), share
+        return fit(evidence, wrong, held), share
     except InputError:
         return None, share
 
