@@ -12,6 +12,7 @@ a PSF that no model was trained with.
 import argparse
 import json
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -22,7 +23,6 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from pellucid.core.accelerated import Accelerated
 from pellucid.core.operators import Blur
 from pellucid.core.problem import Problem
 from pellucid.core.psf import Psf, crop_to_support
@@ -30,7 +30,7 @@ from pellucid.core.psf_theory import theoretical_psf
 from pellucid.core.quality import ncc, psnr
 from pellucid.core.wrongness import wrongness
 from pellucid.networks.evidence import FEATURES, Evidence, error_of, gather, resolution_px
-from pellucid.networks.features import Start, inputs_of
+from pellucid.networks.features import Start, classical, inputs_of
 from pellucid.networks.model import Architecture, RestorationNet, count_parameters
 from pellucid.networks.polish import Polished
 from pellucid.networks.restorer import Network
@@ -196,11 +196,6 @@ def figures(x: Tensor, example: Example) -> list[float]:
     return [psnr(image, truth), ncc(image, truth), wrong, off.false_structure, off.missing_structure]
 
 
-def whole_classical(problem: Problem) -> Tensor:
-    everything = tuple(slice(0, n) for n in problem.shape)
-    return Accelerated()(Problem(problem.observations, everything)).image
-
-
 def models(folder: Path) -> list[tuple[str, Any]]:
     found = []
     for kinds in TRAINED_ON:
@@ -222,7 +217,7 @@ def matrix(folder: Path, seeds: int, kinds: list[str]) -> None:
             example = simulate((operator(),), kind, 9000 + seed)
             p = example.problem
             answers: list[tuple[str, str, Any]] = [
-                ("none", "classical", lambda p=p: whole_classical(p))
+                ("none", "classical", partial(classical, p))
             ]
             for name, net in models(folder):
                 answers += [
@@ -252,9 +247,10 @@ def _fallen_back(net: Network, share: Share, problem: Problem) -> Tensor:
     polished = Polished(net)
     x = polished.estimate(problem)
     window = window_of(problem)
-    part = share.of(gather(problem, polished, x))
+    plain = classical(problem)
+    part = share.of(gather(problem, polished, x, plain))
     x = x.clone()
-    x[window] = fallen_back(x[window], whole_classical(problem)[window], part)
+    x[window] = fallen_back(x[window], plain[window], part)
     return x
 
 
@@ -318,24 +314,32 @@ def fitted(known: list[Judged], used: tuple[int, ...] = PARTS["the verdict"]) ->
 def gathered(folder: Path, kinds: str, group: str, count: int) -> list[Judged]:
     """Restore, judge and compare with the truth what the verdict is fitted or tested on; kept in a file."""
     path = folder / f"judged-{kinds}-{group.replace(', ', '-').replace(' ', '-')}.npz"
-    if not path.exists():
+    net = Polished(Network(loaded(folder, "ours", kinds)))  # type: ignore[arg-type]
+    cases = list(cases_of(kinds, group, count))
+    found = read_judged(path) if path.exists() else []
+    for case in cases[len(found) :]:
+        found.append(judged(net, case()))
+        columns = {name: [getattr(j, name) for j in found] for name in ("kind", "evidence", "error")}
+        best = {name: [getattr(j.best, name) for j in found] for name in ("share", "weight")}
+        np.savez(path, **{name: np.stack(values) for name, values in {**columns, **best}.items()})
+    return found[: len(cases)]
+
+
+def cases_of(kinds: str, group: str, count: int) -> Iterator[Callable[[], Example]]:
+    """What makes the recordings of a group, one after another."""
+    if group == "calibration":
         psf = Psf.normalised(operator().psf.numpy(), (0.25, 0.1625, 0.1625))
-        net = Polished(Network(loaded(folder, "ours", kinds)))  # type: ignore[arg-type]
-        if group == "calibration":
-            seen = tuple(k for k in BANK if k not in UNSEEN[kinds])
-            cases = (calibration_case(psf, SHAPE, Light(), FIRST[0] + i, seen) for i in range(count))
-        else:
-            really, told = (operator(sheet) for sheet in PSFS[group])
-            cases = (
-                recorded(kind, FIRST[1] + i, really, told) for i in range(count) for kind in UNSEEN[kinds]
-            )
-        found = [judged(net, case) for case in cases]
-        columns = {
-            "kind": [j.kind for j in found], "evidence": [j.evidence for j in found],
-            "error": [j.error for j in found], "share": [j.best.share for j in found],
-            "weight": [j.best.weight for j in found],
-        }  # fmt: skip
-        np.savez(path, **{name: np.stack(values) for name, values in columns.items()})
+        seen = tuple(k for k in BANK if k not in UNSEEN[kinds])
+        for i in range(count):
+            yield partial(calibration_case, psf, SHAPE, Light(), FIRST[0] + i, seen)
+        return
+    really, told = (operator(sheet) for sheet in PSFS[group])
+    for i in range(count):
+        for kind in UNSEEN[kinds]:
+            yield partial(recorded, kind, FIRST[1] + i, really, told)
+
+
+def read_judged(path: Path) -> list[Judged]:
     with np.load(path) as file:
         names = ("kind", "evidence", "error", "share", "weight")
         rows = zip(*(file[name] for name in names), strict=True)
@@ -343,9 +347,9 @@ def gathered(folder: Path, kinds: str, group: str, count: int) -> list[Judged]:
 
 
 def judged(net: Polished, case: Example) -> Judged:
-    p, x = case.problem, net.estimate(case.problem)
-    best = best_share(p, x, case.truth)
-    return Judged(case.kind, gather(p, net, x), error_of(p, x, case.truth), best)
+    p, x, plain = case.problem, net.estimate(case.problem), classical(case.problem)
+    best = best_share(p, x, plain, case.truth)
+    return Judged(case.kind, gather(p, net, x, plain), error_of(p, x, case.truth), best)
 
 
 def main() -> None:

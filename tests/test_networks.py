@@ -188,7 +188,7 @@ def test_the_verdict_tells_inventions_from_truth():
     evidence, wrong = [], []
     for example in examples:
         x = Inventing().estimate(example.problem)
-        evidence.append(gather(example.problem, Inventing(), x))
+        evidence.append(gather(example.problem, Inventing(), x, classical(example.problem)))
         wrong.append(wrong_regions(example.problem, x, example.truth))
     trust = fit(evidence[:4], wrong[:4], kinds[:4])
     believable = trust.believable(evidence[4])
@@ -203,12 +203,13 @@ def test_the_verdict_tells_inventions_from_truth():
 
 def test_the_rehearsal_errs_about_as_much_as_the_answer():
     example = simulate((BLUR_WIDE,), "nuclei", 3, Light((200.0, 200.0), (1.0, 1.0)))
-    x = Inventing().estimate(example.problem)
+    x, plain = Inventing().estimate(example.problem), classical(example.problem)
     off = error_of(example.problem, x, example.truth)
-    rehearsed, *others = np.moveaxis(gather(example.problem, Inventing(), x), -1, 0)
+    rehearsed, *others = np.moveaxis(gather(example.problem, Inventing(), x, plain), -1, 0)
     assert np.median(np.abs(rehearsed - np.log(off))) < 0.3
     # A right answer is contradicted less, but holds more than the recording says.
-    _, apart, unsaid = np.moveaxis(gather(example.problem, Inventing(), example.truth), -1, 0)
+    found = gather(example.problem, Inventing(), example.truth, plain)
+    _, apart, unsaid = np.moveaxis(found, -1, 0)
     assert apart.mean() < others[0].mean() - 0.3
     assert unsaid.mean() > others[1].mean()
     assert (error_of(example.problem, x, 0 * x) == 1).all()
@@ -259,8 +260,8 @@ def test_a_calibration_mixes_structures_and_microscopes():
 def test_doubted_regions_fall_back_to_the_classical_solution():
     share = np.ones((2, 3, 3))
     share[1, 2, 2] = 0
-    answer, classical = torch.zeros(16, 48, 48), torch.ones(16, 48, 48)
-    x = fallen_back(answer, classical, share)
+    answer, plain = torch.zeros(16, 48, 48), torch.ones(16, 48, 48)
+    x = fallen_back(answer, plain, share)
     assert x[15, 47, 47] == 1
     assert x[:4].max() == x[:, :24].max() == 0
     assert 0 < x[8, 40, 40] < 1
@@ -323,7 +324,7 @@ def test_the_share_of_a_network_is_what_would_have_been_best():
     evidence, best = [], []
     for doubt, answers in ((0.0, better), (1.0, worse)):
         for e, x in zip(examples, answers, strict=True):
-            best.append(best_share(e.problem, x, e.truth))
+            best.append(best_share(e.problem, x, classical(e.problem), e.truth))
             evidence.append(rng.normal(size=(*best[-1].share.shape, len(FEATURES))))
             evidence[-1][..., 0] = doubt
     np.testing.assert_allclose(best[0].share, 0.5, atol=1e-4)

@@ -49,12 +49,15 @@ def resolution_px(problem: Problem) -> Triple:
     return supported_resolution_px(Psf.normalised(psf.detach().cpu().double().clamp_min(0).numpy()))
 
 
-def gather(problem: Problem, network: Estimator, x: Tensor, seed: int = 0) -> Evidence:
-    """Return the evidence about the answer `x` on the object's grid; regions of the first view.
+def gather(
+    problem: Problem, network: Estimator, x: Tensor, plain: Tensor, seed: int = 0
+) -> Evidence:
+    """Return the evidence about the answer `x` beside the `plain` classical solution, both on the object's
+    grid; regions of the first view.
 
-    Costs `REHEARSALS` passes of the network and two classical solutions.
+    Costs `REHEARSALS` passes of the network and one more classical solution.
     """
-    plain, o = classical(problem), problem.observations[0]
+    o = problem.observations[0]
     twiced = (2 * plain - classical(without_noise(problem, plain))).clamp_min(0)
     rehearsed = [
         error_of(problem, network.estimate(recorded_again(problem, plain, seed + i)), plain)

@@ -19,7 +19,6 @@ from pellucid.core.problem import Problem
 from pellucid.core.wrongness import REGION, by_region
 from pellucid.errors import InputError
 from pellucid.networks.evidence import FEATURES, Evidence
-from pellucid.networks.features import classical
 from pellucid.networks.training import window_of
 from pellucid.networks.trust import as_map
 
@@ -75,13 +74,13 @@ class Share:
             raise InputError("model: the card's cure is not complete. Train it anew.") from error
 
 
-def best_share(problem: Problem, answer: Tensor, truth: Tensor) -> Best:
-    """Return the best share of `answer` against the classical solution, all on the object's grid."""
+def best_share(problem: Problem, answer: Tensor, plain: Tensor, truth: Tensor) -> Best:
+    """Return the best share of `answer` against the classical solution `plain`, on the object's grid."""
     window = window_of(problem)
-    plain, moved, true = (v[window].double().numpy() for v in (classical(problem), answer, truth))
-    moved, light = moved - plain, max(float((true**2).mean()), 1e-12)
+    before, moved, true = (v[window].double().numpy() for v in (plain, answer, truth))
+    moved, light = moved - before, max(float((true**2).mean()), 1e-12)
     weight = by_region(moved**2)
-    share = by_region(moved * (true - plain)) / np.maximum(weight, 1e-9 * light)
+    share = by_region(moved * (true - before)) / np.maximum(weight, 1e-9 * light)
     return Best(share.clip(*WIDEST), weight / light)
 
 

@@ -24,6 +24,7 @@ from pellucid.data.recording import open_recording
 from pellucid.data.writer import check_output_path
 from pellucid.errors import InputError, ParameterError
 from pellucid.networks.evidence import gather
+from pellucid.networks.features import classical
 from pellucid.networks.model import Architecture, RestorationNet, count_parameters
 from pellucid.networks.polish import Estimator, Polished
 from pellucid.networks.restorer import Network
@@ -186,9 +187,10 @@ def calibrated(
         seed = parameters.seed + 2_000_003 + i
         case = calibration_case(psf, parameters.shape, light, seed, kinds)
         x = network.estimate(case.problem)
-        evidence.append(gather(case.problem, network, x))
+        plain = classical(case.problem)
+        evidence.append(gather(case.problem, network, x, plain))
         wrong.append(wrong_regions(case.problem, x, case.truth))
-        best.append(best_share(case.problem, x, case.truth))
+        best.append(best_share(case.problem, x, plain, case.truth))
         held.append(case.kind)
     share = fit_share(evidence, best)
     try:
