@@ -262,6 +262,9 @@ PARTS = {
 }
 """Which of `FEATURES` a verdict is made of."""
 
+WORSE = 0.75
+"""An error that nobody would call a matter of where the line is drawn."""
+
 
 @dataclass(frozen=True)
 class Judged:
@@ -276,8 +279,8 @@ class Judged:
 def verdict(folder: Path, seeds: int, calibration: int) -> None:
     """Print how well the verdict knows, on structures and PSFs outside training and calibration."""
     print("| trained on | tested on | PSF | evidence | regions | wrong | told | AUROC | calibration error "
-          "| false alarms | found |")  # fmt: skip
-    print("|---|---|---|---|--:|--:|--:|--:|--:|--:|--:|")
+          f"| false alarms | found | of errors > {WORSE} |")  # fmt: skip
+    print("|---|---|---|---|--:|--:|--:|--:|--:|--:|--:|--:|")
     for kinds, unseen in UNSEEN.items():
         if not (folder / f"ours-{kinds}.safetensors").exists():
             continue
@@ -290,14 +293,17 @@ def verdict(folder: Path, seeds: int, calibration: int) -> None:
         groups = {name: gathered(folder, kinds, name, seeds) for name in PSFS}
         groups["all three"] = [judged for found in groups.values() for judged in found]
         for name, found in groups.items():
-            bad = np.concatenate([j.error.ravel() for j in found]) > WRONG
+            error = np.concatenate([j.error.ravel() for j in found])
             for part, trust in trusts.items():
-                told = [trust.believable(masked(j.evidence, PARTS[part])).ravel() for j in found]
-                s = scores(np.concatenate(told), bad, trust.limit)
+                told = np.concatenate(
+                    [trust.believable(masked(j.evidence, PARTS[part])).ravel() for j in found]
+                )
+                s = scores(told, error > WRONG, trust.limit)
+                worse = trust.doubted(told[error > WORSE]).mean() if (error > WORSE).any() else np.nan
                 print(
                     f"| {kinds} | {', '.join(unseen)} | {name} | {part} | {s['regions']:.0f} "
-                    f"| {s['wrong']:.1%} | {1 - np.concatenate(told).mean():.1%} | {s['auroc']:.3f} "
-                    f"| {s['calibration_error']:.3f} | {s['false_alarms']:.1%} | {s['found']:.1%} |",
+                    f"| {s['wrong']:.1%} | {1 - told.mean():.1%} | {s['auroc']:.3f} "
+                    f"| {s['calibration_error']:.3f} | {s['false_alarms']:.1%} | {s['found']:.1%} | {worse:.1%} |",
                     flush=True,
                 )
 

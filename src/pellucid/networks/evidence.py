@@ -50,14 +50,17 @@ def resolution_px(problem: Problem) -> Triple:
 
 
 def gather(
-    problem: Problem, network: Estimator, x: Tensor, plain: Tensor, seed: int = 0
+    problem: Problem, network: Estimator, x: Tensor, plain: Tensor | None = None, seed: int = 0
 ) -> Evidence:
-    """Return the evidence about the answer `x` beside the `plain` classical solution, both on the object's
-    grid; regions of the first view.
+    """Return the evidence about the answer `x` on the object's grid; regions of the first view.
 
-    Costs `REHEARSALS` passes of the network and one more classical solution.
+    Costs `REHEARSALS` passes of the network and two classical solutions.
+
+    Parameters
+    ----------
+    plain : the classical solution on the object's grid, where it is known
     """
-    o = problem.observations[0]
+    o, plain = problem.observations[0], classical(problem) if plain is None else plain
     twiced = (2 * plain - classical(without_noise(problem, plain))).clamp_min(0)
     rehearsed = [
         error_of(problem, network.estimate(recorded_again(problem, plain, seed + i)), plain)

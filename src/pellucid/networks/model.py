@@ -112,6 +112,13 @@ class RestorationNet(torch.nn.Module):
         out = nn.leaky_relu(start + missing, LEAK if self.training else 0.0)
         return out[:, : shape[0], : shape[1], : shape[2]]
 
+    def inner(self, inputs: Tensor, places: Tensor | None = None) -> Tensor:
+        """Return the innermost features (n, width, z / 4, y / 4, x / 4), what the net sees in its inputs.
+
+        Planes are not divided; sizes are rounded up.
+        """
+        return self._encoded(inputs, places)[2]
+
     def _encoded(self, inputs: Tensor, places: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         padded = _padded(inputs, [2 * b for b in self.block])
         x = nn.relu(self.head(_to_blocks(padded, self.block)))

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from pellucid.core.accelerated import Accelerated
 from pellucid.core.deconvolution import as_volume, blur_of, usable_psf
 from pellucid.core.problem import Observation, Problem
 from pellucid.core.psf import Psf
@@ -19,7 +20,6 @@ from pellucid.data.recording import Recording, open_recording
 from pellucid.data.writer import ImageDescription, ImageWriter
 from pellucid.errors import InputError, OutputError, PlanError
 from pellucid.networks.evidence import gather
-from pellucid.networks.features import classical
 from pellucid.networks.model import Architecture, RestorationNet
 from pellucid.networks.polish import Polished
 from pellucid.networks.restorer import Network
@@ -154,12 +154,11 @@ def run_restoring(plan: RestorePlan, on_event: OnEvent = ignore) -> dict[str, An
     volumes, stats = [answer.image.cpu()], dict(answer.stats)
     if parameters.verdict is not None or parameters.fall_back:
         x_whole = restorer.estimate(problem)
-        plain = classical(problem)
-        evidence = gather(problem, restorer, x_whole, plain)
+        evidence = gather(problem, restorer, x_whole)
         if parameters.fall_back:
             share = Share.from_dict(plan.card["share"]).of(evidence)
             stats |= {"network_share": float(share.mean())}
-            volumes[0] = fallen_back(volumes[0], problem.windowed(plain).cpu(), share)
+            volumes[0] = fallen_back(volumes[0], Accelerated()(problem).image.cpu(), share)
         if parameters.verdict is not None:
             trust = Trust.from_dict(plan.card["trust"])
             judged = trust.believable(evidence)
