@@ -291,7 +291,7 @@ def verdict(folder: Path, seeds: int, calibration: int) -> None:
         card = json.dumps(trusts["the verdict"].as_dict())
         (folder / f"trust-{kinds}.json").write_text(card)
         groups = {name: gathered(folder, kinds, name, seeds) for name in PSFS}
-        groups["all three"] = [judged for found in groups.values() for judged in found]
+        groups["all three"] = [j for found in groups.values() for j in found]
         for name, found in groups.items():
             error = np.concatenate([j.error.ravel() for j in found])
             for part, trust in trusts.items():
@@ -303,7 +303,8 @@ def verdict(folder: Path, seeds: int, calibration: int) -> None:
                 print(
                     f"| {kinds} | {', '.join(unseen)} | {name} | {part} | {s['regions']:.0f} "
                     f"| {s['wrong']:.1%} | {1 - told.mean():.1%} | {s['auroc']:.3f} "
-                    f"| {s['calibration_error']:.3f} | {s['false_alarms']:.1%} | {s['found']:.1%} | {worse:.1%} |",
+                    f"| {s['calibration_error']:.3f} | {s['false_alarms']:.1%} | {s['found']:.1%} "
+                    f"| {worse:.1%} |",
                     flush=True,
                 )
 
