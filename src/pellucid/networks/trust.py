@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy import ndimage, stats
+from scipy import ndimage, optimize, stats
 from torch import Tensor
 
 from pellucid.core.deconvolution import blur_of
@@ -17,7 +17,7 @@ from pellucid.core.psf import Psf
 from pellucid.core.psf_field import PsfField
 from pellucid.core.wrongness import REGION, region_edges
 from pellucid.errors import InputError
-from pellucid.networks.evidence import FEATURES, Evidence, error_of
+from pellucid.networks.evidence import FEATURES, FLOOR, Evidence
 from pellucid.networks.structures import BANK, Example, Light, simulate
 
 WRONG = 0.5
@@ -27,33 +27,49 @@ ALARMS = 0.02
 """Share of the good regions that may be doubted, of whichever structure is worst when it is left out of
 the calibration: other structures are to come, and the average over known ones would promise too much."""
 
-RIDGE = 3.0
-"""Strength of the ridge of the regression, in regions."""
+SURE = 1e3
+"""Weight of the condition that the weights add up to 1."""
+
+NEAR = 0.25
+"""Distance from `WRONG`, in powers of e, over which a region loses weight in the fit: what is far from it
+on either side decides nothing."""
+
+ROUNDS = 6
+"""Rounds of fit and weights, which settle in three."""
 
 Float64 = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Trust:
-    """Logistic regression from evidence to the probability that a region is wrong.
+    """Estimate of every region's error, and how far the truth may be from it.
+
+    The error is a weighted geometric mean of the measured ones, times a constant: if all were twice as
+    large it would be, whatever is usual in a calibration. So the probability holds where more is wrong,
+    or less, than there.
 
     Parameters
     ----------
-    weights : of `FEATURES`, none below 0, and of the constant
-    mean, scale : of the features where it was fitted
+    weights : of `FEATURES`, none below 0, together 1
+    bias : logarithm of the constant
+    spread : standard deviation of the logarithm of the error about its estimate
     limit : probability of being wrong above which a region counts as doubted: at most `ALARMS` of the
-        good regions of any structure that the weights were not fitted on
+        good regions of any structure that the rest was not fitted on
     """
 
     weights: tuple[float, ...]
-    mean: tuple[float, ...]
-    scale: tuple[float, ...]
+    bias: float
+    spread: float
     limit: float = 0.5
+
+    def error(self, evidence: Evidence) -> Float64:
+        """Return the error to expect of every region, relative to its light."""
+        return np.asarray(np.exp(evidence @ np.array(self.weights) + self.bias) - FLOOR)
 
     def believable(self, evidence: Evidence) -> Float64:
         """Return the probability, region by region, that the answer is not wrong."""
-        odds = _design(evidence, np.array(self.mean), np.array(self.scale)) @ np.array(self.weights)
-        return 1 - _probability(odds)
+        above = evidence @ np.array(self.weights) + self.bias - _log(WRONG)
+        return np.asarray(stats.norm.sf(above / self.spread))
 
     def doubted(self, believable: Float64) -> NDArray[np.bool_]:
         """Return which regions are doubted, of the probabilities that `believable` returned."""
@@ -67,11 +83,10 @@ class Trust:
     def from_dict(cls, values: dict[str, Any]) -> "Trust":
         """Return what a model's card holds."""
         try:
-            names = ("weights", "mean", "scale")
-            weights, mean, scale = (tuple(float(v) for v in values[k]) for k in names)
-            if [len(v) - len(FEATURES) for v in (weights, mean, scale)] != [1, 0, 0]:
+            weights = tuple(float(v) for v in values["weights"])
+            if len(weights) != len(FEATURES):
                 raise ValueError
-            return cls(weights, mean, scale, float(values["limit"]))
+            return cls(weights, *(float(values[k]) for k in ("bias", "spread", "limit")))
         except (KeyError, TypeError, ValueError) as error:
             raise InputError("model: the card's verdict is not complete. Train it anew.") from error
 
@@ -127,71 +142,54 @@ def _stretched(values: Float64, factors: tuple[float, float, float]) -> Float64:
     return np.asarray(out * (values.sum() / out.sum()))
 
 
-def wrong_regions(problem: Problem, x: Tensor, truth: Tensor) -> NDArray[np.bool_]:
-    """Return where the answer `x` errs by more than `WRONG`, region by region, at the resolution that
-    the recording supports; both on the object's grid."""
-    return error_of(problem, x, truth) > WRONG
+def fit(evidence: list[Evidence], errors: list[Any], kinds: list[str]) -> Trust:
+    """Return what the evidence says of the `errors` of every region, of recordings of `kinds`.
 
-
-def fit(evidence: list[Evidence], wrong: list[Any], kinds: list[str]) -> Trust:
-    """Return the regression of `wrong` regions on the evidence, of recordings of `kinds`.
-
-    No weight is negative: what speaks against an answer on a small calibration is not let speak for it.
-    Each structure is left out of a fit of its own, and what these fits say of it gives the slope of the
-    log-odds, so that probabilities are not too sure of what is new, and the limit.
+    Each structure is left out of a fit of its own, and what these fits say of it gives the spread, so
+    that probabilities are not too sure of what is new, and the limit.
     """
-    y = np.concatenate([np.asarray(w).ravel().astype(np.float64) for w in wrong])
-    if not 0 < y.sum() < y.size:
-        raise InputError(
-            "trust: the calibration holds no wrong region, or only such. Calibrate on more structures."
-        )
     tables = [e.reshape(-1, len(FEATURES)) for e in evidence]
-    x = np.concatenate(tables)
-    mean, scale = x.mean(axis=0), x.std(axis=0) + 1e-6
-    design = _design(x, mean, scale)
+    x, y = np.concatenate(tables), _log(np.concatenate([np.ravel(e) for e in errors]))
     of_region = np.repeat([set(k.split("+")) for k in kinds], [len(t) for t in tables])
-    unseen = []
+    left_out = []
     for structure in sorted(set().union(*of_region)):
         out = np.array([structure in held for held in of_region])
-        if 0 < y[~out].sum() < (~out).sum():
-            unseen.append((design[out] @ _increasing(design[~out], y[~out]), y[out]))
-    weights = _increasing(design, y)
-    unseen = unseen or [(design @ weights, y)]
-    odds, true = (np.concatenate(parts) for parts in zip(*unseen, strict=True))
-    slope, shift = newton(np.column_stack([odds, np.ones(len(odds))]), true, 1.0)
-    slope = max(float(slope), 0.0)
+        if not out.all():
+            weights, bias = _least_squares(x[~out], y[~out])
+            left_out.append((x[out] @ weights + bias, y[out]))
+    weights, bias = _least_squares(x, y)
+    left_out = left_out or [(x @ weights + bias, y)]
+    told, true = (np.concatenate(parts) for parts in zip(*left_out, strict=True))
+    spread = float(np.sqrt(np.average((true - told) ** 2, weights=_nearness(true, told))))
+    spread = max(spread, FLOOR)
+    good = [t[y <= _log(WRONG)] for t, y in left_out]
     limit = max(
-        float(np.quantile(_probability(slope * odds[true == 0] + shift), 1 - ALARMS))
-        for odds, true in unseen if (true == 0).any()
-    )  # fmt: skip
-    weights = slope * weights + shift * (np.arange(len(weights)) == len(FEATURES))
-    return Trust(_plain(weights), _plain(mean), _plain(scale), limit)
+        float(np.quantile(stats.norm.cdf((g - _log(WRONG)) / spread), 1 - ALARMS)) for g in good if g.size
+    )
+    return Trust(tuple(float(v) for v in weights), bias, spread, limit)
 
 
-def _increasing(design: Float64, y: Float64) -> Float64:
-    """Return the regression's weights, the most negative set to 0 one after another."""
-    used = np.ones(design.shape[1], bool)
-    while True:
-        weights = np.zeros(len(used))
-        weights[used] = newton(design[:, used], y, RIDGE)
-        worst = int(np.argmin(weights[:-1]))
-        if weights[worst] >= 0:
-            return weights
-        used[worst] = False
+def _least_squares(x: Float64, y: Float64) -> tuple[Float64, float]:
+    """Return weights of the columns of `x`, none below 0 and together 1, and the bias, that fit `y`."""
+    weights, bias = np.eye(x.shape[1])[0], 0.0
+    for _ in range(ROUNDS):
+        near = _nearness(y, x @ weights + bias)
+        x_mean, y_mean = np.average(x, axis=0, weights=near), float(np.average(y, weights=near))
+        root = np.sqrt(near / near.sum())
+        design = np.concatenate([root[:, None] * (x - x_mean), np.full((1, x.shape[1]), SURE)])
+        weights = optimize.nnls(design, np.append(root * (y - y_mean), SURE))[0]
+        weights = weights / weights.sum()
+        bias = y_mean - float(x_mean @ weights)
+    return weights, bias
 
 
-def newton(design: Float64, y: Float64, ridge: float) -> Float64:
-    """Return logistic regression's weights, by Newton's method; the constant is the last column."""
-    w = np.zeros(design.shape[1])
-    penalty = np.diag([*[ridge] * (design.shape[1] - 1), 1e-6])
-    for _ in range(50):
-        p = _probability(design @ w)
-        curvature = design.T @ (design * (p * (1 - p))[:, None]) + penalty
-        step = np.linalg.solve(curvature, design.T @ (y - p) - penalty @ w)
-        w = w + step / max(1.0, float(np.abs(step).max()) / 3)
-        if np.abs(step).max() < 1e-8:
-            break
-    return np.asarray(w)
+def _nearness(true: Float64, told: Float64) -> Float64:
+    # The mean of both, so that neither the noise of the estimate nor how much is wrong here selects.
+    return np.asarray(np.exp(-np.abs((true + told) / 2 - _log(WRONG)) / NEAR) + 1e-9)
+
+
+def _log(error: Any) -> Any:
+    return np.log(error + FLOOR)
 
 
 def scores(believable: Float64, wrong: Any, limit: float = 0.5) -> dict[str, float]:
@@ -219,17 +217,3 @@ def as_map(believable: Float64, shape: Shape) -> Tensor:
     for axis, (n, r) in enumerate(zip(shape, REGION, strict=True)):
         values = np.repeat(values, np.diff(region_edges(n, r)), axis=axis)
     return torch.from_numpy(values.astype(np.float32))
-
-
-def _probability(odds: Float64) -> Float64:
-    return np.asarray(1 / (1 + np.exp(-np.clip(odds, -50, 50))))
-
-
-def _design(x: Float64, mean: Float64, scale: Float64) -> Float64:
-    # Bounded, so that what no calibration saw does not decide alone.
-    z = np.clip((x - mean) / scale, -3, 3)
-    return np.concatenate([z, np.ones((*z.shape[:-1], 1))], axis=-1)
-
-
-def _plain(values: Float64) -> tuple[float, ...]:
-    return tuple(float(v) for v in values)

@@ -23,7 +23,7 @@ from pellucid.data.psf_field_file import is_field_file, read_psf_field
 from pellucid.data.recording import open_recording
 from pellucid.data.writer import check_output_path
 from pellucid.errors import InputError, ParameterError
-from pellucid.networks.evidence import gather
+from pellucid.networks.evidence import error_of, gather
 from pellucid.networks.features import classical
 from pellucid.networks.model import Architecture, RestorationNet, count_parameters
 from pellucid.networks.polish import Estimator, Polished
@@ -41,7 +41,7 @@ from pellucid.networks.training import (
     held_out_pairs,
     pair_of,
 )
-from pellucid.networks.trust import Trust, calibration_case, fit, wrong_regions
+from pellucid.networks.trust import Trust, calibration_case, fit
 from pellucid.stages.network_parameters import TrainParameters
 from pellucid.stages.psf_choice import prepared_psf
 from pellucid.stages.resources import resolve_device
@@ -79,7 +79,7 @@ def train(parameters: TrainParameters, on_look: OnLook = lambda trainer: None) -
         "structures": parameters.structures, "peak_photons": parameters.peak_photons,
         "background_photons": parameters.background_photons, "licence": parameters.licence,
         "metrics": {"held_out_nrmse": min(row["held_out"] for row in run.curves[-1])},
-        "curves": run.curves, "trust": None if trust is None else trust.as_dict(),
+        "curves": run.curves, "trust": trust.as_dict(),
         "share": share.as_dict(),
     }  # fmt: skip
     weights = {f"net{i}.{k}": v for i, net in enumerate(nets) for k, v in net.state_dict().items()}
@@ -176,12 +176,9 @@ def checkpoint_path(output: Path) -> Path:
 
 def calibrated(
     network: Estimator, parameters: TrainParameters, psf: Psf | PsfField, light: Light
-) -> tuple[Trust | None, Share]:
-    """The verdict and the cure, fitted on structures trained on and others, by the PSF and wrong ones.
-
-    No verdict if no region is wrong, or all are.
-    """
-    evidence, wrong, best, held = [], [], [], []
+) -> tuple[Trust, Share]:
+    """The verdict and the cure, fitted on structures trained on and others, by the PSF and wrong ones."""
+    evidence, errors, best, held = [], [], [], []
     kinds = parameters.calibrated_on or tuple(BANK)
     for i in range(parameters.calibration):
         seed = parameters.seed + 2_000_003 + i
@@ -189,14 +186,10 @@ def calibrated(
         x = network.estimate(case.problem)
         plain = classical(case.problem)
         evidence.append(gather(case.problem, network, x, plain))
-        wrong.append(wrong_regions(case.problem, x, case.truth))
+        errors.append(error_of(case.problem, x, case.truth))
         best.append(best_share(case.problem, x, plain, case.truth))
         held.append(case.kind)
-    share = fit_share(evidence, best)
-    try:
-        return fit(evidence, wrong, held), share
-    except InputError:
-        return None, share
+    return fit(evidence, errors, held), fit_share(evidence, best)
 
 
 def microscopes_of(psf: Psf | PsfField, shape: Shape) -> list[Extended]:
