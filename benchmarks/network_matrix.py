@@ -25,10 +25,11 @@ from safetensors.torch import load_file, save_file
 from scipy import ndimage
 from torch import Tensor
 
-from networks import PlainUNet, operator, whole_classical
+from networks import PlainUNet, operator
 from pellucid.core.problem import Problem
 from pellucid.core.psf import Psf, fwhm_px
 from pellucid.core.quality import psnr
+from pellucid.networks.features import classical as classical_solution
 from pellucid.networks.features import inputs_of
 from pellucid.networks.model import Architecture, RestorationNet, count_parameters
 from pellucid.networks.polish import Polished
@@ -246,7 +247,7 @@ def test(estimate: Callable[[Problem], Tensor], structure: str, seed: int) -> Fi
 
 @cache
 def classical(structure: str, seed: int, index: int) -> Tensor:
-    return whole_classical(recorded(structure, seed, "test", index).problem)
+    return classical_solution(recorded(structure, seed, "test", index).problem)
 
 
 Results = dict[str, dict[str, Figures]]
@@ -257,7 +258,7 @@ def run(folder: Path, seeds: int, steps: int) -> None:
     for seed in range(seeds):
         whole = folder / f"classical-{seed}.json"
         if not whole.exists():
-            _keep(whole, {s: {"answer": test(whole_classical, s, seed)} for s in STRUCTURES})
+            _keep(whole, {s: {"answer": test(classical_solution, s, seed)} for s in STRUCTURES})
         for trained_on in STRUCTURES:
             for name, contender in CONTENDERS.items():
                 stem = f"{name}-{trained_on}-{seed}"

@@ -12,7 +12,7 @@ from pellucid.core.problem import Problem
 from pellucid.core.psf import Psf, fwhm_px
 from pellucid.data.model_files import read_model, read_tensors, write_model, write_tensors
 from pellucid.errors import InputError, ParameterError
-from pellucid.networks.evidence import DECISIVE, FEATURES, Evidence, gather
+from pellucid.networks.evidence import FEATURES, error_of, gather, recorded_again
 from pellucid.networks.features import (
     BORDER,
     classical,
@@ -35,11 +35,13 @@ from pellucid.networks.training import (
     held_out_pairs,
 )
 from pellucid.networks.trust import (
+    ALARMS,
+    WRONG,
     Trust,
+    calibration_case,
     fit,
     scores,
     stretched,
-    wrong_regions,
 )
 from pellucid.networks.wiener import wiener_step
 
@@ -215,15 +217,16 @@ BLUR_WIDE = Blur(BLUR.psf, (16, 48, 48))
 
 def test_the_verdict_tells_inventions_from_truth():
     light = Light((200.0, 400.0), (1.0, 2.0))
-    examples = [simulate((BLUR_WIDE,), "shells", seed, light) for seed in range(5)]
-    evidence, wrong = [], []
-    for example in examples:
-        x = Inventing().estimate(example.problem)
-        evidence.append(gather(example.problem, Inventing(), x))
-        wrong.append(wrong_regions(example.problem, x, example.truth))
-    trust = fit(evidence[:4], wrong[:4], evidence[:1])
+    kinds = ["shells", "nuclei", "points", "nuclei", "shells"]
+    evidence, errors = [], []
+    for seed, kind in enumerate(kinds):
+        example = simulate((BLUR_WIDE,), kind, seed, light)
+        x, plain = Inventing().estimate(example.problem), classical(example.problem)
+        evidence.append(gather(example.problem, Inventing(), x, plain))
+        errors.append(error_of(example.problem, x, example.truth))
+    trust = fit(evidence[:4], errors[:4], kinds[:4])
     believable = trust.believable(evidence[4])
-    assert scores(believable, wrong[4])["auroc"] > 0.9
+    assert scores(believable, errors[4] > WRONG)["auroc"] > 0.9
     again = Trust.from_dict(json.loads(json.dumps(trust.as_dict())))
     np.testing.assert_allclose(again.believable(evidence[4]), believable)
     with pytest.raises(InputError, match="not complete"):
@@ -232,11 +235,83 @@ def test_the_verdict_tells_inventions_from_truth():
     assert (perfect["auroc"], perfect["false_alarms"]) == (1.0, 0.0)
 
 
+def test_the_rehearsal_errs_about_as_much_as_the_answer():
+    example = simulate((BLUR_WIDE,), "nuclei", 3, Light((200.0, 200.0), (1.0, 1.0)))
+    x, plain = Inventing().estimate(example.problem), classical(example.problem)
+    off = error_of(example.problem, x, example.truth)
+    rehearsed, *others = np.moveaxis(gather(example.problem, Inventing(), x, plain), -1, 0)
+    assert np.median(np.abs(rehearsed - np.log(off))) < 0.3
+    # A right answer is contradicted less, but holds more than the recording says.
+    found = gather(example.problem, Inventing(), example.truth, plain)
+    _, apart, unsaid = np.moveaxis(found, -1, 0)
+    assert apart.mean() < others[0].mean() - 0.3
+    assert unsaid.mean() > others[1].mean()
+    assert (error_of(example.problem, x, 0 * x) == 1).all()
+    first, other = (recorded_again(example.problem, x, seed).observations[0].image for seed in (1, 2))
+    assert not torch.equal(first, other)
+
+
+def calibrated(seed, kinds, typical):
+    """Evidence that tells the error but for a spread, of recordings that err by about `typical`."""
+    rng = np.random.default_rng(seed)
+    evidence, errors = [], []
+    for _ in kinds:
+        true = rng.normal(np.log(typical), 0.4, (4, 4, 4)) + rng.normal(0, 0.2)
+        noise = rng.normal(0, (0.1, 0.2, 0.4), (4, 4, 4, len(FEATURES)))
+        evidence.append(true[..., None] - 0.1 + noise)
+        errors.append(np.exp(true))
+    return evidence, errors
+
+
+def test_probabilities_hold_where_more_is_wrong_or_less_than_in_the_calibration():
+    kinds = ["points", "shells", "points+nuclei", "nuclei"] * 8
+    trust = fit(*calibrated(1, kinds, 0.3), kinds)
+    assert trust.weights[0] > trust.weights[1] > trust.weights[2] >= 0
+    assert sum(trust.weights) == pytest.approx(1)
+    assert trust.bias == pytest.approx(0.1, abs=0.03)
+    shares = []
+    for seed, typical in enumerate((0.2, 0.3, 0.45)):
+        evidence, errors = calibrated(2 + seed, kinds, typical)
+        wrong = np.stack(errors) > WRONG
+        told = scores(trust.believable(np.stack(evidence)), wrong, trust.limit)
+        assert told["calibration_error"] < 0.03
+        assert told["auroc"] > 0.95
+        shares.append(told["wrong"])
+        ratio = np.stack(errors) / np.stack([trust.error(e) for e in evidence])
+        assert np.median(ratio) == pytest.approx(1, abs=0.05)
+    assert shares[2] > 4 * shares[0]
+
+
+def test_the_limit_is_that_of_the_structure_that_is_worst_when_it_is_left_out():
+    kinds = ["points", "shells", "nuclei"] * 6
+    evidence, errors = calibrated(7, kinds, 0.35)
+    before = fit(evidence, errors, kinds).limit
+    misleading = [e + 0.3 * (kind == "shells") for e, kind in zip(evidence, kinds, strict=True)]
+    trust = fit(misleading, errors, kinds)
+    assert trust.limit > before
+    shells = [i for i, kind in enumerate(kinds) if kind == "shells"]
+    doubt = trust.doubted(trust.believable(np.stack([misleading[i] for i in shells])))
+    assert doubt[np.stack([errors[i] for i in shells]) <= WRONG].mean() <= ALARMS
+
+
+def test_a_calibration_mixes_structures_and_microscopes():
+    psf = Psf.normalised(gaussian_psf((5, 5, 5), (3.0, 2.0, 2.0)))
+    light, kinds = Light((300.0, 300.0), (1.0, 1.0)), ("points", "shells")
+    cases = [calibration_case(psf, SHAPE, light, seed, kinds) for seed in range(12)]
+    assert {len(case.kind.split("+")) for case in cases} == {1, 2}
+    told = {tuple(case.problem.observations[0].operator.psf.shape) for case in cases}
+    assert len(told) > 1
+    for case in cases:
+        o = case.problem.observations[0]
+        pair = torch.stack([o.operator.forward(case.truth).ravel(), o.image.ravel()])
+        assert float(torch.corrcoef(pair)[0, 1]) > 0.6
+
+
 def test_doubted_regions_fall_back_to_the_classical_solution():
     share = np.ones((2, 3, 3))
     share[1, 2, 2] = 0
-    answer, classical = torch.zeros(16, 48, 48), torch.ones(16, 48, 48)
-    x = fallen_back(answer, classical, share)
+    answer, plain = torch.zeros(16, 48, 48), torch.ones(16, 48, 48)
+    x = fallen_back(answer, plain, share)
     assert x[15, 47, 47] == 1
     assert x[:4].max() == x[:, :24].max() == 0
     assert 0 < x[8, 40, 40] < 1
@@ -299,10 +374,9 @@ def test_the_share_of_a_network_is_what_would_have_been_best():
     evidence, best = [], []
     for doubt, answers in ((0.0, better), (1.0, worse)):
         for e, x in zip(examples, answers, strict=True):
-            best.append(best_share(e.problem, x, e.truth))
-            features = rng.normal(size=(*best[-1].share.shape, len(FEATURES) - 1))
-            features[..., FEATURES.index(DECISIVE[0])] = doubt
-            evidence.append(Evidence(features, np.zeros((*features.shape[:3], 0))))
+            best.append(best_share(e.problem, x, classical(e.problem), e.truth))
+            evidence.append(rng.normal(size=(*best[-1].share.shape, len(FEATURES))))
+            evidence[-1][..., 0] = doubt
     np.testing.assert_allclose(best[0].share, 0.5, atol=1e-4)
     np.testing.assert_allclose(best[-1].share, -0.5, atol=1e-4)
     share = fit_share(evidence[1:], best[1:])
