@@ -1,14 +1,19 @@
 """A network's answer by tiles against the whole, and what the halo costs.
 
     python benchmarks/network_tiles.py
+    python benchmarks/network_tiles.py --memory 800MiB
 
 A model is trained briefly on filaments and nuclei; shells are restored in one piece and by tiles. Largest
 and 99.9th percentile of the difference, relative to the range of the whole; at the faces of the volume,
 where the padding differs, at the borders of cores, and elsewhere. "auto" decides on one tile, and takes
-all photons.
+all photons. With `--memory`, the largest memory of the command, in a process of its own, beside what it may
+use.
 """
 
 import argparse
+import resource
+import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -55,12 +60,33 @@ def restored(folder: Path, name: str, **asked: object) -> tuple[np.ndarray, floa
     return pellucid.open(output).read(), spent, read_record(output)["statistics"]
 
 
+def memory(folder: Path, allowed: str) -> None:
+    """Print the largest memory of a restoration that may use so much."""
+    command = "import sys; from pellucid.apps.cli import main; sys.exit(main())"
+    subprocess.run(
+        [sys.executable, "-c", command, "restore", "raw.ome.zarr", "--model", "model", "--polish", "0",
+         "-o", "tiled.ome.zarr", "--memory", allowed],
+        cwd=folder, check=True,
+    )  # fmt: skip
+    said = read_record(folder / "tiled.ome.zarr")["statistics"]
+    used = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
+    print(
+        f"allowed {allowed}: {used:.0f} MiB used, {said['tiles']} tiles of {tuple(said['core_zyx'])}, halo "
+        f"{tuple(said['halo_zyx'])}, {said['halo_share']:.0%} read twice"
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--memory")
+    asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
-        make(folder, parser.parse_args().steps)
+        make(folder, asked.steps)
+        if asked.memory is not None:
+            memory(folder, asked.memory)
+            return
         border = np.zeros(SHAPE, bool)
         border[:, 126:130] = border[:, :, 126:130] = border[:, :, 254:258] = True
         face = np.ones(SHAPE, bool)

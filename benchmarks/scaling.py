@@ -43,6 +43,7 @@ from pellucid.stages.parameters import DeconvolveParameters
 from pellucid.stages.planning import plan_deconvolution
 from pellucid.stages.volume_statistics import (
     LazyVolume,
+    SampledVolumes,
     VolumeStatistics,
     combined,
     core_statistics,
@@ -125,7 +126,7 @@ def serial() -> None:
 
 
 def measuring(repeats: int) -> None:
-    """Print the seconds of measuring by this process, one worker and two, and whether all say the same."""
+    """Print the seconds of measuring cores by one worker and two, and whether all engines say the same."""
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         make(folder)
@@ -137,17 +138,20 @@ def measuring(repeats: int) -> None:
         clock: dict[int, list[float]] = {1: [], 2: []}
         used: dict[int, list[float]] = {1: [], 2: []}
 
-        def by(engine: Engine, name: str) -> None:
-            listed = Manifest(folder / name, {})
+        def by(engine: Engine, listed: Manifest) -> None:
             said.append(measured({(0, 0): volume}, tiling, None, "auto", engine, listed))
 
-        by(InProcess(), "here.jsonl")
+        by(InProcess(), Manifest(folder / "here.jsonl", {}))
         for number in range(repeats):
             for count in (1, 2):
                 with opened(Local(count)) as engine:
-                    by(replace(engine, threads=1), f"warm{number}{count}.jsonl")
+                    engine = replace(engine, threads=1)
+                    by(engine, Manifest(folder / f"warm{number}{count}.jsonl", {}))
+                    listed = Manifest(folder / f"run{number}{count}.jsonl", {})
+                    samples = SampledVolumes({(0, 0): volume}, None, "auto")
+                    engine.run([(0, 0)], samples, listed, lambda _: None)  # one task: not what is timed
                     begin, before = time.perf_counter(), engine.client.run(time.process_time)
-                    by(replace(engine, threads=1), f"run{number}{count}.jsonl")
+                    by(engine, listed)
                     clock[count].append(time.perf_counter() - begin)
                     after = engine.client.run(time.process_time)
                     used[count].append(sum(after.values()) - sum(before.values()))
