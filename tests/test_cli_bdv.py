@@ -238,3 +238,12 @@ def test_the_affine_of_another_program_is_applied(folder):
     found = read_transforms(folder / "f_transforms.json").at(0, 1)
     assert found.how == "given"
     assert Affine(found.world_to_view.matrix, "world", "view 1") == truth()
+
+
+def test_a_recipe_names_a_dataset_as_the_command_does(folder, capsys):
+    (folder / "recipe.yaml").write_text(
+        "steps:\n  - register: {inputs: data.xml, angles: [0, 90]}\n"
+        "  - fuse: {method: average, angles: [0, 90], spacing_um: 2}\n"
+    )
+    assert main(["plan", "recipe.yaml", "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)["steps"]) == 2
