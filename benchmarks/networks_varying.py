@@ -179,10 +179,10 @@ def compare(folder: Path, kinds: list[str]) -> None:
         low_rank = Problem((Observation(o.image, varying, o.background),))
         answers: list[tuple[str, Callable[[], Tensor]]] = [
             ("recording", lambda o=o: o.image - o.background),
-            ("matched RL, scanned sheet", lambda e=example: matched(e.problem).image),
-            ("classical, low rank", lambda p=low_rank: Accelerated()(p).image),
             ("network", lambda p=low_rank: p.windowed(network.estimate(p))),
             ("network, polished", lambda p=low_rank: Polished(network)(p).image),
+            ("classical, low rank", lambda p=low_rank: Accelerated()(p).image),
+            ("matched RL, scanned sheet", lambda e=example: matched(e.problem).image),
         ]
         for name, answer in answers:
             image, seconds = timed(answer)
