@@ -9,6 +9,7 @@ in the folder: the same command goes on where it was interrupted, and prints the
 """
 
 import argparse
+import itertools
 import json
 import math
 import time
@@ -150,7 +151,9 @@ def falling(step: int, steps: int) -> float:
 
 CONTENDERS = {
     "ours": Contender(
-        lambda seed: RestorationNet(Architecture(volumetric=not PLANAR), seed), relative_error, falling
+        lambda seed: RestorationNet(Architecture(volumetric=not PLANAR), seed),
+        relative_error,
+        falling,
     ),
     "DenseDeconNet-like": Contender(
         DenseDeconNet, dense_error, lambda step, _: 0.04 * 0.98 ** (step / 150)
@@ -264,14 +267,27 @@ Results = dict[str, dict[str, Figures]]
 
 def run(folder: Path, seeds: int, steps: int) -> None:
     """Train and test whatever the folder does not hold yet, seed by seed."""
+    settings = {
+        "steps": steps,
+        "shape": SHAPE,
+        "patch": PATCH,
+        "recordings": RECORDINGS,
+        "tests": TESTS,
+    }
+    kept, now = folder / "settings.json", json.dumps(settings)
+    if kept.exists() and kept.read_text() != now:
+        raise SystemExit(
+            f"{folder}: begun with {kept.read_text()}, asked for {now}. Choose another folder."
+        )
+    kept.write_text(now)
     for seed in range(seeds):
         whole = folder / f"classical-{seed}.json"
         if not whole.exists():
             _keep(whole, {s: {"answer": test(whole_classical, s, seed)} for s in STRUCTURES})
         for trained_on in STRUCTURES:
             for name, contender in CONTENDERS.items():
-                stem = f"{name}-{trained_on}-{seed}"
-                weights, results = folder / f"{stem}.safetensors", folder / f"{stem}.json"
+                results = _path(folder, name, trained_on, seed)
+                weights = results.with_suffix(".safetensors")
                 if results.exists():
                     continue
                 begin = time.process_time()
@@ -293,7 +309,10 @@ def run(folder: Path, seeds: int, steps: int) -> None:
                     for s in STRUCTURES
                 }
                 _keep(results, tests)
-                print(f"{stem}: {count_parameters(net)} weights, {spent:.0f} CPU s", flush=True)
+                print(
+                    f"{results.stem}: {count_parameters(net)} weights, {spent:.0f} CPU s",
+                    flush=True,
+                )
         learned.cache_clear(), recorded.cache_clear(), classical.cache_clear()
 
 
@@ -301,6 +320,10 @@ def _keep(path: Path, results: Results) -> None:
     partial = path.with_suffix(".partial")
     partial.write_text(json.dumps(results, indent=1))
     partial.rename(path)
+
+
+def _path(folder: Path, name: str, trained_on: str, seed: int) -> Path:
+    return folder / f"{name}-{trained_on}-{seed}.json"
 
 
 def tables(folder: Path) -> None:
@@ -314,20 +337,24 @@ def tables(folder: Path) -> None:
     summary = []
     for name in CONTENDERS:
         cells: dict[tuple[str, str], list[dict[str, Figures]]] = {}
-        seeds = set()
-        for path in folder.glob(f"{name}-*.json"):
-            _, trained_on, seed = path.stem.rsplit("-", 2)
-            seeds.add(seed)
-            for tested_on, figures in json.loads(path.read_text()).items():
-                cells.setdefault((trained_on, tested_on), []).append(figures)
-        if len(cells) < len(STRUCTURES) ** 2:
+        whole = [
+            s
+            for s in range(len(found))
+            if all(_path(folder, name, a, s).exists() for a in STRUCTURES)
+        ]
+        if not whole:
             print(f"\n{name}: not all trained yet")
             continue
+        for trained_on, seed in itertools.product(STRUCTURES, whole):
+            for tested_on, figures in json.loads(
+                _path(folder, name, trained_on, seed).read_text()
+            ).items():
+                cells.setdefault((trained_on, tested_on), []).append(figures)
         for key, title, shown in (
             ("over_classical", "PSNR above the classical solution's (dB)", "{:+.2f}"),
             ("invented", "invented light", "{:.2%}"),
         ):
-            print(f"\n{name}, {title}, bare / polished ({len(seeds)} seeds)\n")
+            print(f"\n{name}, {title}, bare / polished ({len(whole)} seeds)\n")
             print(f"| trained on \\ tested on | {' | '.join(STRUCTURES)} |{RULE}")
             for a in STRUCTURES:
                 row = [
