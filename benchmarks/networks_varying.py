@@ -65,7 +65,12 @@ calibration: {calibration}
 
 def detection() -> Tensor:
     psf = theoretical_psf(
-        "widefield", SPACING_UM, na=0.8, wavelength_nm=525, refractive_index=1.33, shape=(25, 25, 25)
+        "widefield",
+        SPACING_UM,
+        na=0.8,
+        wavelength_nm=525,
+        refractive_index=1.33,
+        shape=(25, 25, 25),
     )
     values = crop_to_support(psf, 0.97).values
     return torch.from_numpy((values / values.sum()).astype(np.float32))
@@ -84,7 +89,9 @@ def field() -> PsfField:
         psfs.append((light.psf * column[:, None, None]).double().numpy())
         places.append((0.0, 0.0, round(x) * SPACING_UM[2]))
     assert len(places_of(light)) == 3
-    return PsfField(np.stack(psfs), np.array(places), SPACING_UM, ("a sheet of 1.6 um with its waist",))
+    return PsfField(
+        np.stack(psfs), np.array(places), SPACING_UM, ("a sheet of 1.6 um with its waist",)
+    )
 
 
 def timed(work: Callable[[], Any]) -> tuple[Any, float]:
@@ -123,32 +130,35 @@ def loop_seconds(light: SheetScan) -> tuple[float, float]:
 def speed(folder: Path, shapes: list[Shape]) -> None:
     """Print CPU seconds of every way, and their ratios, for recordings of several sizes."""
     network, psf, _ = load_network(folder / "model")
-    matched = RichardsonLucy(ITERATIONS, Matched())
     print("| recording | answer | CPU s | s per Mvoxel | loop / this | whole transforms / this |")
     print("|---|---|--:|--:|--:|--:|")
     for shape in shapes:
         light, varying = scan(shape), blur_of(usable_psf(psf, shape), shape)
         loop, whole = loop_seconds(light)
-        o = simulate((light,), "membranes", 4242).problem.observations[0]
-        low_rank = Problem((Observation(o.image, varying, o.background),))
-        del light
-        rows = [("loop over positions, whole complex transforms", whole), ("loop over positions", loop)]
-        scanned = Problem((o,))
-        for name, answer, times in (
-            ("matched RL, scanned sheet", lambda p=scanned: matched(p), 1),
-            ("classical, low rank", lambda p=low_rank: Accelerated()(p), 1),
-            ("network, first recording", lambda p=low_rank: network.estimate(p), 1),
-            ("network, others", lambda p=low_rank: network.estimate(p), 5),
-            ("network, polished", lambda p=low_rank: Polished(network).estimate(p), 1),
-        ):
-            rows.append((name, min(timed(answer)[1] for _ in range(times))))
-        for name, seconds in rows:
+
+        def say(
+            name: str,
+            seconds: float,
+            shape: Shape = shape,
+            loop: float = loop,
+            whole: float = whole,
+        ) -> None:
             each = seconds / math.prod(shape) * 1e6
             print(
                 f"| {'x'.join(map(str, shape))} | {name} | {seconds:.2f} | {each:.3f} "
                 f"| {loop / seconds:.0f} | {whole / seconds:.0f} |",
                 flush=True,
             )
+
+        say("loop over positions, whole complex transforms", whole)
+        say("loop over positions", loop)
+        o = simulate((light,), "membranes", 4242).problem.observations[0]
+        problem = Problem((Observation(o.image, varying, o.background),))
+        del light, o
+        first, *others = (timed(lambda p=problem: network.estimate(p))[1] for _ in range(4))
+        say("network, first recording", first)
+        say("network, others", min(others))
+        say("classical, low rank", timed(lambda p=problem: Accelerated()(p))[1])
 
 
 def compare(folder: Path, kinds: list[str]) -> None:
@@ -158,7 +168,9 @@ def compare(folder: Path, kinds: list[str]) -> None:
     matched, (loop, _) = RichardsonLucy(ITERATIONS, Matched()), loop_seconds(light)
     print(f"loop over {SHAPE[0]} positions, {ITERATIONS} iterations: {loop:.0f} CPU s "
           f"(from {TIMED} positions)")  # fmt: skip
-    print("| structure | answer | PSNR | NCC | wrong regions | false structure | CPU s | loop / this |")
+    print(
+        "| structure | answer | PSNR | NCC | wrong regions | false structure | CPU s | loop / this |"
+    )
     print("|---|---|--:|--:|--:|--:|--:|--:|")
     for kind in kinds:
         example = simulate((light,), kind, 4242)
@@ -167,10 +179,10 @@ def compare(folder: Path, kinds: list[str]) -> None:
         low_rank = Problem((Observation(o.image, varying, o.background),))
         answers: list[tuple[str, Callable[[], Tensor]]] = [
             ("recording", lambda o=o: o.image - o.background),
-            ("matched RL, scanned sheet", lambda e=example: matched(e.problem).image),
-            ("classical, low rank", lambda p=low_rank: Accelerated()(p).image),
             ("network", lambda p=low_rank: p.windowed(network.estimate(p))),
             ("network, polished", lambda p=low_rank: Polished(network)(p).image),
+            ("classical, low rank", lambda p=low_rank: Accelerated()(p).image),
+            ("matched RL, scanned sheet", lambda e=example: matched(e.problem).image),
         ]
         for name, answer in answers:
             image, seconds = timed(answer)
@@ -198,9 +210,7 @@ def main() -> None:
     if asked.what == "field":
         asked.folder.mkdir(parents=True, exist_ok=True)
         write_psf_field(asked.folder / "field.npz", field(), overwrite=True)
-        (asked.folder / "recipe.yaml").write_text(
-            RECIPE.format(**vars(asked))
-        )
+        (asked.folder / "recipe.yaml").write_text(RECIPE.format(**vars(asked)))
         assert read_psf_field(asked.folder / "field.npz").psfs.shape[0] == 9
     elif asked.what == "speed":
         sizes = [tuple(int(n) for n in shape.split("x")) for shape in asked.shapes]

@@ -94,7 +94,7 @@ def test_a_matrix_of_networks_goes_on_where_it_was_interrupted(
     matrix = importlib.import_module("network_matrix")
     dense = {"DenseDeconNet-like": matrix.CONTENDERS["DenseDeconNet-like"]}
     small = {"STRUCTURES": ("points",), "RECORDINGS": 1, "TESTS": 1, "CONTENDERS": dense}
-    for name, value in {**small, "SHAPE": (4, 16, 16), "PATCH": (4, 8, 8)}.items():
+    for name, value in {**small, "SHAPE": (1, 32, 32), "PATCH": (1, 16, 16)}.items():
         monkeypatch.setattr(matrix, name, value)
     matrix.run(tmp_path, 1, 1)
     first = (tmp_path / "DenseDeconNet-like-points-0.json").read_text()
