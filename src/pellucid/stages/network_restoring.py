@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from pellucid.core.accelerated import Accelerated
-from pellucid.core.deconvolution import as_volume, blur_of, usable_psf
+from pellucid.core.deconvolution import as_volume, blur_of, image_shape, usable_psf
 from pellucid.core.problem import Observation, Problem
 from pellucid.core.psf import Psf
 from pellucid.core.psf_field import PsfField
@@ -74,7 +76,7 @@ class RestorePlan:
     def restorer(self) -> Polished:
         """The network with its polish."""
         polish = self.parameters.polish
-        return Polished(self.network, None if polish == "auto" else int(polish))
+        return polished(self.network, None if polish == "auto" else int(polish))
 
     @property
     def image(self) -> ImageDescription:
@@ -102,16 +104,8 @@ def plan_restoring(parameters: RestoreParameters) -> RestorePlan:
             f"{parameters.model.name}: a model for {card['modality']}, asked for "
             f"{parameters.modality}. Choose a model of that modality."
         )
-    if parameters.fall_back and card.get("share") is None:
-        raise InputError(
-            f"{parameters.model.name}: made before models knew when to fall back. Train it anew, or "
-            "leave --fall-back out."
-        )
-    if parameters.verdict is not None and card.get("trust") is None:
-        raise InputError(
-            f"{parameters.model.name}: holds no verdict, as nothing was wrong in its calibration. "
-            "Train with more calibration recordings, or leave --verdict out."
-        )
+    asks = {"fall_back": parameters.fall_back, "verdict": parameters.verdict is not None}
+    check_card(card, parameters.model.name, **asks)
     recording = open_recording(parameters.input, voxel_um=parameters.voxel_um)
     check_spacing(recording.require_voxel_um(), card["voxel_um"], recording.path.name)
     asked = (("t", parameters.time), ("c", parameters.channel))
@@ -138,6 +132,24 @@ def plan_restoring(parameters: RestoreParameters) -> RestorePlan:
     return plan
 
 
+def polished(network: Network, iterations: int | None) -> Polished:
+    """The network with its polish."""
+    return Polished(network, iterations)
+
+
+def check_card(card: dict[str, Any], name: str, *, fall_back: bool, verdict: bool) -> None:
+    """InputError where a model does not hold what is asked of it."""
+    if fall_back and card.get("share") is None:
+        raise InputError(
+            f"{name}: made before models knew when to fall back. Train it anew, or leave --fall-back out."
+        )
+    if verdict and card.get("trust") is None:
+        raise InputError(
+            f"{name}: holds no verdict, as nothing was wrong in its calibration. Train with more "
+            "calibration recordings, or leave --verdict out."
+        )
+
+
 def restore(parameters: RestoreParameters) -> dict[str, Any]:
     """Restore one volume or plane and write it with its record; returns the statistics."""
     return run_restoring(plan_restoring(parameters))
@@ -145,35 +157,46 @@ def restore(parameters: RestoreParameters) -> dict[str, Any]:
 
 def run_restoring(plan: RestorePlan, on_event: OnEvent = ignore) -> dict[str, Any]:
     """Carry out `plan`; returns the statistics."""
-    parameters, recording, restorer = plan.parameters, plan.recording, plan.restorer
+    parameters, recording = plan.parameters, plan.recording
     begin = time.perf_counter()
     record = RunRecord("restore", parameters.plain())
-    image = as_volume(recording.read(parameters.time, parameters.channel))
-    problem, gain = photon_problem(image.to(plan.device), plan.psf)
-    answer = restorer(problem)
-    volumes, stats = [answer.image.cpu()], dict(answer.stats)
-    if parameters.verdict is not None or parameters.fall_back:
-        x_whole = restorer.estimate(problem)
-        evidence = gather(problem, restorer, x_whole)
-        if parameters.fall_back:
-            share = Share.from_dict(plan.card["share"]).of(evidence)
-            stats |= {"network_share": float(share.mean())}
-            volumes[0] = fallen_back(volumes[0], Accelerated()(problem).image.cpu(), share)
-        if parameters.verdict is not None:
-            trust = Trust.from_dict(plan.card["trust"])
-            judged = trust.believable(evidence)
-            stats |= {"believable": float(judged.mean()), "limit": trust.limit}
-            stats |= {"doubtful_regions": int(trust.doubted(judged).sum())}
-            volumes.append(as_map(judged, recording.shape[2:]))
+    image, judged, stats = answered(
+        recording.read(parameters.time, parameters.channel), plan.restorer, plan.psf, plan.card,
+        fall_back=parameters.fall_back, verdict=parameters.verdict is not None, device=plan.device,
+    )  # fmt: skip
     record.timings_s["restore"] = time.perf_counter() - begin
     record.inputs = [fingerprint(path) for path in (*recording.files, parameters.model)]
     record.statistics = stats
     on_event(VolumeDone(0, 1, record.timings_s["restore"], recording.path.name))
-    for writer, volume, scale in zip(plan.writers(), volumes, (gain, 1.0), strict=False):
+    volumes = [image] if judged is None else [image, judged]
+    for writer, volume in zip(plan.writers(), volumes, strict=True):
         with writer as out:
-            out.write(0, 0, (volume * scale).numpy().astype(np.float32))
+            out.write(0, 0, volume.numpy().astype(np.float32))
         on_event(FileDone(writer.path, write_record(record, writer.path)))
     return stats
+
+
+def answered(
+    counts: npt.NDArray[Any], restorer: Polished, psf: Psf | PsfField, card: dict[str, Any], *,
+    fall_back: bool, verdict: bool, device: str,
+) -> tuple[Tensor, Tensor | None, dict[str, Any]]:  # fmt: skip
+    """Return the answer (z, y, x) in counts, the map of what to believe if asked for, and statistics."""
+    problem, gain = photon_problem(as_volume(counts).to(device), psf)
+    answer = restorer(problem)
+    image, judged, stats = answer.image.cpu(), None, dict(answer.stats)
+    if verdict or fall_back:
+        evidence = gather(problem, restorer, restorer.estimate(problem))
+        if fall_back:
+            share = Share.from_dict(card["share"]).of(evidence)
+            stats |= {"network_share": float(share.mean())}
+            image = fallen_back(image, Accelerated()(problem).image.cpu(), share)
+        if verdict:
+            trust = Trust.from_dict(card["trust"])
+            believed = trust.believable(evidence)
+            stats |= {"believable": float(believed.mean()), "limit": trust.limit}
+            stats |= {"doubtful_regions": int(trust.doubted(believed).sum())}
+            judged = as_map(believed, image_shape(image))
+    return image * gain, judged, stats
 
 
 def _peak_bytes(plan: RestorePlan) -> int:

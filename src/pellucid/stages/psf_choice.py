@@ -231,7 +231,7 @@ def _from_file(source: PsfSource, image: Recording, flat: bool) -> Psf:
             check_spacing_um(spacing_um)
     except PellucidError as error:
         bounds = str(error).partition(", got")[0].removeprefix("spacing_um: ")
-        raise type(error)(f"{sizes}: {bounds}. {remedy}") from error
+        raise InputError(f"{sizes}: {bounds}. {remedy}") from error
     values = recording.read(c=source.channel)
     psf = _named(recording.path, lambda: prepare(values, own, image_um))
     if any(abs(a / b - 1) > 0.01 for a, b in zip(own, image_um, strict=True)):
