@@ -107,7 +107,8 @@ class Parameters(BaseModel):
 
 def parameter_error(error: ValidationError, names: list[str]) -> ParameterError:
     """The first complaint of pydantic as a sentence, with the name that may have been meant."""
-    first = error.errors()[0]
+    # a name that does not exist is why another is missing
+    first = min(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
     name = str(first["loc"][0]) if first["loc"] else "parameters"
     if first["type"] == "extra_forbidden":
         near = difflib.get_close_matches(name, names, n=1)
