@@ -98,7 +98,7 @@ def test_a_matrix_of_networks_goes_on_where_it_was_interrupted(
         monkeypatch.setattr(matrix, name, value)
     matrix.run(tmp_path, 1, 1)
     first = (tmp_path / "DenseDeconNet-like-points-0.json").read_text()
-    assert "16860 weights" in capsys.readouterr().out
+    assert "5804 weights" in capsys.readouterr().out
     matrix.run(tmp_path, 1, 1)
     assert capsys.readouterr().out == ""
     (tmp_path / "DenseDeconNet-like-points-0.json").unlink()
