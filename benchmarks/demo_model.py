@@ -23,7 +23,7 @@ peak_photons: 30,300
 background_photons: 1,5
 shape: 32,64,64
 steps: 500
-calibration: 16
+calibration: 20
 width: 16
 licence: BSD-3-Clause
 """

@@ -12,8 +12,16 @@ from pellucid.core.problem import Problem
 from pellucid.core.psf import Psf, fwhm_px
 from pellucid.data.model_files import read_model, read_tensors, write_model, write_tensors
 from pellucid.errors import InputError, ParameterError
-from pellucid.networks.evidence import DECISIVE, FEATURES, Evidence, gather
-from pellucid.networks.features import classical, inputs_of, on_object
+from pellucid.networks.evidence import FEATURES, error_of, gather, recorded_again
+from pellucid.networks.features import (
+    BORDER,
+    classical,
+    inputs_of,
+    on_object,
+    positions_of,
+    recorded_part,
+    whole,
+)
 from pellucid.networks.model import Architecture, RestorationNet, count_parameters
 from pellucid.networks.polish import Polished, smooth
 from pellucid.networks.restorer import Network
@@ -27,11 +35,13 @@ from pellucid.networks.training import (
     held_out_pairs,
 )
 from pellucid.networks.trust import (
+    ALARMS,
+    WRONG,
     Trust,
+    calibration_case,
     fit,
     scores,
     stretched,
-    wrong_regions,
 )
 from pellucid.networks.wiener import wiener_step
 
@@ -96,7 +106,8 @@ def test_the_wiener_step_is_linear_and_sharpens():
         return float(torch.corrcoef(torch.stack([x[BLUR.window].ravel(), truth]))[0, 1])
 
     truth = example.truth[BLUR.window].ravel()
-    assert likeness(sharp) > likeness(on_object(signal, BLUR)) + 0.02
+    raw = on_object(signal, BLUR, whole(example.problem))
+    assert likeness(sharp) > likeness(raw) + 0.02
 
 
 def test_a_resumed_training_equals_an_uninterrupted_one(tmp_path):
@@ -135,6 +146,31 @@ def test_a_recorded_pair_is_dimmed_and_stays_a_pair():
     light = pair.inputs[0][BLUR.window].sum() / inputs_of(example.problem)[0][BLUR.window].sum()
     assert 0.3 <= share < 1
     assert float(light) == pytest.approx(share, rel=0.05)
+
+
+def test_a_network_answers_behind_the_images_and_a_little_beyond():
+    psf = torch.from_numpy(gaussian_psf((15, 13, 13), (5.0, 3.0, 3.0)).astype(np.float32))
+    blur = Blur(psf, (12, 24, 24))
+    problem = simulate((blur,), "nuclei", 1).problem
+    part = recorded_part(problem)
+    assert [(w.start - p.start, p.stop - w.stop) for w, p in zip(blur.window, part, strict=True)] == [
+        (BORDER, BORDER)
+    ] * 3
+    inputs, everywhere = inputs_of(problem, part=part), inputs_of(problem)[:, *part]
+    # the noise level is averaged over what is there, so it may differ at the part's border
+    torch.testing.assert_close(inputs[:2], everywhere[:2], rtol=1e-4, atol=1e-2)
+    inside = (slice(None), *[slice(1, -1)] * 3)
+    torch.testing.assert_close(inputs[inside], everywhere[inside], rtol=1e-4, atol=1e-2)
+    assert torch.equal(positions_of(problem, part), positions_of(problem)[:, *part])
+    net = filled()
+    x = Network(net).estimate(problem)
+    assert x.shape == problem.shape
+    with torch.no_grad():
+        exact = net(inputs[None])[0]
+    # what is predicted may be rounded to 8 bits
+    assert float((x[part] - exact).norm() / (exact - inputs[1].relu()).norm()) < 0.01
+    first = part[0].start
+    assert torch.equal(x[:first], x[first : first + 1].expand(first, -1, -1))
 
 
 def test_a_model_for_another_number_of_views_or_planes_is_refused():
@@ -181,15 +217,16 @@ BLUR_WIDE = Blur(BLUR.psf, (16, 48, 48))
 
 def test_the_verdict_tells_inventions_from_truth():
     light = Light((200.0, 400.0), (1.0, 2.0))
-    examples = [simulate((BLUR_WIDE,), "shells", seed, light) for seed in range(5)]
-    evidence, wrong = [], []
-    for example in examples:
-        x = Inventing().estimate(example.problem)
-        evidence.append(gather(example.problem, Inventing(), x))
-        wrong.append(wrong_regions(example.problem, x, example.truth))
-    trust = fit(evidence[:4], wrong[:4], evidence[:1])
+    kinds = ["shells", "nuclei", "points", "nuclei", "shells"]
+    evidence, errors = [], []
+    for seed, kind in enumerate(kinds):
+        example = simulate((BLUR_WIDE,), kind, seed, light)
+        x, plain = Inventing().estimate(example.problem), classical(example.problem)
+        evidence.append(gather(example.problem, Inventing(), x, plain))
+        errors.append(error_of(example.problem, x, example.truth))
+    trust = fit(evidence[:4], errors[:4], kinds[:4])
     believable = trust.believable(evidence[4])
-    assert scores(believable, wrong[4])["auroc"] > 0.9
+    assert scores(believable, errors[4] > WRONG)["auroc"] > 0.9
     again = Trust.from_dict(json.loads(json.dumps(trust.as_dict())))
     np.testing.assert_allclose(again.believable(evidence[4]), believable)
     with pytest.raises(InputError, match="not complete"):
@@ -198,11 +235,83 @@ def test_the_verdict_tells_inventions_from_truth():
     assert (perfect["auroc"], perfect["false_alarms"]) == (1.0, 0.0)
 
 
+def test_the_rehearsal_errs_about_as_much_as_the_answer():
+    example = simulate((BLUR_WIDE,), "nuclei", 3, Light((200.0, 200.0), (1.0, 1.0)))
+    x, plain = Inventing().estimate(example.problem), classical(example.problem)
+    off = error_of(example.problem, x, example.truth)
+    rehearsed, *others = np.moveaxis(gather(example.problem, Inventing(), x, plain), -1, 0)
+    assert np.median(np.abs(rehearsed - np.log(off))) < 0.3
+    # A right answer is contradicted less, but holds more than the recording says.
+    found = gather(example.problem, Inventing(), example.truth, plain)
+    _, apart, unsaid = np.moveaxis(found, -1, 0)
+    assert apart.mean() < others[0].mean() - 0.3
+    assert unsaid.mean() > others[1].mean()
+    assert (error_of(example.problem, x, 0 * x) == 1).all()
+    first, other = (recorded_again(example.problem, x, seed).observations[0].image for seed in (1, 2))
+    assert not torch.equal(first, other)
+
+
+def calibrated(seed, kinds, typical):
+    """Evidence that tells the error but for a spread, of recordings that err by about `typical`."""
+    rng = np.random.default_rng(seed)
+    evidence, errors = [], []
+    for _ in kinds:
+        true = rng.normal(np.log(typical), 0.4, (4, 4, 4)) + rng.normal(0, 0.2)
+        noise = rng.normal(0, (0.1, 0.2, 0.4), (4, 4, 4, len(FEATURES)))
+        evidence.append(true[..., None] - 0.1 + noise)
+        errors.append(np.exp(true))
+    return evidence, errors
+
+
+def test_probabilities_hold_where_more_is_wrong_or_less_than_in_the_calibration():
+    kinds = ["points", "shells", "points+nuclei", "nuclei"] * 8
+    trust = fit(*calibrated(1, kinds, 0.3), kinds)
+    assert trust.weights[0] > trust.weights[1] > trust.weights[2] >= 0
+    assert sum(trust.weights) == pytest.approx(1)
+    assert trust.bias == pytest.approx(0.1, abs=0.03)
+    shares = []
+    for seed, typical in enumerate((0.2, 0.3, 0.45)):
+        evidence, errors = calibrated(2 + seed, kinds, typical)
+        wrong = np.stack(errors) > WRONG
+        told = scores(trust.believable(np.stack(evidence)), wrong, trust.limit)
+        assert told["calibration_error"] < 0.03
+        assert told["auroc"] > 0.95
+        shares.append(told["wrong"])
+        ratio = np.stack(errors) / np.stack([trust.error(e) for e in evidence])
+        assert np.median(ratio) == pytest.approx(1, abs=0.05)
+    assert shares[2] > 4 * shares[0]
+
+
+def test_the_limit_is_that_of_the_structure_that_is_worst_when_it_is_left_out():
+    kinds = ["points", "shells", "nuclei"] * 6
+    evidence, errors = calibrated(7, kinds, 0.35)
+    before = fit(evidence, errors, kinds).limit
+    misleading = [e + 0.3 * (kind == "shells") for e, kind in zip(evidence, kinds, strict=True)]
+    trust = fit(misleading, errors, kinds)
+    assert trust.limit > before
+    shells = [i for i, kind in enumerate(kinds) if kind == "shells"]
+    doubt = trust.doubted(trust.believable(np.stack([misleading[i] for i in shells])))
+    assert doubt[np.stack([errors[i] for i in shells]) <= WRONG].mean() <= ALARMS
+
+
+def test_a_calibration_mixes_structures_and_microscopes():
+    psf = Psf.normalised(gaussian_psf((5, 5, 5), (3.0, 2.0, 2.0)))
+    light, kinds = Light((300.0, 300.0), (1.0, 1.0)), ("points", "shells")
+    cases = [calibration_case(psf, SHAPE, light, seed, kinds) for seed in range(12)]
+    assert {len(case.kind.split("+")) for case in cases} == {1, 2}
+    told = {tuple(case.problem.observations[0].operator.psf.shape) for case in cases}
+    assert len(told) > 1
+    for case in cases:
+        o = case.problem.observations[0]
+        pair = torch.stack([o.operator.forward(case.truth).ravel(), o.image.ravel()])
+        assert float(torch.corrcoef(pair)[0, 1]) > 0.6
+
+
 def test_doubted_regions_fall_back_to_the_classical_solution():
     share = np.ones((2, 3, 3))
     share[1, 2, 2] = 0
-    answer, classical = torch.zeros(16, 48, 48), torch.ones(16, 48, 48)
-    x = fallen_back(answer, classical, share)
+    answer, plain = torch.zeros(16, 48, 48), torch.ones(16, 48, 48)
+    x = fallen_back(answer, plain, share)
     assert x[15, 47, 47] == 1
     assert x[:4].max() == x[:, :24].max() == 0
     assert 0 < x[8, 40, 40] < 1
@@ -246,7 +355,7 @@ def test_model_files_refuse_what_is_not_a_model(tmp_path):
         read_tensors(path)
     card_path = model / "card.json"
     card_path.write_text(json.dumps({**json.loads(card_path.read_text()), "format": "x"}))
-    with pytest.raises(InputError, match="expected the format"):
+    with pytest.raises(InputError, match="expected the format 'pellucid model 2', got 'x'"):
         read_model(model)
 
 
@@ -265,10 +374,9 @@ def test_the_share_of_a_network_is_what_would_have_been_best():
     evidence, best = [], []
     for doubt, answers in ((0.0, better), (1.0, worse)):
         for e, x in zip(examples, answers, strict=True):
-            best.append(best_share(e.problem, x, e.truth))
-            features = rng.normal(size=(*best[-1].share.shape, len(FEATURES) - 1))
-            features[..., FEATURES.index(DECISIVE[0])] = doubt
-            evidence.append(Evidence(features, np.zeros((*features.shape[:3], 0))))
+            best.append(best_share(e.problem, x, classical(e.problem), e.truth))
+            evidence.append(rng.normal(size=(*best[-1].share.shape, len(FEATURES))))
+            evidence[-1][..., 0] = doubt
     np.testing.assert_allclose(best[0].share, 0.5, atol=1e-4)
     np.testing.assert_allclose(best[-1].share, -0.5, atol=1e-4)
     share = fit_share(evidence[1:], best[1:])

@@ -244,25 +244,14 @@ def fused_part(
     read : of each view, by `read_part`
     how : the restorer of the joint problem, or how an average is weighted
     """
-    seen, numbers = [], []
-    for number, (view, counts) in enumerate(zip(known.views, read, strict=True)):
-        box = view.stored.reached_from(part)
-        if box is None or counts is None:
-            continue
-        lit = view.lit(counts, box, device)
-        # of a view that is met at one plane, rounding may leave nothing
-        if replace(view.stored, grid=lit.grid).reached_from(part) is not None:
-            seen.append(lit)
-            numbers.append(number)
-    if not seen:
+    found = seen_of(known, part, read, device)
+    if not found:
         return torch.zeros(part.shape, device=device)
-    # objects are photons per voxel of the first of all views, even where it does not see the block
-    unit = seen[0].voxel_um3 / known.views[0].voxel_um3
-    seen = [replace(lit, brightness=float(lit.brightness or 1) * unit) for lit in seen]
+    seen = list(found.values())
     if isinstance(how, RichardsonLucy):
         image = how(joint_problem(seen, part)).image.mul_(covered(seen, part))
     else:
-        image = _averaged_part([known.views[n] for n in numbers], seen, part, how)
+        image = _averaged_part([known.views[n] for n in found], seen, part, how)
     return image.mul_(known.views[0].camera.gain)
 
 
@@ -302,6 +291,29 @@ def _averaged_part(
         borders=borders, fills=fills,
     )
     return image.clamp_min_(0)
+
+
+def seen_of(
+    known: KnownViews,
+    part: Grid,
+    read: Sequence[NDArray[Any] | None],
+    device: str | torch.device | None,
+) -> dict[int, LitView]:
+    """Return what the views that see a part have of it, by number; bright as the first of all views is."""
+    seen: dict[int, LitView] = {}
+    for number, (view, counts) in enumerate(zip(known.views, read, strict=True)):
+        box = view.stored.reached_from(part)
+        if box is None or counts is None:
+            continue
+        lit = view.lit(counts, box, device)
+        # of a view that is met at one plane, rounding may leave nothing
+        if replace(view.stored, grid=lit.grid).reached_from(part) is not None:
+            seen[number] = lit
+    if not seen:
+        return seen
+    # objects are photons per voxel of the first of all views, even where it does not see the block
+    unit = next(iter(seen.values())).voxel_um3 / known.views[0].voxel_um3
+    return {n: replace(v, brightness=float(v.brightness or 1) * unit) for n, v in seen.items()}
 
 
 def _usable(view: StoredView) -> StoredView:

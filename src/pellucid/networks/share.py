@@ -3,8 +3,8 @@
 Polish alone does not remove what a network invents, since an invention hides where the recording says
 little. So the answer is shrunk towards the classical solution, which has no training to be misled by:
 x = c + s (network - c). The share s that makes the error least is known wherever the truth is, and is
-linear regression on the same evidence that the verdict is made of, which asks how both move when the
-answer is recorded anew. It is fitted on structures and PSFs that the network was not trained on too.
+linear regression on the same evidence that the verdict is made of. It is fitted on structures and PSFs
+that the network was not trained on too.
 """
 
 from dataclasses import asdict, dataclass
@@ -18,8 +18,7 @@ from torch import Tensor
 from pellucid.core.problem import Problem
 from pellucid.core.wrongness import REGION, by_region
 from pellucid.errors import InputError
-from pellucid.networks.evidence import DECISIVE, FEATURES, Evidence
-from pellucid.networks.features import classical
+from pellucid.networks.evidence import FEATURES, Evidence
 from pellucid.networks.training import window_of
 from pellucid.networks.trust import as_map
 
@@ -46,7 +45,7 @@ class Share:
 
     Parameters
     ----------
-    weights : of `DECISIVE`, and of the constant
+    weights : of `FEATURES`, and of the constant
     mean, scale : of the features where it was fitted
     """
 
@@ -56,7 +55,7 @@ class Share:
 
     def of(self, evidence: Evidence) -> Float64:
         """Return the network's share in every region, 0 to 1."""
-        z = _standard(_decisive(evidence), np.array(self.mean), np.array(self.scale))
+        z = _standard(evidence, np.array(self.mean), np.array(self.scale))
         return np.asarray((z @ np.array(self.weights)).clip(0, 1))
 
     def as_dict(self) -> dict[str, Any]:
@@ -68,20 +67,20 @@ class Share:
         """Return what a model's card holds."""
         try:
             flat = [tuple(float(v) for v in values[k]) for k in ("weights", "mean", "scale")]
-            if [len(v) - len(DECISIVE) for v in flat] != [1, 0, 0]:
+            if [len(v) - len(FEATURES) for v in flat] != [1, 0, 0]:
                 raise ValueError
             return cls(*flat)
         except (KeyError, TypeError, ValueError) as error:
             raise InputError("model: the card's cure is not complete. Train it anew.") from error
 
 
-def best_share(problem: Problem, answer: Tensor, truth: Tensor) -> Best:
-    """Return the best share of `answer` against the classical solution, all on the object's grid."""
+def best_share(problem: Problem, answer: Tensor, plain: Tensor, truth: Tensor) -> Best:
+    """Return the best share of `answer` against the classical solution `plain`, on the object's grid."""
     window = window_of(problem)
-    plain, moved, true = (v[window].double().numpy() for v in (classical(problem), answer, truth))
-    moved, light = moved - plain, max(float((true**2).mean()), 1e-12)
+    before, moved, true = (v[window].double().numpy() for v in (plain, answer, truth))
+    moved, light = moved - before, max(float((true**2).mean()), 1e-12)
     weight = by_region(moved**2)
-    share = by_region(moved * (true - plain)) / np.maximum(weight, 1e-9 * light)
+    share = by_region(moved * (true - before)) / np.maximum(weight, 1e-9 * light)
     return Best(share.clip(*WIDEST), weight / light)
 
 
@@ -90,15 +89,15 @@ def fit_share(evidence: list[Evidence], best: list[Best]) -> Share:
 
     Every recording counts alike, whatever its brightness and however far the answers are apart.
     """
-    x = np.concatenate([_decisive(e).reshape(-1, len(DECISIVE)) for e in evidence])
+    x = np.concatenate([e.reshape(-1, len(FEATURES)) for e in evidence])
     y = np.concatenate([b.share.ravel() for b in best])
     w = np.concatenate([(b.weight / max(float(b.weight.sum()), 1e-12)).ravel() for b in best])
     if w.sum() <= 0:
-        return Share((*[0.0] * len(DECISIVE), 0.0), (0.0,) * len(DECISIVE), (1.0,) * len(DECISIVE))
+        return Share((*[0.0] * len(FEATURES), 0.0), (0.0,) * len(FEATURES), (1.0,) * len(FEATURES))
     mean = np.average(x, axis=0, weights=w)
     scale = np.sqrt(np.average((x - mean) ** 2, axis=0, weights=w)) + 1e-6
     z = _standard(x, mean, scale)
-    ridge = RIDGE * w.sum() * np.diag([*[1.0] * len(DECISIVE), 1e-9])
+    ridge = RIDGE * w.sum() * np.diag([*[1.0] * len(FEATURES), 1e-9])
     weights = np.linalg.solve((z * w[:, None]).T @ z + ridge, (z * w[:, None]).T @ y)
     flat = [tuple(float(v) for v in values) for values in (weights, mean, scale)]
     return Share(*flat)
@@ -115,10 +114,6 @@ def fallen_back(answer: Tensor, plain: Tensor, share: Float64) -> Tensor:
     wide = as_map(share, (z, y, x)).to(answer.device)[None, None]
     smooth = nn.avg_pool3d(wide, size, 1, [s // 2 for s in size], count_include_pad=False)[0, 0]
     return plain + smooth * (answer - plain)
-
-
-def _decisive(evidence: Evidence) -> Float64:
-    return evidence.features[..., [FEATURES.index(name) for name in DECISIVE]]
 
 
 def _standard(x: Float64, mean: Float64, scale: Float64) -> Float64:

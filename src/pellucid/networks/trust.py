@@ -1,68 +1,75 @@
 """The verdict: a calibrated probability, region by region, that an answer is to be believed."""
 
-import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy import ndimage, stats
+from scipy import ndimage, optimize, stats
 from torch import Tensor
 
 from pellucid.core.deconvolution import blur_of
 from pellucid.core.fourier import Shape
+from pellucid.core.operators import Extended
 from pellucid.core.problem import Observation, Problem
 from pellucid.core.psf import Psf
 from pellucid.core.psf_field import PsfField
-from pellucid.core.wrongness import REGION, region_edges, wrongness
+from pellucid.core.wrongness import REGION, region_edges
 from pellucid.errors import InputError
-from pellucid.networks.evidence import DECISIVE, FEATURES, Evidence, resolution_px
+from pellucid.networks.evidence import FEATURES, FLOOR, Evidence
 from pellucid.networks.structures import BANK, Example, Light, simulate
-from pellucid.networks.training import window_of
 
 WRONG = 0.5
 """Error of a region, relative to its light, above which it is called wrong."""
 
 ALARMS = 0.02
-"""Share of the good regions that may be doubted, in whichever calibration recording is worst: other
-structures are to come, and the average over known ones would promise too much."""
+"""Share of the good regions that may be doubted, of whichever structure is worst when it is left out of
+the calibration: other structures are to come, and the average over known ones would promise too much."""
 
-RIDGE = 3.0
-"""Strength of the ridge of the regression, in regions."""
+SURE = 1e3
+"""Weight of the condition that the weights add up to 1."""
+
+NEAR = 0.25
+"""Distance from `WRONG`, in powers of e, over which a region loses weight in the fit: what is far from it
+on either side decides nothing."""
+
+ROUNDS = 6
+"""Rounds of fit and weights, which settle in three."""
 
 Float64 = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Trust:
-    """Logistic regression from evidence to the probability that a region is wrong.
+    """Estimate of every region's error, and how far the truth may be from it.
+
+    The error is a weighted geometric mean of the measured ones, times a constant: if all were twice as
+    large it would be, whatever is usual in a calibration. So the probability holds where more is wrong,
+    or less, than there.
 
     Parameters
     ----------
-    weights : of `FEATURES`, none below 0, and of the constant
-    mean, scale : of the features where it was fitted
-    familiar : mean of the network's innermost features on what it was trained on
-    whitening : (n, n), by which differences from it become standard normal there
-    slope, shift : of the log-odds, from recordings that the weights were not fitted on
+    weights : of `FEATURES`, none below 0, together 1
+    bias : logarithm of the constant
+    spread : standard deviation of the logarithm of the error about its estimate
     limit : probability of being wrong above which a region counts as doubted: at most `ALARMS` of the
-        good regions of any recording that the weights were not fitted on
+        good regions of any structure that the rest was not fitted on
     """
 
     weights: tuple[float, ...]
-    mean: tuple[float, ...]
-    scale: tuple[float, ...]
-    familiar: tuple[float, ...]
-    whitening: tuple[tuple[float, ...], ...]
-    slope: float = 1.0
-    shift: float = 0.0
+    bias: float
+    spread: float
     limit: float = 0.5
+
+    def error(self, evidence: Evidence) -> Float64:
+        """Return the error to expect of every region, relative to its light."""
+        return np.asarray(np.exp(evidence @ np.array(self.weights) + self.bias) - FLOOR)
 
     def believable(self, evidence: Evidence) -> Float64:
         """Return the probability, region by region, that the answer is not wrong."""
-        x = complete(evidence, np.array(self.familiar), np.array(self.whitening))
-        odds = _design(x, np.array(self.mean), np.array(self.scale)) @ np.array(self.weights)
-        return np.asarray(1 / (1 + np.exp(np.clip(self.slope * odds + self.shift, -50, 50))))
+        above = evidence @ np.array(self.weights) + self.bias - _log(WRONG)
+        return np.asarray(stats.norm.sf(above / self.spread))
 
     def doubted(self, believable: Float64) -> NDArray[np.bool_]:
         """Return which regions are doubted, of the probabilities that `believable` returned."""
@@ -76,14 +83,10 @@ class Trust:
     def from_dict(cls, values: dict[str, Any]) -> "Trust":
         """Return what a model's card holds."""
         try:
-            names = ("weights", "mean", "scale", "familiar")
-            flat = [tuple(float(v) for v in values[k]) for k in names]
-            whitening = tuple(tuple(float(v) for v in row) for row in values["whitening"])
-            odds = float(values["slope"]), float(values["shift"]), float(values.get("limit", 0.5))
-            trust = cls(flat[0], flat[1], flat[2], flat[3], whitening, *odds)
-            if len(trust.weights) != len(FEATURES) + 1:
+            weights = tuple(float(v) for v in values["weights"])
+            if len(weights) != len(FEATURES):
                 raise ValueError
-            return trust
+            return cls(weights, *(float(values[k]) for k in ("bias", "spread", "limit")))
         except (KeyError, TypeError, ValueError) as error:
             raise InputError("model: the card's verdict is not complete. Train it anew.") from error
 
@@ -91,25 +94,29 @@ class Trust:
 def calibration_case(
     psf: Psf | PsfField, shape: Shape, light: Light, seed: int, kinds: tuple[str, ...] = tuple(BANK)
 ) -> Example:
-    """Return a recording to calibrate on: of any structure, with the PSF, another one, or a wrong one.
+    """Return a recording to calibrate on: of any structure or two, with the PSF, another, or a wrong one.
 
     Two of four are recorded by the PSF itself; one by another, which the restorer is told; and one by
-    another that it is not told.
+    another that it is not told. Every other recording mixes two of the `kinds`.
     """
     rng = np.random.default_rng([seed, 8])
-    kind = kinds[seed % len(kinds)]
     case = int(rng.integers(4))
     factors = np.exp(rng.uniform(-0.35, 0.35, 2)) if case > 1 else np.ones(2)
+    kind = kinds[seed // 2 % len(kinds)]
+    if seed % 2 and len(kinds) > 1:
+        kind = "+".join(rng.choice(kinds, 2, replace=False))
     other = stretched(psf, (float(factors[0]), float(factors[1]), float(factors[1])))
-    believed = blur_of(other if case == 2 else psf, shape)
-    if case < 3:
-        return simulate((believed,), kind, seed, light)
-    really = blur_of(other, shape)
+    told = blur_of(other if case == 2 else psf, shape)
+    return recorded(kind, seed, blur_of(other, shape) if case > 1 else told, told, light)
+
+
+def recorded(kind: str, seed: int, really: Extended, told: Extended, light: Light = Light()) -> Example:
+    """Return what one microscope records as a problem for another; the truth on the latter's grid."""
     made = simulate((really,), kind, seed, light)
     o = made.problem.observations[0]
-    truth = torch.zeros(believed.domain_shape)
-    truth[believed.window] = made.truth[really.window]
-    return Example(Problem((Observation(o.image, believed, o.background),)), truth, kind)
+    truth = torch.zeros(told.domain_shape)
+    truth[told.window] = made.truth[really.window]
+    return Example(Problem((Observation(o.image, told, o.background),)), truth, kind)
 
 
 def stretched(psf: Psf | PsfField, factors: tuple[float, float, float]) -> Psf | PsfField:
@@ -135,82 +142,54 @@ def _stretched(values: Float64, factors: tuple[float, float, float]) -> Float64:
     return np.asarray(out * (values.sum() / out.sum()))
 
 
-def wrong_regions(problem: Problem, x: Tensor, truth: Tensor) -> NDArray[np.bool_]:
-    """Return where the answer `x` errs by more than `WRONG`, region by region, at the resolution that
-    the recording supports; both on the object's grid."""
-    window = window_of(problem)
-    return wrongness(x[window], truth[window], resolution_px(problem)).exceeds(WRONG)
+def fit(evidence: list[Evidence], errors: list[Any], kinds: list[str]) -> Trust:
+    """Return what the evidence says of the `errors` of every region, of recordings of `kinds`.
 
-
-def fit(
-    evidence: list[Evidence],
-    wrong: list[Any],
-    familiar: list[Evidence],
-    used: tuple[str, ...] = DECISIVE,
-) -> Trust:
-    """Return the regression of `wrong` regions on the features `used` of the evidence.
-
-    No weight is negative: what speaks against an answer on a small calibration is not let speak for it.
-    The slope of the log-odds is fitted on recordings that each were left out of the fit of the weights,
-    in five parts, so that probabilities are not too sure.
-
-    Parameters
-    ----------
-    familiar : evidence on what the network was trained on
+    Each structure is left out of a fit of its own, and what these fits say of it gives the spread, so
+    that probabilities are not too sure of what is new, and the limit.
     """
-    y = np.concatenate([np.asarray(w).ravel().astype(np.float64) for w in wrong])
-    if not 0 < y.sum() < y.size:
-        raise InputError(
-            "trust: the calibration holds no wrong region, or only such. Calibrate on more structures."
-        )
-    centre, whitening = _familiarity(familiar)
-    tables = [complete(e, centre, whitening).reshape(-1, len(FEATURES)) for e in evidence]
-    x = np.concatenate(tables)
-    mean, scale = x.mean(axis=0), x.std(axis=0) + 1e-6
-    design = _design(x, mean, scale)
-    allowed = np.array([*(name in used for name in FEATURES), True])
-    part = np.concatenate([np.full(len(t), i % 5) for i, t in enumerate(tables)])
-    unseen = np.zeros(len(y))
-    for k in np.unique(part):
-        rest = part != k
-        if 0 < y[rest].sum() < rest.sum():
-            unseen[~rest] = design[~rest] @ _increasing(design[rest], y[rest], allowed)
-    slope, shift = newton(np.column_stack([unseen, np.ones(len(y))]), y, 1.0)
-    slope = max(float(slope), 0.0)
-    doubt = 1 / (1 + np.exp(-np.clip(slope * unseen + shift, -50, 50)))
-    which = np.concatenate([np.full(len(t), i) for i, t in enumerate(tables)])
-    good = [doubt[(which == i) & (y == 0)] for i in range(len(tables))]
-    limit = max(float(np.quantile(g, 1 - ALARMS)) for g in good if g.size)
-    return Trust(
-        _plain(_increasing(design, y, allowed)), _plain(mean), _plain(scale), _plain(centre),
-        tuple(_plain(row) for row in whitening), slope, float(shift), limit,
-    )  # fmt: skip
+    tables = [e.reshape(-1, len(FEATURES)) for e in evidence]
+    x, y = np.concatenate(tables), _log(np.concatenate([np.ravel(e) for e in errors]))
+    of_region = np.repeat([set(k.split("+")) for k in kinds], [len(t) for t in tables])
+    left_out = []
+    for structure in sorted(set().union(*of_region)):
+        out = np.array([structure in held for held in of_region])
+        if not out.all():
+            weights, bias = _least_squares(x[~out], y[~out])
+            left_out.append((x[out] @ weights + bias, y[out]))
+    weights, bias = _least_squares(x, y)
+    left_out = left_out or [(x @ weights + bias, y)]
+    told, true = (np.concatenate(parts) for parts in zip(*left_out, strict=True))
+    spread = float(np.sqrt(np.average((true - told) ** 2, weights=_nearness(true, told))))
+    spread = max(spread, FLOOR)
+    good = [t[y <= _log(WRONG)] for t, y in left_out]
+    limit = max(
+        float(np.quantile(stats.norm.cdf((g - _log(WRONG)) / spread), 1 - ALARMS)) for g in good if g.size
+    )
+    return Trust(tuple(float(v) for v in weights), bias, spread, limit)
 
 
-def _increasing(design: Float64, y: Float64, allowed: NDArray[np.bool_]) -> Float64:
-    """Return the regression's weights, the most negative set to 0 one after another; 0 if not allowed."""
-    used = allowed.copy()
-    while True:
-        weights = np.zeros(len(used))
-        weights[used] = newton(design[:, used], y, RIDGE)
-        worst = int(np.argmin(weights[:-1]))
-        if weights[worst] >= 0:
-            return weights
-        used[worst] = False
+def _least_squares(x: Float64, y: Float64) -> tuple[Float64, float]:
+    """Return weights of the columns of `x`, none below 0 and together 1, and the bias, that fit `y`."""
+    weights, bias = np.eye(x.shape[1])[0], 0.0
+    for _ in range(ROUNDS):
+        near = _nearness(y, x @ weights + bias)
+        x_mean, y_mean = np.average(x, axis=0, weights=near), float(np.average(y, weights=near))
+        root = np.sqrt(near / near.sum())
+        design = np.concatenate([root[:, None] * (x - x_mean), np.full((1, x.shape[1]), SURE)])
+        weights = optimize.nnls(design, np.append(root * (y - y_mean), SURE))[0]
+        weights = weights / weights.sum()
+        bias = y_mean - float(x_mean @ weights)
+    return weights, bias
 
 
-def newton(design: Float64, y: Float64, ridge: float) -> Float64:
-    """Return logistic regression's weights, by Newton's method; the constant is the last column."""
-    w = np.zeros(design.shape[1])
-    penalty = np.diag([*[ridge] * (design.shape[1] - 1), 1e-6])
-    for _ in range(50):
-        p = 1 / (1 + np.exp(-np.clip(design @ w, -50, 50)))
-        curvature = design.T @ (design * (p * (1 - p))[:, None]) + penalty
-        step = np.linalg.solve(curvature, design.T @ (y - p) - penalty @ w)
-        w = w + step / max(1.0, float(np.abs(step).max()) / 3)
-        if np.abs(step).max() < 1e-8:
-            break
-    return np.asarray(w)
+def _nearness(true: Float64, told: Float64) -> Float64:
+    # The mean of both, so that neither the noise of the estimate nor how much is wrong here selects.
+    return np.asarray(np.exp(-np.abs((true + told) / 2 - _log(WRONG)) / NEAR) + 1e-9)
+
+
+def _log(error: Any) -> Any:
+    return np.log(error + FLOOR)
 
 
 def scores(believable: Float64, wrong: Any, limit: float = 0.5) -> dict[str, float]:
@@ -238,33 +217,3 @@ def as_map(believable: Float64, shape: Shape) -> Tensor:
     for axis, (n, r) in enumerate(zip(shape, REGION, strict=True)):
         values = np.repeat(values, np.diff(region_edges(n, r)), axis=axis)
     return torch.from_numpy(values.astype(np.float32))
-
-
-def complete(evidence: Evidence, centre: Float64, whitening: Float64) -> Float64:
-    """Return all features, the strangeness of the network's own ones last."""
-    away = np.zeros(evidence.features.shape[:-1])
-    if len(centre) and evidence.inner.shape[-1] == len(centre):
-        away = np.log1p((((evidence.inner - centre) @ whitening) ** 2).mean(axis=-1))
-    return np.concatenate([evidence.features, away[..., None]], axis=-1)
-
-
-def _familiarity(familiar: list[Evidence]) -> tuple[Float64, Float64]:
-    """Mean and whitening of the innermost features, their covariance shrunk towards its diagonal."""
-    known = np.concatenate(
-        [e.inner.reshape(math.prod(e.inner.shape[:-1]), e.inner.shape[-1]) for e in familiar]
-    )
-    if known.shape[1] == 0:
-        return np.zeros(0), np.zeros((0, 0))
-    covariance = np.atleast_2d(np.cov(known.T))
-    covariance = 0.9 * covariance + 0.1 * np.diag(np.diag(covariance)) + 1e-4 * np.eye(len(covariance))
-    return known.mean(axis=0), np.linalg.inv(np.linalg.cholesky(covariance)).T
-
-
-def _design(x: Float64, mean: Float64, scale: Float64) -> Float64:
-    # Bounded, so that what no calibration saw does not decide alone.
-    z = np.clip((x - mean) / scale, -3, 3)
-    return np.concatenate([z, np.ones((*z.shape[:-1], 1))], axis=-1)
-
-
-def _plain(values: Float64) -> tuple[float, ...]:
-    return tuple(float(v) for v in values)

@@ -84,7 +84,9 @@ def plan_deskew(parameters: DeskewParameters) -> DeskewPlan:
     PlanError : too little memory or disk
     """
     device = resolve_device(parameters.device)
-    found = open_recordings(parameters.input, voxel_um=parameters.voxel_um, axes=parameters.axes)
+    found = open_recordings(
+        parameters.input, voxel_um=parameters.voxel_um, axes=parameters.axes, image=parameters.image
+    )
     if len(found) > 1:
         raise InputError(
             f"{parameters.input}: {len(found)} recordings. Deskew them one by one, or fuse them "

@@ -13,6 +13,7 @@ from pellucid.core.fused_blocks import StoredView, halo_of_average, halo_of_view
 from pellucid.core.geometry import Affine, Grid
 from pellucid.data.resumable_zarr import listed_core
 from pellucid.stages.cluster_choice import Workplace
+from pellucid.stages.coarse_views import coarse_peak_bytes, coarsened
 from pellucid.stages.fuse_memory import block_peak_bytes
 from pellucid.stages.fuse_parameters import FuseParameters
 from pellucid.stages.piece_choice import goes_on, is_begun, shared_out
@@ -43,15 +44,8 @@ def without_blocks(plan: "FusePlan") -> str:
     asked = plan.parameters
     if not plan.output.name.lower().endswith(".zarr") or asked.dtype != "float32":
         return "Blocks are written as float32 OME-Zarr: name a .ome.zarr output"
-    if asked.transforms is None and asked.over_time != "none":
-        return (
-            "Blocks need transforms that are known: register first (pellucid register ... --chunks auto "
-            "-o transforms.json), and give --transforms transforms.json"
-        )
     if asked.method == "resample-then-joint":
         return "Blocks are for the methods joint, average and content-average"
-    if asked.method == "joint" and asked.iterations is None:
-        return "Blocks repeat a number of iterations that is stated, such as --iterations 10"
     unfit = {
         "--crop auto": asked.crop == "auto",
         "--background-image": bool(asked.background_image),
@@ -59,6 +53,19 @@ def without_blocks(plan: "FusePlan") -> str:
     }
     named = " and ".join(name for name, is_asked in unfit.items() if is_asked)
     return f"Blocks do without {named}: leave it out" if named else ""
+
+
+def registration_bytes(plan: "FusePlan") -> int:
+    """Memory of registering the views before the blocks; none where their places are known.
+
+    Views are registered on few voxels; a stage scan is stood up as a whole for that.
+    """
+    asked = plan.parameters
+    if asked.transforms is not None or asked.over_time == "none":
+        return 0
+    upright = [view.upright_series for view in plan.views]
+    whole = [12 * math.prod(view.upright.shape) for view in plan.views if view.scan is not None]
+    return coarse_peak_bytes(coarsened(upright)) + max(whole, default=0) + BESIDE_BYTES
 
 
 def planned_blocks(

@@ -44,8 +44,8 @@ class TrainParameters(Parameters):
     validate_every: int = Field(100, ge=1, description="Steps between looks and checkpoints.")
     patience: int = Field(10, ge=1, description="Looks without a new best that end it.")
     passes: int = Field(1, ge=1, le=4, description="Networks, each refining the answer before it.")
-    width: int = Field(22, ge=4, le=64, description="Features of the network.")
-    calibration: int = Field(24, ge=2, description="Recordings that the verdict is fitted on.")
+    width: int = Field(16, ge=4, le=64, description="Features of the network.")
+    calibration: int = Field(40, ge=2, description="Recordings that the verdict is fitted on.")
     calibrated_on: Names = Field(
         (), description="Structures that verdict and cure are fitted on; all, if none is given."
     )

@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from pellucid.core.accelerated import Accelerated
-from pellucid.core.deconvolution import as_volume, blur_of, usable_psf
+from pellucid.core.deconvolution import as_volume, blur_of, image_shape, usable_psf
 from pellucid.core.problem import Observation, Problem
 from pellucid.core.psf import Psf
 from pellucid.core.psf_field import PsfField
@@ -156,16 +157,8 @@ def plan_restoring(parameters: RestoreParameters) -> RestorePlan:
             f"{parameters.model.name}: a model for {card['modality']}, asked for "
             f"{parameters.modality}. Choose a model of that modality."
         )
-    if parameters.fall_back and card.get("share") is None:
-        raise InputError(
-            f"{parameters.model.name}: made before models knew when to fall back. Train it anew, or "
-            "leave --fall-back out."
-        )
-    if parameters.verdict is not None and card.get("trust") is None:
-        raise InputError(
-            f"{parameters.model.name}: holds no verdict, as nothing was wrong in its calibration. "
-            "Train with more calibration recordings, or leave --verdict out."
-        )
+    asks = {"fall_back": parameters.fall_back, "verdict": parameters.verdict is not None}
+    check_card(card, parameters.model.name, **asks)
     place = workplace_of(parameters)
     recording = open_recording(parameters.input, voxel_um=parameters.voxel_um)
     check_spacing(recording.require_voxel_um(), card["voxel_um"], recording.path.name)
@@ -210,6 +203,19 @@ def _fitted(plan: RestorePlan, place: Workplace) -> RestorePlan:
     )
 
 
+def check_card(card: dict[str, Any], name: str, *, fall_back: bool, verdict: bool) -> None:
+    """InputError where a model does not hold what is asked of it."""
+    if fall_back and card.get("share") is None:
+        raise InputError(
+            f"{name}: made before models knew when to fall back. Train it anew, or leave --fall-back out."
+        )
+    if verdict and card.get("trust") is None:
+        raise InputError(
+            f"{name}: holds no verdict, as nothing was wrong in its calibration. Train with more "
+            "calibration recordings, or leave --verdict out."
+        )
+
+
 def restore(parameters: RestoreParameters) -> dict[str, Any]:
     """Restore a recording and write it with its record; returns the statistics."""
     plan = plan_restoring(parameters)
@@ -232,9 +238,12 @@ def run_restoring(
         outs = [stack.enter_context(writer) for writer in plan.writers()]
         for number, (place, volume) in enumerate(plan.volumes.items(), 1):
             begin = time.perf_counter()
-            images, stats = _restored(plan, volume)
-            for out, image in zip(outs, images, strict=True):
-                out.write(*place, image.numpy().astype(np.float32))
+            image, judged, stats = answered(
+                volume[:, :, :], plan.restorer, plan.psf, plan.card, fall_back=parameters.fall_back,
+                verdict=parameters.verdict is not None, device=plan.device,
+            )  # fmt: skip
+            for out, written in zip(outs, [image] if judged is None else [image, judged], strict=True):
+                out.write(*place, written.numpy().astype(np.float32))
             seconds = time.perf_counter() - begin
             record.timings_s["restore"] = record.timings_s.get("restore", 0.0) + seconds
             volumes.append({"t": volume.t, "c": volume.c, **stats})
@@ -245,28 +254,27 @@ def run_restoring(
     return record.statistics
 
 
-def _restored(plan: RestorePlan, volume: LazyVolume) -> tuple[list[Tensor], dict[str, Any]]:
-    """The image of one volume in counts, the map of what to believe where it is asked for, statistics."""
-    parameters, restorer = plan.parameters, plan.restorer
-    counts = as_volume(volume[:, :, :])
-    problem, gain = photon_problem(counts.to(plan.device), plan.psf)
+def answered(
+    counts: npt.NDArray[Any], restorer: Polished, psf: Psf | PsfField, card: dict[str, Any], *,
+    fall_back: bool, verdict: bool, device: str,
+) -> tuple[Tensor, Tensor | None, dict[str, Any]]:  # fmt: skip
+    """Return the answer (z, y, x) in counts, the map of what to believe if asked for, and statistics."""
+    problem, gain = photon_problem(as_volume(counts).to(device), psf)
     answer = restorer(problem)
-    images, stats = [answer.image.cpu()], dict(answer.stats)
-    if parameters.verdict is not None or parameters.fall_back:
-        x_whole = restorer.estimate(problem)
-        evidence = gather(problem, restorer, x_whole)
-        if parameters.fall_back:
-            share = Share.from_dict(plan.card["share"]).of(evidence)
+    image, judged, stats = answer.image.cpu(), None, dict(answer.stats)
+    if verdict or fall_back:
+        evidence = gather(problem, restorer, restorer.estimate(problem))
+        if fall_back:
+            share = Share.from_dict(card["share"]).of(evidence)
             stats |= {"network_share": float(share.mean())}
-            images[0] = fallen_back(images[0], Accelerated()(problem).image.cpu(), share)
-        if parameters.verdict is not None:
-            trust = Trust.from_dict(plan.card["trust"])
-            judged = trust.believable(evidence)
-            stats |= {"believable": float(judged.mean()), "limit": trust.limit}
-            stats |= {"doubtful_regions": int(trust.doubted(judged).sum())}
-            images.append(as_map(judged, volume.shape))
-    images[0] *= gain
-    return images, stats
+            image = fallen_back(image, Accelerated()(problem).image.cpu(), share)
+        if verdict:
+            trust = Trust.from_dict(card["trust"])
+            believed = trust.believable(evidence)
+            stats |= {"believable": float(believed.mean()), "limit": trust.limit}
+            stats |= {"doubtful_regions": int(trust.doubted(believed).sum())}
+            judged = as_map(believed, image_shape(image))
+    return image * gain, judged, stats
 
 
 def _peak_bytes(plan: RestorePlan) -> int:

@@ -335,7 +335,8 @@ def _outputs(parameters: DeconvolveParameters, recordings: list[Recording]) -> l
         )
     else:
         suffix = SUFFIXES[parameters.format]
-        outputs = [target / f"{stem(recording.path)}{suffix}" for recording in recordings]
+        names = [stem(r.path) + ("" if r.image is None else f"_{r.image}") for r in recordings]
+        outputs = [target / f"{name}{suffix}" for name in names]
     if len(set(outputs)) < len(outputs):
         twice = next(path for path in outputs if outputs.count(path) > 1)
         raise OutputError(f"{twice.name}: two inputs would both be written there. Run them apart.")

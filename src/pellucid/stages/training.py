@@ -23,12 +23,13 @@ from pellucid.data.psf_field_file import is_field_file, read_psf_field
 from pellucid.data.recording import open_recording
 from pellucid.data.writer import check_output_path
 from pellucid.errors import InputError, ParameterError
-from pellucid.networks.evidence import gather
+from pellucid.networks.evidence import error_of, gather
+from pellucid.networks.features import classical
 from pellucid.networks.model import Architecture, RestorationNet, count_parameters
 from pellucid.networks.polish import Estimator, Polished
 from pellucid.networks.restorer import Network
 from pellucid.networks.share import Share, best_share, fit_share
-from pellucid.networks.structures import BANK, Light, simulate
+from pellucid.networks.structures import BANK, Light
 from pellucid.networks.training import (
     Pair,
     Pairs,
@@ -40,7 +41,7 @@ from pellucid.networks.training import (
     held_out_pairs,
     pair_of,
 )
-from pellucid.networks.trust import Trust, calibration_case, fit, wrong_regions
+from pellucid.networks.trust import Trust, calibration_case, fit
 from pellucid.stages.network_parameters import TrainParameters
 from pellucid.stages.psf_choice import prepared_psf
 from pellucid.stages.resources import resolve_device
@@ -78,7 +79,7 @@ def train(parameters: TrainParameters, on_look: OnLook = lambda trainer: None) -
         "structures": parameters.structures, "peak_photons": parameters.peak_photons,
         "background_photons": parameters.background_photons, "licence": parameters.licence,
         "metrics": {"held_out_nrmse": min(row["held_out"] for row in run.curves[-1])},
-        "curves": run.curves, "trust": None if trust is None else trust.as_dict(),
+        "curves": run.curves, "trust": trust.as_dict(),
         "share": share.as_dict(),
     }  # fmt: skip
     weights = {f"net{i}.{k}": v for i, net in enumerate(nets) for k, v in net.state_dict().items()}
@@ -175,30 +176,20 @@ def checkpoint_path(output: Path) -> Path:
 
 def calibrated(
     network: Estimator, parameters: TrainParameters, psf: Psf | PsfField, light: Light
-) -> tuple[Trust | None, Share]:
-    """The verdict and the cure, fitted on structures trained on and others, by the PSF and wrong ones.
-
-    No verdict if no region is wrong, or all are.
-    """
-    evidence, wrong, best, familiar = [], [], [], []
+) -> tuple[Trust, Share]:
+    """The verdict and the cure, fitted on structures trained on and others, by the PSF and wrong ones."""
+    evidence, errors, best, held = [], [], [], []
     kinds = parameters.calibrated_on or tuple(BANK)
     for i in range(parameters.calibration):
         seed = parameters.seed + 2_000_003 + i
         case = calibration_case(psf, parameters.shape, light, seed, kinds)
         x = network.estimate(case.problem)
-        evidence.append(gather(case.problem, network, x))
-        wrong.append(wrong_regions(case.problem, x, case.truth))
-        best.append(best_share(case.problem, x, case.truth))
-    for i in range(max(2, parameters.calibration // 4)):
-        kind = parameters.structures[i % len(parameters.structures)]
-        operator = microscopes_of(psf, parameters.shape)[0]
-        known = simulate((operator,), kind, parameters.seed + 3_000_017 + i, light)
-        familiar.append(gather(known.problem, network, network.estimate(known.problem)))
-    share = fit_share(evidence, best)
-    try:
-        return fit(evidence, wrong, familiar), share
-    except InputError:
-        return None, share
+        plain = classical(case.problem)
+        evidence.append(gather(case.problem, network, x, plain))
+        errors.append(error_of(case.problem, x, case.truth))
+        best.append(best_share(case.problem, x, plain, case.truth))
+        held.append(case.kind)
+    return fit(evidence, errors, held), fit_share(evidence, best)
 
 
 def microscopes_of(psf: Psf | PsfField, shape: Shape) -> list[Extended]:
