@@ -1,7 +1,7 @@
 """A network's answer by tiles against the whole, and what the halo costs.
 
     python benchmarks/network_tiles.py
-    python benchmarks/network_tiles.py --memory 800MiB
+    python benchmarks/network_tiles.py --memory 1100MiB
 
 A model is trained briefly on filaments and nuclei; shells are restored in one piece and by tiles. Largest
 and 99.9th percentile of the difference, relative to the range of the whole; at the faces of the volume,
