@@ -242,7 +242,7 @@ def test_what_cannot_be_fused_is_refused_before_work(folder, capsys, monkeypatch
     assert "plane.tif: holds one plane" in capsys.readouterr().err
     assert "bad.json" in refused("--transforms", "bad.json")[1]
     monkeypatch.setattr("pellucid.stages.fuse_plan.available_bytes", lambda device: 2**20)
-    code, said = refused()
+    code, said = refused("--dtype", "uint16")  # which is not made by blocks
     assert code == 1
     assert "1 MiB free. Voxels of" in said
     assert "would fit (--spacing-um)" in said
