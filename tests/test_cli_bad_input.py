@@ -331,6 +331,7 @@ def test_an_interrupt_from_the_keyboard(folder):
     said = run.stderr.read()
     run.stderr.close()
     assert run.wait(timeout=60) == 130
+    assert "interrupted: what is being computed or written is brought to its end first" in said
     assert "pellucid: interrupted" in said
     assert "Traceback" not in said
     time.sleep(0.1)

@@ -22,7 +22,13 @@ from pellucid.data.record import read_record
 from pellucid.errors import ParameterError
 from pellucid.stages import cluster_worker
 from pellucid.stages.cluster import slurm_options
-from pellucid.stages.cluster_choice import Local, Scheduler, SlurmParameters, cluster_of
+from pellucid.stages.cluster_choice import (
+    Local,
+    Scheduler,
+    SlurmParameters,
+    cluster_of,
+    opened_engine,
+)
 
 SLURM = {"queue": "normal", "workers": 2, "memory": "2GiB"}
 
@@ -309,3 +315,9 @@ def test_jobs_of_slurm_make_the_same_bytes(folder):
     said = run.communicate()[1]
     assert run.returncode == 0, said
     assert pixels("out.ome.zarr") == pixels("straight.ome.zarr")
+
+
+def test_workers_of_this_terminal_leave_interrupts_to_it():
+    with opened_engine("local:1") as engine:
+        handlers = engine.client.run(signal.getsignal, signal.SIGINT)
+    assert list(handlers.values()) == [signal.SIG_IGN]

@@ -28,8 +28,8 @@ def trained(folder):
         "shape": "8,24,24", "patch": "8,16,16", "width": 8, "calibration": 4,
     }  # fmt: skip
     made = pellucid.train(recipe, on_look=lambda step, error: looks.append((step, error)))
-    assert [step for step, _ in looks] == [0, 1, 2]
-    assert made.card["metrics"]["held_out_nrmse"] == min(error for _, error in looks)
+    assert [step for step, _ in looks] == [1, 2]
+    assert made.card["metrics"]["held_out_nrmse"] <= min(error for _, error in looks)
     with pytest.raises(OutputError, match="exists already"):
         pellucid.train(recipe)
     with pytest.raises(ParameterError, match="Did you mean 'steps'"):

@@ -115,6 +115,8 @@ class Progress:
     ) -> None:
         if self._bar is not None:
             self._bar.stop()
+        if kind is KeyboardInterrupt:
+            say("interrupted: what is being computed or written is brought to its end first ...")
 
     def __call__(self, event: Event) -> None:
         if isinstance(event, Warned):

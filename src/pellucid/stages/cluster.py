@@ -7,6 +7,7 @@ worker to storage. A piece whose worker dies is done by another; one that fails 
 import importlib
 import itertools
 import logging
+import signal
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -172,6 +173,7 @@ def opened(cluster: Cluster) -> Iterator[DaskEngine]:
             threads = max(1, processors() // cluster.workers)
             client = _client(stack, stack.enter_context(_local(cluster.workers)))
             client.wait_for_workers(cluster.workers)
+            client.run(_leave_interrupts)
             yield DaskEngine(client, threads)
         elif isinstance(cluster, Slurm):
             started = stack.enter_context(slurm_cluster(cluster.asked))
@@ -179,6 +181,11 @@ def opened(cluster: Cluster) -> Iterator[DaskEngine]:
             yield DaskEngine(_client(stack, started), cluster.asked.cores)
         else:
             yield DaskEngine(_client(stack, cluster.address))
+
+
+def _leave_interrupts() -> None:
+    """Let a worker of this terminal go on at Ctrl-C, which is this process's to answer."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _client(stack: ExitStack, where: Any) -> Any:
