@@ -83,14 +83,14 @@ def views_of(recording: MultiViewRecording, registered: bool) -> tuple[list[View
     return found, "registration: " + "; ".join(notes)
 
 
-def report(recording: MultiViewRecording, registered: bool, only: str) -> None:
+def report(recording: MultiViewRecording, registered: bool, only: list[str]) -> None:
     """Print one line for each method."""
     views, note = views_of(recording, registered)
     if note:
         print(note)
     print(f"{'method':27}  ncc   half   z    y    x  (period)  light  iterations  CPU s")
     for method in methods():
-        if only not in method.name:
+        if not any(part in method.name for part in only):
             continue
         found = scored(method, views, recording, recording.world)
         z, y, x = found["period_px"]
@@ -143,7 +143,7 @@ def main() -> None:
     parser.add_argument("--planes-every", type=int, default=2)
     parser.add_argument("--registered", action="store_true")
     parser.add_argument("--data", type=Path, help="folder of real data")
-    parser.add_argument("--only", default="", help="methods or runs whose name contains this")
+    parser.add_argument("--only", nargs="+", default=[""], help="methods or runs that contain one of these")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seeds", type=int, nargs="+", help="medians over these seeds, four PSFs")
     parser.add_argument("--cases", type=int, help="with --seeds: only so many, drawn at random")

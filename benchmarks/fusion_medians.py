@@ -6,6 +6,7 @@ count, and all methods see the same recordings.
 
 import json
 import random
+from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -50,7 +51,8 @@ def unit(psf: Psf) -> Psf:
 
 def run(
     seeds: list[int], angles: tuple[float, ...], *, size: int, peaks: list[float],
-    structures: list[str], planes_every: int, log: Path | None, only: str = "", most: int | None = None,
+    structures: list[str], planes_every: int, log: Path | None, only: Sequence[str] = ("",),
+    most: int | None = None,
 ) -> None:  # fmt: skip
     """Print the table of medians over all cases; `log` gets a JSON line for each case and method.
 
@@ -74,7 +76,7 @@ def run(
             for v in recording.views
         ]
         for method in methods():
-            if only not in method.name:
+            if not any(part in method.name for part in only):
                 continue
             scores = scored(method, views, recording, world)
             found.setdefault(method.name, []).append(scores)
@@ -88,20 +90,24 @@ def run(
 
 
 def table(found: dict[str, list[dict[str, Any]]], title: str) -> str:
-    """Return medians as a table; `against` is the median difference to 30 matched joint iterations."""
+    """Return medians as a table.
+
+    `against` is the median difference to 30 matched joint iterations, with the worst and the best.
+    """
     whole = min(len(scores) for scores in found.values())
-    columns = "ncc | against | 10 % | worst | half | z | y | x | light | CPU s | ran away"
-    lines = [f"\n{title}\n", f"| method | {columns} |", "|---" * 12 + "|"]
+    columns = "ncc | against | worst | best | lowest ncc | half | z | y | x | light | CPU s | ran away"
+    lines = [f"\n{title}\n", f"| method | {columns} |", "|---" * 13 + "|"]
     matched = found.get("joint, matched 30")
     for name, scores in found.items():
         kept = scores[:whole]
         values = np.array([s["ncc"] for s in kept])
-        gap = np.nan if matched is None else np.median(values - [s["ncc"] for s in matched[:whole]])
+        other = np.nan if matched is None else np.array([s["ncc"] for s in matched[:whole]])
+        gaps = values - other
         half, light, seconds = (np.median([s[key] for s in kept]) for key in ("half", "light", "cpu_s"))
         z, y, x = np.median([s["period_px"] for s in kept], axis=0)
         lines.append(
-            f"| {name} | {np.median(values):.3f} | {gap:+.3f} | {np.percentile(values, 10):.3f} | "
-            f"{values.min():.3f} | {half:.3f} | {z:.1f} | {y:.1f} | {x:.1f} | {light:.3f} | "
-            f"{seconds:.2f} | {sum(s['ran_away'] for s in kept)} |"
+            f"| {name} | {np.median(values):.3f} | {np.median(gaps):+.3f} | {gaps.min():+.3f} | "
+            f"{gaps.max():+.3f} | {values.min():.3f} | {half:.3f} | {z:.1f} | {y:.1f} | {x:.1f} | "
+            f"{light:.3f} | {seconds:.2f} | {sum(s['ran_away'] for s in kept)} |"
         )
     return "\n".join(lines)

@@ -77,15 +77,17 @@ def operator(sheet_um: float = 2.0, shape: tuple[int, int, int] = SHAPE) -> Blur
 class PlainUNet(torch.nn.Module):
     """A U-Net as commonly used: the raw image over its maximum in, three scales, biases; equal in size."""
 
-    def __init__(self, width: int = 12, seed: int = 0) -> None:
+    def __init__(self, width: int = 12, seed: int = 0, planar: bool = False) -> None:
         super().__init__()
         torch.manual_seed(seed)
+        size, around = ((1, 3, 3), (0, 1, 1)) if planar else ((3, 3, 3), (1, 1, 1))
+        self.step = (1, 2, 2) if planar else (2, 2, 2)
 
         def block(before: int, after: int) -> torch.nn.Sequential:
             conv = torch.nn.Conv3d
             return torch.nn.Sequential(
-                conv(before, after, 3, padding=1), torch.nn.ReLU(),
-                conv(after, after, 3, padding=1), torch.nn.ReLU(),
+                conv(before, after, size, padding=around), torch.nn.ReLU(),
+                conv(after, after, size, padding=around), torch.nn.ReLU(),
             )  # fmt: skip
 
         w = width
@@ -97,7 +99,7 @@ class PlainUNet(torch.nn.Module):
     def forward(self, inputs: Tensor, places: Tensor | None = None) -> Tensor:
         raw = inputs[:, :1]
         scale = raw.amax(dim=(1, 2, 3, 4), keepdim=True).clamp_min(1e-6)
-        wanted = [-n % 4 for n in raw.shape[2:]]
+        wanted = [-n % s**2 for n, s in zip(raw.shape[2:], self.step, strict=True)]
         x = torch.nn.functional.pad(
             raw / scale, [p for n in reversed(wanted) for p in (0, n)], mode="replicate"
         )
@@ -105,10 +107,11 @@ class PlainUNet(torch.nn.Module):
         for level in self.down:
             x = level(x)
             skips.append(x)
-            x = torch.nn.functional.max_pool3d(x, 2)
+            x = torch.nn.functional.max_pool3d(x, self.step)
         x = self.bottom(x)
         for level, skip in zip(self.up, reversed(skips), strict=True):
-            x = level(torch.cat([torch.nn.functional.interpolate(x, scale_factor=2), skip], 1))
+            finer = torch.nn.functional.interpolate(x, scale_factor=tuple(map(float, self.step)))
+            x = level(torch.cat([finer, skip], 1))
         z, y, x_ = raw.shape[2:]
         slope = 0.1 if self.training else 0.0
         out = torch.nn.functional.leaky_relu(self.out(x), slope)

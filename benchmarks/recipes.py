@@ -2,16 +2,18 @@
 
     python benchmarks/recipes.py [CASE ...]
 
-Every case is made anew (simulated specimens, seeds of their own), planned with its probe, and run.
-Printed: seconds as estimated and as taken for each step, their ratio, and what the probe itself took.
+Every case is made anew (simulated specimens, seeds of their own), planned with its probe, and run, both by
+the processor's clock, so that other programs do not count. Printed: seconds as estimated and as taken for
+each step, their ratio, and what the probe itself took. Use one thread (OMP_NUM_THREADS=1): the processor's
+seconds of several are not a time.
 """
 
 import argparse
 import os
-import resource
 import tempfile
 import time
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,6 +21,7 @@ import numpy as np
 import pellucid
 from pellucid.core.psf_theory import gaussian
 from pellucid.core.simulation import STRUCTURES, Camera, record
+from pellucid.stages import recipe_probe, recipe_run, recipe_view_probe
 from pellucid.stages.recipe_parameters import recipe_of
 from pellucid.stages.recipe_plan import plan_recipe
 from pellucid.stages.recipe_probe import estimated_seconds
@@ -113,24 +116,19 @@ CASES: dict[str, Callable[[], Steps]] = {
 }  # fmt: skip
 
 
-def cpu_seconds() -> float:
-    """CPU seconds of this process so far, all threads."""
-    used = resource.getrusage(resource.RUSAGE_SELF)
-    return used.ru_utime + used.ru_stime
-
-
 def measured(name: str) -> None:
     """Plan and run one case, and print what came of it."""
+    for module in (recipe_probe, recipe_view_probe, recipe_run):
+        module.time = SimpleNamespace(perf_counter=time.process_time)  # type: ignore[attr-defined]
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
         recipe = recipe_of({"folder": "out", "steps": CASES[name]()}, "recipe")
         plan = plan_recipe(recipe)
-        begin, cpu = time.perf_counter(), cpu_seconds()
+        begin = time.process_time()
         said = estimated_seconds(plan)
-        probe, probe_cpu = time.perf_counter() - begin, cpu_seconds() - cpu
-        begin, cpu = time.perf_counter(), cpu_seconds()
+        probe, begin = time.process_time() - begin, time.process_time()
         outcome = run_recipe(plan)
-        spent, spent_cpu = time.perf_counter() - begin, cpu_seconds() - cpu
+        spent = time.process_time() - begin
         os.chdir("/")
     for job in plan.jobs:
         took = outcome.seconds[job.title]
@@ -138,11 +136,8 @@ def measured(name: str) -> None:
         ratio = "      -" if told is None else f"{told / took:7.2f}"
         print(f"{name:<18} {job.title:<20} {told or float('nan'):9.1f} {took:9.1f} {ratio}", flush=True)
     total = sum(s or 0.0 for s in said.values())
-    # wall against CPU tells how much of the machine others had: in the probe, and in the run
     print(
-        f"{name:<18} {'all':<20} {total:9.1f} {spent:9.1f} {total / spent:7.2f}"
-        f"   probe {probe:.1f} s (CPU {probe_cpu:.1f}), run CPU {spent_cpu:.1f}; as CPU seconds "
-        f"{total * probe_cpu / probe / spent_cpu:.2f}",
+        f"{name:<18} {'all':<20} {total:9.1f} {spent:9.1f} {total / spent:7.2f}   probe {probe:.1f} s",
         flush=True,
     )
 

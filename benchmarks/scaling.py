@@ -3,11 +3,12 @@
     python benchmarks/scaling.py workers --repeats 3
     python benchmarks/scaling.py scheduler --tasks 10000
     python benchmarks/scaling.py serial
+    python benchmarks/scaling.py measuring
 
 Workers have one thread each. The scheduler runs in a process of its own, whose processor seconds and
 the bytes of whose connections (`ss`, Linux) are counted between the first task and the last. `serial`
-times what lies around the tiles in one process: measuring, which the command does alone, and the
-coarser levels, whose shards are tasks on a cluster.
+times what lies around the tiles in one process, and is tasks on a cluster: measuring, of samples and of all
+voxels, and the coarser levels. `measuring` compares one worker with two, and what they measure.
 """
 
 import argparse
@@ -27,16 +28,28 @@ from typing import Any
 import numpy as np
 
 import faults
+import pellucid
+from pellucid.core.tiling import Tiling
 from pellucid.data.manifest import Manifest
 from pellucid.data.ome_zarr_writer import OmeZarrWriter
+from pellucid.data.recording import open_recording
 from pellucid.data.writer import ImageDescription
 from pellucid.stages.cluster import opened
 from pellucid.stages.cluster_choice import Local, Scheduler
 from pellucid.stages.deconvolve import run
+from pellucid.stages.engine import Engine, InProcess
 from pellucid.stages.events import TileDone
 from pellucid.stages.parameters import DeconvolveParameters
 from pellucid.stages.planning import plan_deconvolution
-from pellucid.stages.volume_statistics import LazyVolume, measured
+from pellucid.stages.volume_statistics import (
+    LazyVolume,
+    SampledVolumes,
+    VolumeStatistics,
+    combined,
+    core_statistics,
+    measured,
+    sampled,
+)
 from trivial_tiles import TrivialTiles
 
 VOXEL_UM = (0.3, 0.1, 0.1)
@@ -92,9 +105,14 @@ def serial() -> None:
         file = plan_deconvolution(make(folder)).files[0]
         assert file.tiles is not None
         million = np.prod(SHAPE) / 1e6
-        begin, clock = time.process_time(), time.perf_counter()
-        measured(LazyVolume(file.recording, 0, 0), file.tiles.tiling, None)
-        measuring, clock = time.process_time() - begin, time.perf_counter() - clock
+        volume, tiling = LazyVolume(file.recording, 0, 0), file.tiles.tiling
+        begin = time.process_time()
+        levels = sampled(volume, None)
+        sampling = time.process_time() - begin
+        begin = time.process_time()
+        cores = [core_statistics(volume[tile.core], levels) for tile in tiling]
+        combined(levels, cores, int(np.prod(SHAPE)))
+        measuring = time.process_time() - begin
         image = ImageDescription((1, 1, *SHAPE), voxel_um=VOXEL_UM)
         restored = np.random.default_rng(0).gamma(2.0, 10.0, SHAPE).astype(np.float32)
         with OmeZarrWriter(folder / "pyramid.ome.zarr", image) as writer:
@@ -102,9 +120,46 @@ def serial() -> None:
             begin = time.process_time()
         pyramid = time.process_time() - begin
         print(
-            f"{million:.1f} million voxels, s of a processor for a million: measuring "
-            f"{measuring / million:.3f} ({clock / million:.3f} s of the clock), pyramid "
-            f"{pyramid / million:.3f}"
+            f"{million:.1f} million voxels, s of a processor: samples {sampling:.2f}; for a million: "
+            f"measuring cores {measuring / million:.4f}, pyramid {pyramid / million:.4f}"
+        )
+
+
+def measuring(repeats: int) -> None:
+    """Print the seconds of measuring cores by one worker and two, and whether all engines say the same."""
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        make(folder)
+        counts = open_recording(folder / "raw.ome.zarr").read()
+        pellucid.write(folder / "wide.ome.zarr", np.tile(counts, (1, 2, 4)), voxel_um=VOXEL_UM)
+        volume = LazyVolume(open_recording(folder / "wide.ome.zarr"), 0, 0)
+        tiling = Tiling(volume.shape, (64, 128, 512), (0, 0, 0), (1, 1, 1), 0)
+        said: list[dict[Any, VolumeStatistics]] = []
+        clock: dict[int, list[float]] = {1: [], 2: []}
+        used: dict[int, list[float]] = {1: [], 2: []}
+
+        def by(engine: Engine, listed: Manifest) -> None:
+            said.append(measured({(0, 0): volume}, tiling, None, "auto", engine, listed))
+
+        by(InProcess(), Manifest(folder / "here.jsonl", {}))
+        for number in range(repeats):
+            for count in (1, 2):
+                with opened(Local(count)) as engine:
+                    engine = replace(engine, threads=1)
+                    by(engine, Manifest(folder / f"warm{number}{count}.jsonl", {}))
+                    listed = Manifest(folder / f"run{number}{count}.jsonl", {})
+                    samples = SampledVolumes({(0, 0): volume}, None, "auto")
+                    engine.run([(0, 0)], samples, listed, lambda _: None)  # one task: not what is timed
+                    begin, before = time.perf_counter(), engine.client.run(time.process_time)
+                    by(engine, listed)
+                    clock[count].append(time.perf_counter() - begin)
+                    after = engine.client.run(time.process_time)
+                    used[count].append(sum(after.values()) - sum(before.values()))
+        one, two = (float(np.median(clock[count])) for count in (1, 2))
+        print(
+            f"{np.prod(volume.shape) / 1e6:.0f} million voxels, {len(tiling)} cores: {one:.2f} s by one, "
+            f"{two:.2f} s by two, {one / two:.2f} times as fast; {np.median(used[1]):.2f} and "
+            f"{np.median(used[2]):.2f} s of processors; all say the same: {all(s == said[0] for s in said)}"
         )
 
 
@@ -186,7 +241,7 @@ def scheduler(tasks: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("what", choices=("workers", "scheduler", "serial"))
+    parser.add_argument("what", choices=("workers", "scheduler", "serial", "measuring"))
     parser.add_argument("--tasks", type=int, default=10_000)
     parser.add_argument("--repeats", type=int, default=3)
     asked = parser.parse_args()
@@ -194,6 +249,8 @@ def main() -> None:
         scheduler(asked.tasks)
     elif asked.what == "workers":
         workers(asked.repeats)
+    elif asked.what == "measuring":
+        measuring(asked.repeats)
     else:
         serial()
 

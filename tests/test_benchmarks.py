@@ -71,3 +71,36 @@ def test_a_peer_that_is_absent_is_left_out_by_name(tmp_path: Path) -> None:
     index = next(i for i, c in enumerate(peers.CONTENDERS) if c.name == "flowdec")
     worker = speed.Worker(index, tmp_path, SETTINGS, [speed.sys.executable])
     assert "left out: flowdec" in speed.table([worker], tmp_path, SHAPE, PSF_SHAPE)
+
+
+def test_invented_light_is_what_lies_farther_than_a_psf_s_width_from_any_truth() -> None:
+    matrix = importlib.import_module("network_matrix")
+    truth = np.zeros((9, 20, 20))
+    truth[4, 5, 5:15] = 10
+    blurred = truth.copy()
+    blurred[4, 6, 5:15] = 4  # a voxel beside it is within the width
+    assert matrix.invented(blurred, truth, (2, 2, 2)) == 0
+    false = blurred.copy()
+    false[4, 15, 5:15] = 14
+    assert matrix.invented(false, truth, (2, 2, 2)) == pytest.approx(0.5)
+    dim = blurred.copy()
+    dim[4, 15] = 0.4  # noise, below a twentieth of the structure
+    assert matrix.invented(dim, truth, (2, 2, 2)) == 0
+
+
+def test_a_matrix_of_networks_goes_on_where_it_was_interrupted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    matrix = importlib.import_module("network_matrix")
+    dense = {"DenseDeconNet-like": matrix.CONTENDERS["DenseDeconNet-like"]}
+    small = {"STRUCTURES": ("points",), "RECORDINGS": 1, "TESTS": 1, "CONTENDERS": dense}
+    for name, value in {**small, "SHAPE": (1, 32, 32), "PATCH": (1, 16, 16)}.items():
+        monkeypatch.setattr(matrix, name, value)
+    matrix.run(tmp_path, 1, 1)
+    first = (tmp_path / "DenseDeconNet-like-points-0.json").read_text()
+    assert "5804 weights" in capsys.readouterr().out
+    matrix.run(tmp_path, 1, 1)
+    assert capsys.readouterr().out == ""
+    (tmp_path / "DenseDeconNet-like-points-0.json").unlink()
+    matrix.run(tmp_path, 1, 1)  # tests again what was trained
+    assert (tmp_path / "DenseDeconNet-like-points-0.json").read_text() == first

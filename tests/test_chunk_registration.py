@@ -11,17 +11,20 @@ from scipy import ndimage
 from pellucid.core.chunk_registration import Chunk, chunked, likeness, moving_box, register_chunk
 from pellucid.core.geometry import Affine, Grid
 from pellucid.core.simulation import STRUCTURES
+from pellucid.core.transform_series import SeriesRegistration, ViewTransform, first_view
 from pellucid.data.output import create_output
 from pellucid.data.record import read_record
 from pellucid.data.recording import open_recording
 from pellucid.data.transform_file import read_transforms
 from pellucid.data.writer import ImageDescription
 from pellucid.errors import InputError, OutputError, ParameterError
+from pellucid.stages import coarse_views
 from pellucid.stages.chunk_registration import ChunkTask
-from pellucid.stages.coarse_views import few_voxels
+from pellucid.stages.coarse_views import coarsened, few_voxels, to_coarse, to_fine
 from pellucid.stages.engine import InProcess
 from pellucid.stages.parameters import RegisterParameters
 from pellucid.stages.register_files import plan_registration, run_registration
+from pellucid.stages.view_series import open_views
 from pellucid.stages.volume_statistics import LazyVolume
 
 SHAPE = (96, 96, 96)
@@ -208,6 +211,31 @@ def test_few_voxels_are_means_wherever_they_come_from(tmp_path):
     # a voxel's value is that of the ramp at its centre
     assert np.allclose(image[:, 5, 5], 4 * small.index_to_um.apply(np.indices(
         (len(image), 1, 1)).reshape(3, -1).T)[:, 0] / 2)  # fmt: skip
+
+
+def test_transforms_of_views_on_few_voxels_are_those_of_the_views(tmp_path, monkeypatch):
+    monkeypatch.setattr(coarse_views, "COARSE_VOXELS", 1000)
+    names = []
+    for name, um in (("a", (1.0, 1.0, 1.0)), ("b", (2.0, 0.5, 0.5))):
+        names.append(str(write(tmp_path / f"{name}.ome.zarr", np.zeros((16, 24, 40), np.uint16), um)))
+    views = open_views(names)
+    coarse = coarsened(views)
+    for view, small in zip(views, coarse, strict=True):
+        assert small.is_coarser
+        assert np.prod(small.shape) <= 1000
+        assert small.read(0, 0).shape == small.shape
+        # the middle of the first coarse voxel is the mean of the middles of those that it holds
+        factor = np.round(np.divide(small.voxel_um, view.voxel_um)).astype(int)
+        held = view.grid.crop((0, 0, 0), factor.tolist())
+        np.testing.assert_allclose(small.origin_um, held.centre_um)
+    place = Affine.rotation("y", 0.3, source="world", target="view 1")
+    fine = SeriesRegistration((0,), 2, (first_view(0), ViewTransform(0, 1, place, "given")))
+    small = to_coarse(fine, coarse).world_to_view(0, 1)
+    point = np.array([3.0, 5.0, 7.0])
+    expected = place.apply(point) - coarse[1].origin_um
+    np.testing.assert_allclose(small.apply(point - coarse[0].origin_um), expected)
+    back = to_fine(to_coarse(fine, coarse), coarse).world_to_view(0, 1)
+    np.testing.assert_allclose(back.matrix, place.matrix, atol=1e-12)
 
 
 def test_a_damaged_chunk_is_one_without_signal(tmp_path, files):

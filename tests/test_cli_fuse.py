@@ -241,9 +241,13 @@ def test_what_cannot_be_fused_is_refused_before_work(folder, capsys, monkeypatch
     assert main(["fuse", "plane.tif", "plane.tif", *ANGLES, "--psf", "psf.tif", "-o", "f.tif"]) == 1
     assert "plane.tif: holds one plane" in capsys.readouterr().err
     assert "bad.json" in refused("--transforms", "bad.json")[1]
-    monkeypatch.setattr("pellucid.stages.fuse_plan.available_bytes", lambda device: 2**20)
+    for stage in ("fuse_plan", "piece_choice"):
+        monkeypatch.setattr(f"pellucid.stages.{stage}.available_bytes", lambda device: 2**20)
     code, said = refused()
     assert code == 1
+    assert "1 MiB may be used. Allow more memory" in said
+    assert fuse("-o", "f.ome.tif") == 1
+    said = capsys.readouterr().err
     assert "1 MiB free. Voxels of" in said
     assert "would fit (--spacing-um)" in said
 

@@ -243,10 +243,16 @@ def test_stage_scans_of_two_arms_are_registered_and_fused_as_recorded(folder, ca
     fused = pellucid.open("f.ome.tif").read()
     image = ndimage.map_coordinates(fused, np.moveaxis(places, -1, 0))
     assert ncc(image, seen.truth[6:26, 6:26, 6:26]) > 0.95
+    # by blocks it is stood up to be registered, and fused as recorded
+    by_blocks = [*wanted, "--iterations", 2, "--tile", "64,128,128"]
+    assert fuse(*by_blocks, views=("p.tif", "q.tif"), output="b.ome.zarr") == 0
+    transforms = read_record("b.ome.zarr")["statistics"]["transforms"]["transforms"]
+    again = Affine.from_dict(transforms[1]["world_to_view"])
+    np.testing.assert_allclose(again.matrix, found.matrix, atol=1e-6)
 
 
 def test_a_view_that_does_not_fit_is_not_begun(folder, capsys, monkeypatch):
-    for stage in ("fuse_plan", "register_files"):
+    for stage in ("fuse_plan", "register_files", "piece_choice"):
         monkeypatch.setattr(f"pellucid.stages.{stage}.available_bytes", lambda device: 2**18)
     assert fuse(*ANGLES) == 1
     assert "256 kiB free. Voxels of" in capsys.readouterr().err

@@ -226,3 +226,29 @@ def test_what_would_be_lost_is_refused(folder, capsys):
     assert stitch(*asked, "--dtype", "float32", "--background", "1e9") == 1
     assert "1e+09 counts were stated, and the brightest voxel has" in capsys.readouterr().err
     assert not Path("out.ome.zarr").exists()
+
+
+def test_an_overlap_that_nobody_stated_is_said(folder, capsys):
+    for number in (0, 1):
+        save(f"t_0_{number}", (6, 6 + 57 * number), seed=number)
+    spec = "tiles/t_{y}_{x}.ome.tif"
+    assert stitch(spec, "-o", "out.ome.tif") == 0
+    assert "note: no --overlap was given: neighbours are taken to share 0.1" in capsys.readouterr().err
+    assert "no --overlap" in read_record("out.ome.tif")["statistics"]["notes"][0]
+    assert stitch(spec, "--overlap", 0.1, "-o", "said.ome.tif") == 0
+    assert "no --overlap" not in capsys.readouterr().err
+    assert read_record("said.ome.tif")["statistics"]["notes"] == []
+
+
+def test_a_mosaic_that_is_deconvolved_says_what_deconvolve_says(folder, capsys):
+    for number in (0, 1):
+        save(f"t_0_{number}", (6, 6 + 57 * number), seed=number)
+    psf = np.zeros((1, 9, 9), np.float32)
+    psf[0, 3:6, 3:6] = 1
+    pellucid.write("psf.tif", psf, voxel_um=VOXEL_UM)
+    options = ["tiles/t_{y}_{x}.ome.tif", "--overlap", 0.1, "--psf", "psf.tif", "--iterations", 1]
+    assert stitch(*options, "-o", "out.ome.zarr") == 0
+    said = capsys.readouterr().err.splitlines()
+    assert said[0] == "2 tiles, 1 overlaps to compare"
+    assert said[1].startswith("1 volume on cpu")
+    assert said[2] == "psf: from psf.tif"

@@ -5,8 +5,8 @@ from xml.sax.saxutils import escape
 
 import numpy as np
 import pytest
-import tensorstore
 
+from bdv_files import write_n5
 from microscopy_files import save_psf
 from pellucid.apps.cli import main
 from pellucid.data.inputs import find_inputs
@@ -65,15 +65,6 @@ def n5(tmp_path):
     (tmp_path / "data.n5/attributes.json").write_text('{"n5": "2.5.0"}')
     describe(tmp_path / "data.xml", N5_LOADER)
     return tmp_path
-
-
-def write_n5(path, volume):
-    metadata = {
-        "dimensions": volume.shape[::-1], "blockSize": [8, 8, 4], "dataType": volume.dtype.name,
-        "compression": {"type": "gzip"},
-    }  # fmt: skip
-    store = {"driver": "n5", "kvstore": {"driver": "file", "path": str(path)}, "metadata": metadata}
-    tensorstore.open(store, create=True).result()[...] = volume.transpose(2, 1, 0)
 
 
 @pytest.mark.parametrize("form", ["hdf5", "n5"])
@@ -191,4 +182,4 @@ def test_the_command_takes_one_view(hdf5, capsys, monkeypatch):
     assert planned["channels"] == {"90 deg, channel 0": 0}
     assert planned["voxel_um"] == [1.5, 0.3, 0.2]
     assert main(chosen) == 1
-    assert "Say which with image=0" in capsys.readouterr().err
+    assert "Say which: data.xml#0, or image=0" in capsys.readouterr().err

@@ -1,6 +1,8 @@
 """Manifests: what is recorded is found again, after any cut."""
 
 import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -89,3 +91,19 @@ def test_a_line_that_the_disk_refuses_leaves_no_half(tmp_path, monkeypatch):
     assert path.read_bytes().count(b"\n") == 1
     done.record("b")
     assert list(Manifest(path, {}, resume=True)) == ["b"]
+
+
+def test_threads_of_one_process_begin_its_list_once(tmp_path):
+    path = tmp_path / "run.jsonl"
+    for turn in range(10):
+        done = Manifest(path, {"turn": turn})
+        together = threading.Barrier(4)
+
+        def finish(part, together=together):
+            together.wait()
+            record_beside(path, "one-11-ab", part)
+
+        with ThreadPoolExecutor(4) as threads:
+            list(threads.map(finish, "abcd"))
+        done.take_in()
+        assert sorted(done) == list("abcd")

@@ -13,7 +13,15 @@ from pellucid.core.psf import Psf, fwhm_px
 from pellucid.data.model_files import read_model, read_tensors, write_model, write_tensors
 from pellucid.errors import InputError, ParameterError
 from pellucid.networks.evidence import FEATURES, error_of, gather, recorded_again
-from pellucid.networks.features import classical, inputs_of, on_object
+from pellucid.networks.features import (
+    BORDER,
+    classical,
+    inputs_of,
+    on_object,
+    positions_of,
+    recorded_part,
+    whole,
+)
 from pellucid.networks.model import Architecture, RestorationNet, count_parameters
 from pellucid.networks.polish import Polished, smooth
 from pellucid.networks.restorer import Network
@@ -98,7 +106,8 @@ def test_the_wiener_step_is_linear_and_sharpens():
         return float(torch.corrcoef(torch.stack([x[BLUR.window].ravel(), truth]))[0, 1])
 
     truth = example.truth[BLUR.window].ravel()
-    assert likeness(sharp) > likeness(on_object(signal, BLUR)) + 0.02
+    raw = on_object(signal, BLUR, whole(example.problem))
+    assert likeness(sharp) > likeness(raw) + 0.02
 
 
 def test_a_resumed_training_equals_an_uninterrupted_one(tmp_path):
@@ -137,6 +146,31 @@ def test_a_recorded_pair_is_dimmed_and_stays_a_pair():
     light = pair.inputs[0][BLUR.window].sum() / inputs_of(example.problem)[0][BLUR.window].sum()
     assert 0.3 <= share < 1
     assert float(light) == pytest.approx(share, rel=0.05)
+
+
+def test_a_network_answers_behind_the_images_and_a_little_beyond():
+    psf = torch.from_numpy(gaussian_psf((15, 13, 13), (5.0, 3.0, 3.0)).astype(np.float32))
+    blur = Blur(psf, (12, 24, 24))
+    problem = simulate((blur,), "nuclei", 1).problem
+    part = recorded_part(problem)
+    assert [(w.start - p.start, p.stop - w.stop) for w, p in zip(blur.window, part, strict=True)] == [
+        (BORDER, BORDER)
+    ] * 3
+    inputs, everywhere = inputs_of(problem, part=part), inputs_of(problem)[:, *part]
+    # the noise level is averaged over what is there, so it may differ at the part's border
+    torch.testing.assert_close(inputs[:2], everywhere[:2], rtol=1e-4, atol=1e-2)
+    inside = (slice(None), *[slice(1, -1)] * 3)
+    torch.testing.assert_close(inputs[inside], everywhere[inside], rtol=1e-4, atol=1e-2)
+    assert torch.equal(positions_of(problem, part), positions_of(problem)[:, *part])
+    net = filled()
+    x = Network(net).estimate(problem)
+    assert x.shape == problem.shape
+    with torch.no_grad():
+        exact = net(inputs[None])[0]
+    # what is predicted may be rounded to 8 bits
+    assert float((x[part] - exact).norm() / (exact - inputs[1].relu()).norm()) < 0.01
+    first = part[0].start
+    assert torch.equal(x[:first], x[first : first + 1].expand(first, -1, -1))
 
 
 def test_a_model_for_another_number_of_views_or_planes_is_refused():
@@ -321,7 +355,7 @@ def test_model_files_refuse_what_is_not_a_model(tmp_path):
         read_tensors(path)
     card_path = model / "card.json"
     card_path.write_text(json.dumps({**json.loads(card_path.read_text()), "format": "x"}))
-    with pytest.raises(InputError, match="expected the format"):
+    with pytest.raises(InputError, match="expected the format 'pellucid model 2', got 'x'"):
         read_model(model)
 
 

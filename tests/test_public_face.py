@@ -26,7 +26,8 @@ def recorded(shape, dtype=np.uint16):
 def test_the_public_names_are_these():
     assert sorted(pellucid.__all__) == dir(pellucid)
     nouns = ["Affine", "Grid", "Registration", "View", "__version__"]
-    assert dir(pellucid) == [*nouns, "deconvolve", "fuse", "measure", "open", "register", "write"]
+    verbs = ["deconvolve", "fuse", "measure", "open", "register", "restore", "stitch", "train", "write"]
+    assert dir(pellucid) == [*nouns, *verbs]
     for name in pellucid.__all__:
         assert getattr(pellucid, name) is not None
     with pytest.raises(AttributeError, match="has no attribute 'deconvolv'"):

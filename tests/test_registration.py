@@ -16,17 +16,18 @@ from pellucid.core.blur_matching import (
     gaussian_of_psf,
     matched_levels,
 )
+from pellucid.core.descent import Attempt
 from pellucid.core.fit_columns import (
     Level,
     sample_with_gradient,
     strongest_gradients,
     with_curvatures,
 )
-from pellucid.core.gauss_newton import align
+from pellucid.core.gauss_newton import Fit, align
 from pellucid.core.geometry import Affine, Grid
-from pellucid.core.registration import register
+from pellucid.core.registration import LARGEST_SIGMA, _verdict, register
 from pellucid.core.starts import from_projections, search, turns_within, view_turn
-from pellucid.core.verdict import shared_volume
+from pellucid.core.verdict import Agreement, shared_volume
 from pellucid.errors import FrameError, InputError, ParameterError
 
 SIZE = 48
@@ -362,7 +363,7 @@ def test_sampling_equals_scipy_and_its_gradient_is_the_difference():
     rng = np.random.default_rng(0)
     image = rng.random((6, 7, 8))
     places = rng.uniform(0, [5, 6, 7], (50, 3))
-    value, gradient = sample_with_gradient(torch.from_numpy(image), torch.from_numpy(places))
+    value, gradient = sample_with_gradient(torch.from_numpy(image), torch.from_numpy(places.T))
     np.testing.assert_allclose(value, ndimage.map_coordinates(image, places.T, order=1), atol=1e-12)
     cell = np.floor(places)
     for axis, step in enumerate(np.eye(3)):
@@ -372,7 +373,7 @@ def test_sampling_equals_scipy_and_its_gradient_is_the_difference():
         slope = ndimage.map_coordinates(image, high.T, order=1) - ndimage.map_coordinates(
             image, low.T, order=1
         )
-        np.testing.assert_allclose(gradient[:, axis], slope, atol=1e-12)
+        np.testing.assert_allclose(gradient[axis], slope, atol=1e-12)
         assert step.sum() == 1
 
 
@@ -500,3 +501,25 @@ def test_a_real_specimen_under_two_blurs(data_folder):
     expected = truth.apply(grid.corners_um() + 10) - 10
     error = np.linalg.norm(found.fixed_to_moving.apply(grid.corners_um()) - expected, axis=1)
     assert error.mean() < 0.2
+
+
+@pytest.mark.parametrize(
+    ("sigma", "peak", "fine", "believed"),
+    [(0.9, 4, 0.9, True), (1.1, 4, 0.9, False), (1.9, 7, 0.9, True), (1.9, 7, 0.7, False),
+     (2.1, 7, 0.9, False)],
+)  # fmt: skip
+def test_an_unmistakable_specimen_may_be_placed_less_surely(sigma, peak, fine, believed):
+    here = Affine.identity(source="fixed", target="moving")
+    attempt = Attempt(
+        start="translation",
+        nominal=here,
+        fit=Fit(here, 0.9, 0.5, 1000, 3, True),
+        agreement=Agreement(ncc=0.9, fine_ncc=fine, peak=peak, overlap=0.9),
+        ncc_before=0.5,
+        difference_um2=np.zeros((3, 3)),
+        corner_sigma_um=np.full(8, sigma * LARGEST_SIGMA * 100),
+        length_um=100.0,
+        iterations=3,
+    )
+    reason = _verdict(attempt)
+    assert ("not determined" in reason) is not believed

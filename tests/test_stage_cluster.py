@@ -18,6 +18,7 @@ from microscopy_files import VOXEL_UM, save, save_psf
 from pellucid.apps.cli import main
 from pellucid.core.psf_theory import gaussian
 from pellucid.core.simulation import STRUCTURES, Camera, record
+from pellucid.data.record import read_record
 from pellucid.errors import ParameterError
 from pellucid.stages import cluster_worker
 from pellucid.stages.cluster import slurm_options
@@ -81,6 +82,8 @@ def test_a_killed_worker_s_tiles_are_made_by_another(folder):
         f"{n}/6" for n in range(1, 7)
     ]
     assert pixels("out.ome.zarr") == pixels("straight.ome.zarr")
+    known, straight = (read_record(f"{n}.ome.zarr")["statistics"]["volumes"] for n in ("out", "straight"))
+    assert known == straight  # measured by two workers, and by one process
     assert sorted(p.name for p in folder.glob("out*")) == ["out.ome.zarr", "out.ome.zarr.pellucid.json"]
 
 

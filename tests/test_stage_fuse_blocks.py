@@ -18,11 +18,15 @@ from pellucid.apps.cli import main
 from pellucid.core.geometry import Grid
 from pellucid.core.multiview import DUAL_DEG, record_views, turned_arms
 from pellucid.core.psf_theory import gaussian
+from pellucid.core.quality import ncc
 from pellucid.core.simulation import filaments
 from pellucid.core.transform_field import TransformField, control_points
 from pellucid.core.transform_series import SeriesRegistration, ViewTransform, first_view
 from pellucid.data.record import read_record
-from pellucid.data.transform_file import write_transforms
+from pellucid.data.transform_file import read_transforms, write_transforms
+from pellucid.errors import InputError
+from pellucid.stages import coarse_views, fuse_registration
+from pellucid.stages.fuse_blocks import FusedBlocks
 from pellucid.stages.tile_plan import BESIDE_BYTES, resident_bytes
 
 SHAPE = (12, 16, 200)
@@ -150,11 +154,10 @@ def test_the_memory_that_is_allowed_decides_between_one_piece_and_blocks(folder,
     code, said = refused(*enough, *MATCHED)
     assert code == 1
     assert "the smallest, a core of" in said
-    code, said = refused(*memory)
+    code, said = refused(*memory, "--method", "resample-then-joint", *MATCHED)
     assert code == 1
     assert "would fit (--spacing-um)" in said
-    assert "number of iterations that is stated" in said
-    assert "register first" in refused(*memory, *MATCHED, known=("--angles", "0,90"))[1]
+    assert "Blocks are for the methods joint" in said
     assert "name a .ome.zarr" in refused(*memory, *MATCHED, output="s.tif")[1]
     code, said = refused(*TILE, *MATCHED, "--registered-views")
     assert code == 2
@@ -201,6 +204,85 @@ def test_killed_it_goes_on_to_the_same_bytes_and_a_cluster_makes_them_too(folder
     assert pixels("killed.ome.zarr") == straight
     assert pixels("many.ome.zarr") == straight
     assert not list(folder.glob("*.parts.jsonl*"))
+
+
+@pytest.fixture(scope="module")
+def turned(tmp_path_factory):
+    """A pair of views that register, larger than a block, and the map between them."""
+    folder = tmp_path_factory.mktemp("turned")
+    world = Grid((72, 40, 72), 1.0)
+    psf = gaussian((3.0, 1.6, 1.6), (1.0, 1.0, 1.0))
+    arms = turned_arms(DUAL_DEG, world, [psf], misplaced=0.5, seed=2)
+    seen = record_views(filaments, world, arms, peak_photons=300, seed=4)
+    for name, view in zip("ab", seen.views, strict=True):
+        pellucid.write(folder / f"{name}.ome.zarr", view.counts, voxel_um=(1.0, 1.0, 1.0))
+    pellucid.write(folder / "psf.tif", psf.values.astype(np.float32), voxel_um=(1, 1, 1))
+    first, second = (view.world_to_view for view in seen.views)
+    return folder, (second @ first.inverse()).with_frames(source="world", target="view 1")
+
+
+@pytest.mark.parametrize("averaged", [False, True], ids=["as they are", "on few voxels"])
+def test_blocks_register_their_views_in_the_same_command(turned, tmp_path, monkeypatch, averaged):
+    shutil.copytree(turned[0], tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    if averaged:
+        monkeypatch.setattr(coarse_views, "COARSE_VOXELS", 60_000)
+    asked = ("--angles", "0,90", "--model", "rigid")
+    assert fuse("blocks.ome.zarr", *MATCHED, *TILE, known=asked) == 0
+    (found,) = (t for t in read_transforms(Path("blocks_transforms.json")).transforms if t.view == 1)
+    assert found.how == "registered"
+    corners = Grid((72, 40, 72), 1.0).corners_um()
+    off = found.world_to_view.apply(corners) - turned[1].apply(corners)
+    assert np.abs(off).max() < 0.5
+    assert read_record("blocks.ome.zarr")["timings_s"]["register"] > 0
+    Path("blocks_transforms.json").rename("found.json")
+    assert fuse("whole.ome.zarr", *MATCHED, known=("--transforms", "found.json")) == 0
+    largest, high = error_of(image("blocks.ome.zarr"), image("whole.ome.zarr"))
+    assert largest < 1e-3
+    assert high < 1e-4
+    # few voxels or all of them: the same place, and the same picture
+    assert fuse("once.ome.zarr", *MATCHED, known=asked) == 0
+    whole, once = image("blocks.ome.zarr"), image("once.ome.zarr")
+    assert whole.shape == once.shape
+    assert ncc(whole, once) > 0.99
+
+
+def test_one_block_decides_the_iterations_of_all(turned, tmp_path, monkeypatch, capsys):
+    shutil.copytree(turned[0], tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    assert fuse("open.ome.zarr", *TILE) == 0
+    (facts,) = read_record("open.ome.zarr")["statistics"]["volumes"]
+    count = facts["iterations"]
+    assert 4 < count < 40
+    assert 0 <= facts["decided_on_block"] < 4
+    assert f"iterations   {count}, decided on a block" in capsys.readouterr().err
+    assert fuse("stated.ome.zarr", "--iterations", str(count), *TILE) == 0
+    np.testing.assert_array_equal(image("open.ome.zarr"), image("stated.ome.zarr"))
+    assert "iterations  " not in capsys.readouterr().err
+
+
+def test_what_was_registered_is_kept_for_the_run_that_goes_on(turned, tmp_path, monkeypatch, capsys):
+    shutil.copytree(turned[0], tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    asked = ("--angles", "0,90", "--model", "rigid")
+    made = FusedBlocks.compute
+
+    def cut_short(self, key, read):
+        if key[2] > 0:
+            raise InputError("b.ome.zarr: a chunk cannot be read.")
+        return made(self, key, read)
+
+    with monkeypatch.context() as some:
+        some.setattr(FusedBlocks, "compute", cut_short)
+        assert fuse("kept.ome.zarr", *MATCHED, *TILE, known=asked) == 1
+        assert "go on with --resume" in capsys.readouterr().err
+    with monkeypatch.context() as some:
+        some.setattr(fuse_registration, "register_series", None)
+        assert fuse("kept.ome.zarr", *MATCHED, "--resume", known=asked) == 0
+    assert "blocks were finished before" in capsys.readouterr().err
+    assert read_record("kept.ome.zarr")["statistics"]["resumed_tiles"] >= 1
+    assert fuse("straight.ome.zarr", *MATCHED, *TILE, known=asked) == 0
+    np.testing.assert_array_equal(image("kept.ome.zarr"), image("straight.ome.zarr"))
 
 
 def test_a_place_that_is_not_known_is_named(folder, capsys):

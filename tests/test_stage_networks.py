@@ -129,7 +129,7 @@ def test_restoring_reads_a_file_of_options_and_the_environment(folder, tmp_path,
     assert main(asked) == 2
     assert "output: needed, and not given (--output)" in capsys.readouterr().err
     assert main([*asked, "-o", str(tmp_path / "sharp.tif"), "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["iterations"] == 1
+    assert json.loads(capsys.readouterr().out)["volumes"][0]["iterations"] == 1
 
 
 def test_what_does_not_fit_is_refused_before_anything_is_written(folder, tmp_path, capsys):

@@ -74,3 +74,18 @@ def test_the_z_of_a_plane_is_no_reason_to_resample(folder):
     (psf,) = channel_psfs(parameters, recording, (0,))
     assert psf.shape[0] == 1
     assert not any("resampled" in note for note in psf.notes)
+
+
+@pytest.mark.parametrize(
+    ("voxel_um", "why"),
+    [((300.0, 100.0, 100.0), "expected micrometres between"), ((3.0, 9.0, 9.0), "within one voxel")],
+)
+def test_a_wrong_voxel_size_names_both_files_and_what_mends_it(folder, voxel_um, why):
+    save_psf("bead.tif")
+    recording = pellucid.open(save("cells.ome.tif", recorded((6, 24, 26)), voxel_um=voxel_um))
+    asked = DeconvolveParameters.checked({"inputs": "cells.ome.tif", "output": "s", "psf": "bead.tif"})
+    with pytest.raises(InputError, match=why) as refused:
+        channel_psfs(asked, recording, (0,))
+    numbers = ", ".join(f"{v:g}" for v in voxel_um)
+    for said in (f"cells.ome.tif has voxels of ({numbers}) um", "bead.tif of (0.", "--psf-voxel-um"):
+        assert said in str(refused.value)

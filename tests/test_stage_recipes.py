@@ -105,6 +105,10 @@ def test_steps_run_in_order_and_equal_their_commands(folder, capsys):
         ([{**TWICE[0], "keep": "no"}], "keep: expected true or false"),
         ([TWICE[0], TWICE[0]], "'once' is taken"),
         ([{"deconvolve": {}, "measure": {}}], "expected one command, got deconvolve, measure"),
+        ([{"deconvolve": {"input": "raw.ome.zarr", **SHARP}}], "Did you mean 'inputs'?"),
+        ([{"deconvolve": None, "psf": "psf.tif"}], "'psf' belongs to 'deconvolve': indent it"),
+        ([TWICE[0], {"measure": {"input": {"stepp": "once"}}}], "expected a value or {step: NAME}"),
+        ({"measure": None}, "steps: expected a list"),
         ([], "steps"),
     ],
 )
@@ -232,7 +236,14 @@ def test_what_exists_is_not_replaced_unasked(folder, capsys):
     save("out/once.ome.zarr")
     assert run(TWICE) == 1
     assert "exists already" in said(capsys)
+    # a mistake in a step counts more than an output that is there, of this step or of an earlier one
+    assert run([TWICE[0], {"measure": {"channel": 7}}]) == 2
+    assert "channel: '7' is not in" in said(capsys)
     assert run(TWICE, "--overwrite") == 0
+    assert run([TWICE[0], {"measure": {"channel": 7}}]) == 2
+    assert "channel: '7' is not in" in said(capsys)
+    assert run(TWICE) == 1
+    assert "an earlier run of this recipe" in said(capsys)
     assert run(TWICE, "--overwrite", "--resume") == 2
 
 

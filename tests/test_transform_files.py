@@ -118,5 +118,5 @@ def test_bigstitcher_gives_back_the_transforms_between_views(tmp_path, series):
     for time in back.times:
         expected = series.world_to_view(time, 1).matrix
         np.testing.assert_allclose(back.world_to_view(time, 1).matrix, expected, atol=1e-12)
-    with pytest.raises(InputError, match="2 views for 1"):
+    with pytest.raises(InputError, match="of 2 views, and there are 1"):
         read_bigstitcher_series(path, GRIDS[:1])

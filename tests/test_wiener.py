@@ -10,7 +10,7 @@ from pellucid.core.operators import Blur
 from pellucid.core.psf_field import PsfField
 from pellucid.core.varying_blur import VaryingBlur
 from pellucid.networks.structures import simulate
-from pellucid.networks.wiener import places_of, wiener_step
+from pellucid.networks.wiener import ALPHA, apart, continued, places_of, wiener_step
 
 SHAPE = (12, 24, 48)
 
@@ -24,6 +24,10 @@ def varying():
 def scanned():
     psf = torch.from_numpy(gaussian_psf((9, 7, 7), (4.0, 2.0, 2.0)).astype(np.float32))
     return light_sheet_scan(psf, SHAPE, (1, 1, 1), GaussianSheet(2.5, 2000))
+
+
+def stationary():
+    return Blur(torch.from_numpy(gaussian_psf((7, 9, 9), (3.0, 3.0, 3.0)).astype(np.float32)), SHAPE)
 
 
 @pytest.mark.parametrize("make", [varying, scanned])
@@ -41,6 +45,36 @@ def test_the_step_sharpens_blur_that_varies_better_than_its_mean(make):
     assert left[0] < 0.85 * left[1], left
     three = wiener_step(3 * signal, operator)
     torch.testing.assert_close(three, 3 * wiener_step(signal, operator), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("make", [varying, scanned, stationary])
+def test_a_part_of_the_step_is_that_of_the_whole(make):
+    operator = make()
+    signal = operator.forward(simulate((operator,), "points", 1).truth)
+    whole = wiener_step(signal, operator)
+    part = (slice(1, 13), slice(2, 27), slice(3, 40))
+    torch.testing.assert_close(wiener_step(signal, operator, part), whole[part], rtol=1e-4, atol=1e-4)
+    assert torch.equal(wiener_step(signal, operator), whole)
+
+
+def test_every_place_filters_the_recording_and_their_shares_blend_it():
+    operator = scanned()
+    signal = operator.forward(simulate((operator,), "points", 1).truth)
+    margin, grid = apart(operator)
+    wide, places = continued(signal, margin, grid), places_of(operator)
+    otfs = []
+    for place in places:
+        padded = torch.zeros(grid)
+        padded[tuple(slice(n) for n in place.psf.shape)] = place.psf
+        otfs.append(torch.fft.fftn(padded.roll([-(n // 2) for n in place.psf.shape], (0, 1, 2))))
+    level = ALPHA * max(float(otf.abs().square().max()) for otf in otfs)
+    expected = torch.zeros(operator.domain_shape)
+    for place, otf in zip(places, otfs, strict=True):
+        inverse = otf.conj() / (otf.abs().square() + level)
+        sharp = torch.fft.ifftn(torch.fft.fftn(wide, grid) * inverse).real
+        inner = (slice(m, m + n) for m, n in zip(operator.margin, operator.domain_shape, strict=True))
+        expected += place.share * sharp[tuple(inner)]
+    torch.testing.assert_close(wiener_step(signal, operator), expected, rtol=1e-3, atol=1e-3)
 
 
 def _fitted(x, operator):

@@ -21,11 +21,14 @@ if TYPE_CHECKING:
     from pellucid.stages.arrays import deconvolve as deconvolve
     from pellucid.stages.arrays import write as write
     from pellucid.stages.fusing_arrays import fuse as fuse
+    from pellucid.stages.network_arrays import restore as restore
+    from pellucid.stages.network_arrays import train as train
+    from pellucid.stages.stitching_arrays import stitch as stitch
 
 __version__ = "0.1.0"
 __all__ = [
     "Affine", "Grid", "Registration", "View", "__version__", "deconvolve", "fuse", "measure", "open",
-    "register", "write",
+    "register", "restore", "stitch", "train", "write",
 ]  # fmt: skip
 
 # Where each verb lives. torch takes seconds to import, so nothing is imported before it is used.
@@ -39,6 +42,9 @@ _VERBS = {
     "measure": ("pellucid.core.quality", "measure"),
     "open": ("pellucid.data.recording", "open_recording"),
     "register": ("pellucid.stages.array_registration", "register"),
+    "restore": ("pellucid.stages.network_arrays", "restore"),
+    "stitch": ("pellucid.stages.stitching_arrays", "stitch"),
+    "train": ("pellucid.stages.network_arrays", "train"),
     "write": ("pellucid.stages.arrays", "write"),
 }
 

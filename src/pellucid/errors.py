@@ -2,6 +2,7 @@
 
     PellucidError(ValueError)
     ├── InputError       an array or file that cannot be used as it is
+    │   └── NotFiniteError   voxels that are NaN or infinite
     ├── ParameterError   a parameter, or a combination of them, that makes no sense
     ├── FrameError       geometry whose frames or units do not meet
     ├── PlanError        a run that would not fit in memory or on disk: refused before it starts
@@ -19,6 +20,10 @@ class PellucidError(ValueError):
 
 class InputError(PellucidError):
     """An array or file that cannot be used as it is."""
+
+
+class NotFiniteError(InputError):
+    """Voxels that are NaN or infinite: no run of this input can be gone on with."""
 
 
 class ParameterError(PellucidError):

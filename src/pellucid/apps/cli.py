@@ -98,11 +98,10 @@ def deconvolve(
 
 
 def _deconvolve(parameters: DeconvolveParameters, *, dry_run: bool, json: bool) -> int:
-    from pellucid.apps.text import counted, plan_text
+    from pellucid.apps.text import begun_lines, failed_lines, plan_text
     from pellucid.stages.cluster_choice import opened_engine
     from pellucid.stages.deconvolve import run
     from pellucid.stages.planning import plan_deconvolution
-    from pellucid.stages.resources import describe_device
 
     plan = plan_deconvolution(parameters)
     if dry_run:
@@ -112,9 +111,8 @@ def _deconvolve(parameters: DeconvolveParameters, *, dry_run: bool, json: bool) 
             print(plan_text(plan.to_json()), end="")
         return OK
     if not json:
-        say(f"{counted(plan.total, 'volume')} on {describe_device(plan.device)}")
-        for sentence in plan.psf_notes():
-            say(f"psf: {sentence}")
+        for line in begun_lines(plan):
+            say(line)
     with opened_engine(parameters.cluster) as engine:
         if parameters.cluster is not None and not json:
             say(engine.described)
@@ -127,9 +125,8 @@ def _deconvolve(parameters: DeconvolveParameters, *, dry_run: bool, json: bool) 
     if json:
         print_json(outcome.to_json())
     if outcome.failures:
-        say(f"pellucid: {len(outcome.failures)} of {outcome.total} volumes failed:")
-        for name, why in outcome.failures:
-            say(f"  {why if why.startswith(name) else f'{name}: {why}'}")
+        for line in failed_lines(outcome):
+            say(line)
         return SOME_FAILED if outcome.outputs else ERROR
     return OK
 

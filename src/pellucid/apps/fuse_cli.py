@@ -28,7 +28,8 @@ def fuse(
     Parameters
     ----------
     inputs
-        A file, folder or pattern (SPIMA/SPIMA_{t}.tif) for each view, or a folder of SPIMA and SPIMB.
+        A file, folder or pattern (SPIMA/SPIMA_{t}.tif) for each view, or view 1 of a dataset of
+        BigDataViewer (dataset.xml#1). Alone: a folder of SPIMA and SPIMB, or a dataset with all its views.
     output
         .ome.zarr, .ome.tif (OME-TIFF) or .tif (ImageJ TIFF).
     config

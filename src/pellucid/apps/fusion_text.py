@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pellucid.apps.text import tiles_text
-from pellucid.stages.planning import gib
+from pellucid.stages.piece_choice import gib
 
 
 def deskew_plan_text(plan: Mapping[str, Any]) -> str:
@@ -101,5 +101,9 @@ def fuse_lines(outcome: Any) -> list[str]:
             f"registered   {len(sigmas)} of {len(measured)}, "
             f"correlation {worst.ncc_after:.3f} at least{known}"
         )
+    if outcome.decided:
+        low, high = min(outcome.decided), max(outcome.decided)
+        counts = f"{low}" if low == high else f"{low} to {high}"
+        lines.append(f"iterations   {counts}, decided on a block of each volume")
     parts = (f"{name} {seconds:.1f}" for name, seconds in outcome.timings_s.items())
     return [*lines, f"seconds      {', '.join(parts)}"]

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 from cyclopts import App, Parameter
 
 from pellucid.apps.options import as_yaml, asked_of, given, options_of, read_config
-from pellucid.apps.terminal import OK, print_json, say
+from pellucid.apps.terminal import OK, Progress, print_json, say
 from pellucid.stages.network_parameters import ExportParameters, RestoreParameters, TrainParameters
 
 RestoreOptions: Any = options_of(
@@ -75,15 +75,22 @@ def restore(
     if print_config:
         print(as_yaml(parameters), end="")
         return OK
-    from pellucid.stages.network_restoring import restore
+    from pellucid.stages.cluster_choice import opened_engine
+    from pellucid.stages.network_restoring import plan_restoring, run_restoring
 
-    stats = restore(parameters)
+    plan = plan_restoring(parameters)
+    with opened_engine(parameters.cluster) as engine:
+        if parameters.cluster is not None and not json:
+            say(engine.described)
+        with Progress(plan.steps, quiet=json, doing="restoring") as progress:
+            stats = run_restoring(plan, progress, engine)
     if json:
         print_json(stats)
         return OK
-    say(f"wrote {parameters.output} ({stats['iterations']} physical iterations)")
-    if "doubtful_regions" in stats:
-        say(f"{stats['doubtful_regions']} regions are not to be believed")
+    for volume, said in zip(plan.volumes.values(), stats["volumes"], strict=True):
+        say(f"{volume.name}: {said['iterations']} physical iterations")
+        if "doubtful_regions" in said:
+            say(f"{volume.name}: {said['doubtful_regions']} regions are not to be believed")
     return OK
 
 

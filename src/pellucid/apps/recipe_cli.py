@@ -1,5 +1,6 @@
 """The commands `pellucid run` and `pellucid plan`: all steps of a dataset from one YAML file."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -99,7 +100,11 @@ def _plan(recipe: Path, resume: bool, overwrite: bool, cluster: str | None) -> "
     try:
         read = recipe_of(read_config(recipe), recipe.stem)
     except ParameterError as error:
-        said = str(error).replace("Compare --print-config.", "Compare docs/tutorial-recipes.md.")
+        said = re.sub(
+            r"( \(--[^)]*\)\. See --help\.)|( Compare --print-config\.)",
+            lambda found: f"{'.' if found[1] else ''} Compare docs/tutorial-recipes.md.",
+            str(error),
+        )
         raise ParameterError(said) from error
     from pellucid.stages.recipe_plan import plan_recipe
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from pellucid.stages.planning import gib
+from pellucid.stages.piece_choice import gib
 from pellucid.stages.recipe_plan import Job, RecipePlan
 
 

@@ -28,7 +28,8 @@ def register(
     Parameters
     ----------
     inputs
-        The views, the first one fixed: files, folders, or patterns such as SPIMA/SPIMA_{t}.tif.
+        The views, the first one fixed: files, folders, patterns such as SPIMA/SPIMA_{t}.tif, or views of a
+        dataset of BigDataViewer (dataset.xml#1; alone, dataset.xml is all of them).
     output
         File of transforms, .json.
     config

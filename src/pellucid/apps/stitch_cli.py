@@ -84,7 +84,8 @@ def _stitch(parameters: StitchParameters, *, dry_run: bool, json: bool) -> int:
         print_json(said) if json else print(plan_text(said), end="")
         return OK
     if not json:
-        say(f"{len(plan.tiles.names)} tiles, {len(plan.pairs)} overlaps to compare")
+        for line in begun_lines(plan):
+            say(line)
     with Progress(len(plan.times) * len(plan.channels), quiet=json) as progress:
         outcome = run_stitching(plan, progress)
     outcome.outputs += drawn_placement(plan, outcome, plan.output)
@@ -95,6 +96,7 @@ def _stitch_sharply(
     parameters: StitchParameters, sharpening: dict[str, Any], *, dry_run: bool, json: bool
 ) -> int:
     from pellucid.apps.placement_picture import drawn_placement
+    from pellucid.apps.text import begun_lines as sharpening_lines
     from pellucid.apps.text import plan_text as deconvolution_text
     from pellucid.stages.cluster_choice import opened_engine
     from pellucid.stages.mosaic_deconvolving import plan_mosaic, run_mosaic
@@ -114,7 +116,8 @@ def _stitch_sharply(
         return OK
     if not json:
         tiles = plan.stitching
-        say(f"{len(tiles.tiles.names)} tiles, {len(tiles.pairs)} overlaps to compare")
+        for line in [*begun_lines(tiles), *sharpening_lines(plan.deconvolution)]:
+            say(line)
     with opened_engine(plan.parameters.cluster) as engine:
         if plan.parameters.cluster is not None and not json:
             say(engine.described)
@@ -126,13 +129,15 @@ def _stitch_sharply(
 
 def _told(outcome: Any, *, json: bool) -> int:
     """Say what came of it; returns the exit code."""
+    from pellucid.apps.text import failed_lines
+
     if json:
         print_json(outcome.to_json())
     else:
         for line in placed_lines(outcome):
             say(line)
-        for name, why in outcome.failures:
-            say(f"pellucid: {name} failed: {why}")
+        for line in failed_lines(outcome) if outcome.failures else ():
+            say(line)
     links, kept = len(outcome.placement.links), int(outcome.placement.kept.sum())
     if links and not kept:
         say(
@@ -143,10 +148,18 @@ def _told(outcome: Any, *, json: bool) -> int:
     return SOME_FAILED if outcome.failures else OK
 
 
+def begun_lines(plan: Any) -> list[str]:
+    """What is said of a stitching when it begins."""
+    return [
+        f"{len(plan.tiles.names)} tiles, {len(plan.pairs)} overlaps to compare",
+        *(f"note: {note}" for note in plan.notes),
+    ]
+
+
 def plan_text(plan: Mapping[str, Any]) -> str:
     """A plan of stitching (`StitchPlan.to_json`) as lines."""
     from pellucid.apps.fusion_text import machine_lines
-    from pellucid.stages.planning import gib
+    from pellucid.stages.piece_choice import gib
 
     lines = ["tiles        first voxel z, y, x (px) and size"]
     for tile in plan["tiles"]:
@@ -164,6 +177,7 @@ def plan_text(plan: Mapping[str, Any]) -> str:
         f"             about {sizes} (t, c, z, y, x), {gib(plan['output_bytes'])}",
         f"voxel        {', '.join(f'{v:.4g}' for v in voxel) + ' um' if voxel else 'not stated'}",
         *machine_lines(plan),
+        *(f"note         {note}" for note in plan["notes"]),
     ]
     return "\n".join(lines) + "\n"
 

@@ -9,7 +9,8 @@ from rich.console import Console
 from rich.table import Table
 
 from pellucid.core.beads import BeadPsf
-from pellucid.stages.planning import gib
+from pellucid.stages.piece_choice import gib
+from pellucid.stages.resources import describe_device
 
 
 def plan_text(plan: Mapping[str, Any]) -> str:
@@ -24,6 +25,19 @@ def plan_text(plan: Mapping[str, Any]) -> str:
         lines += ["", *_file_lines(file)]
     lines += ["", "Nothing was started (dry run)."]
     return "\n".join(lines) + "\n"
+
+
+def begun_lines(plan: Any) -> list[str]:
+    """What is said of a deconvolution when it begins: how much, where, and what became of the PSFs."""
+    first = f"{counted(plan.total, 'volume')} on {describe_device(plan.device)}"
+    return [first, *(f"psf: {sentence}" for sentence in plan.psf_notes())]
+
+
+def failed_lines(outcome: Any) -> list[str]:
+    """What is said of the volumes that failed."""
+    said = (why if why.startswith(name) else f"{name}: {why}" for name, why in outcome.failures)
+    head = f"pellucid: {len(outcome.failures)} of {outcome.total} volumes failed:"
+    return [head, *(f"  {line}" for line in said)]
 
 
 def _file_lines(file: Mapping[str, Any]) -> list[str]:

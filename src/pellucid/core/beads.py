@@ -36,6 +36,9 @@ REACH_WIDTHS = 3.0
 ODD_SIGMAS, ODD_SHARE = 4.0, 0.10
 # And: less alike the average than this (root mean square over the core, relative to the peak).
 ODD_RESIDUAL = 0.12
+# A bead has faded to less than this share of its peak at the border, REACH_WIDTHS away.
+FADED = 0.25
+NOT_BEADS = "Check that this is a recording of beads, in the right channel."
 # Richardson-Lucy steps that take a bead's size out; more only sharpen noise.
 SIZE_ITERATIONS = 25
 
@@ -84,7 +87,7 @@ def distill(
 
     Raises
     ------
-    InputError : no bead was found, or none could be used (with the reasons)
+    InputError : no bead was found, none could be used (with the reasons), or spots are no beads
     """
     spacing = check_spacing_um(spacing_um)
     if spacing is None:
@@ -103,6 +106,7 @@ def distill(
     counts = float(np.median([bead.peak for bead in beads]))
     psf = prepare(counts * _average(beads, aligned), spacing)
     psf = Psf.normalised(_cropped(psf.values, half), spacing, psf.notes)
+    _check_faded(psf, len(beads))
     if bead_um is not None:
         psf = without_bead_size(psf, bead_um)
     widths = np.array([bead.fwhm_px for bead in beads]) * spacing
@@ -302,9 +306,24 @@ def _without_odd_shapes(
         else:
             kept.append(replace(bead, residual=residual))
             volumes.append(volume)
-    if not kept:
-        return beads, aligned, []
+    if not kept or (len(beads) == 2 and min(bead.residual for bead in kept) > ODD_RESIDUAL):
+        raise InputError(
+            f"beads: {len(beads)} spots were found, and no two are alike. {NOT_BEADS} Where the PSF "
+            "changes over the stack, measure a field (--field)."
+        )
     return kept, volumes, odd
+
+
+def _check_faded(psf: Psf, count: int) -> None:
+    """InputError where what was averaged is no spot: it goes on at the border."""
+    ends = [psf.values.take([0, -1], axis) for axis, n in enumerate(psf.shape) if n > 2]
+    reach = max((float(end.max()) for end in ends), default=0.0) / float(psf.values.max())
+    if reach > FADED:
+        raise InputError(
+            f"beads: the average of {count} {'spot' if count == 1 else 'spots'} still reaches "
+            f"{reach:.0%} of its peak at the border, {REACH_WIDTHS:g} widths away, where a bead has "
+            f"faded. {NOT_BEADS}"
+        )
 
 
 def _core_half(fwhm: Triple) -> tuple[int, int, int]:

@@ -6,6 +6,7 @@ system, which carries what noise adds to its sums.
 """
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -21,7 +22,10 @@ FEWEST_POINTS = 300
 """Below this many voxels in common, twelve parameters, gain and offset are not determined."""
 
 GEOMETRY, SEEN, ONE, BLUR = slice(0, 12), 12, 13, slice(14, None)
-"""Columns: linear part and shift row by row, the moving image, offset, entries of a covariance."""
+"""Columns: linear part and shift row by row, the moving image, offset, entries of a covariance.
+
+Each is stored contiguously, so that what holds columns has shape (columns, points).
+"""
 
 PAIRS = tuple((i, j) for i in range(3) for j in range(i, 3))
 
@@ -40,13 +44,18 @@ class Level:
     mask: Tensor | None = None
     noise: ViewNoise = NO_NOISE
 
+    @cached_property
+    def noise_between(self) -> ViewNoise:
+        """The noise of values between voxels."""
+        return self.noise.interpolated(self.grid)
+
 
 @dataclass(frozen=True)
 class Points:
     """Voxels of the fixed image: place relative to its centre (um), value, gradient per um.
 
-    `curvatures` (n, k), where the difference of blur is an unknown: what a unit of each entry of
-    its covariance changes, the mean of both images.
+    Places and gradients are (3, n), values (n,). `curvatures` (6, n), where the difference of blur
+    is an unknown: what a unit of each entry of its covariance changes, the mean of both images.
     """
 
     places_um: Tensor
@@ -60,12 +69,12 @@ class Points:
         """Return every so many of the points, if enough are left."""
         if len(self.values) < 4 * step * FEWEST_POINTS:
             return self
-        curvatures = None if self.curvatures is None else self.curvatures[::step]
+        curvatures = None if self.curvatures is None else self.curvatures[:, ::step].contiguous()
         return replace(
             self,
-            places_um=self.places_um[::step],
-            values=self.values[::step],
-            gradients=self.gradients[::step],
+            places_um=self.places_um[:, ::step].contiguous(),
+            values=self.values[::step].contiguous(),
+            gradients=self.gradients[:, ::step].contiguous(),
             curvatures=curvatures,
         )
 
@@ -83,24 +92,29 @@ def strongest_gradients(level: Level, most: int, share: float = 0.3) -> Points:
     sample = squared.ravel()[:: max(1, squared.numel() // 50_000)]
     sample = sample[sample > 0]
     if sample.numel() == 0:
-        empty = image.new_zeros((0, 3))
+        empty = image.new_zeros((3, 0))
         return Points(empty, image.new_zeros(0), empty, level.grid)
     threshold = sample.kthvalue(max(1, int((1 - share) * sample.numel()))).values
     index = torch.nonzero((squared > threshold).ravel())[:, 0]
     if index.numel() > most:
         index = index[torch.linspace(0, index.numel() - 1, most, device=index.device).long()]
-    lattice = step * torch.stack(torch.unravel_index(index, squared.shape), dim=1)
-    middle = (np.asarray(image.shape) - 1) / 2
-    places = (lattice.to(image) - image.new_tensor(middle)) * image.new_tensor(spacing)
-    chosen = torch.stack([g.ravel()[index] for g in gradients], dim=1)
-    return Points(places, image[lattice.unbind(1)], chosen, level.grid, level.noise)
+    lattice = [step * i for i in torch.unravel_index(index, squared.shape)]
+    places = torch.stack(
+        [
+            (i.to(image) - (n - 1) / 2) * s
+            for i, n, s in zip(lattice, image.shape, spacing, strict=True)
+        ]
+    )
+    chosen = torch.stack([g.ravel()[index] for g in gradients])
+    return Points(places, image[tuple(lattice)], chosen, level.grid, level.noise)
 
 
 @dataclass(frozen=True)
 class Columns:
     """`values ~ matrix @ unknowns`, and what noise adds to the sums of its normal equations.
 
-    Columns of `matrix` are GEOMETRY, SEEN, ONE and, where the points have curvatures, BLUR.
+    `matrix` (columns, n) has GEOMETRY, SEEN, ONE and, where the points have curvatures, BLUR;
+    `index` (n,) says which of the points they are.
     """
 
     matrix: Tensor
@@ -111,17 +125,17 @@ class Columns:
 
     def normal(self) -> Matrix:
         """Return the sums of products of columns, noise included."""
-        return _float64(self.matrix.T @ self.matrix)
+        return _float64(self.matrix @ self.matrix.T)
 
     def noise_of_curvature(self) -> float:
         """Return the share of noise in the squares of the columns BLUR: that of the noisiest one."""
-        total = _float64(self.matrix[:, BLUR].square().sum(0))
+        total = _float64(self.matrix[BLUR].square().sum(1))
         noise = np.diag(self.noise_normal)[BLUR]
         return float((noise[total > 0] / total[total > 0]).max(initial=0.0))
 
     def right(self) -> Matrix:
         """Return the sums of columns times values, without what noise adds."""
-        return _float64(self.matrix.T @ self.values) - self.noise_right
+        return _float64(self.matrix @ self.values) - self.noise_right
 
 
 def columns_at(
@@ -131,19 +145,24 @@ def columns_at(
     image, grid = moving.image, moving.grid
     to_index = grid.um_to_index @ current
     linear = image.new_tensor(to_index.linear)
-    places = points.places_um @ linear.T + image.new_tensor(to_index.apply(centre))
-    border = image.new_tensor(np.asarray(moving.border_um) / grid.spacing_um)
-    last = image.new_tensor(np.asarray(grid.shape) - 1)
-    use = ((places >= border - 1e-3) & (places <= last - border + 1e-3)).all(1)
+    start = image.new_tensor(to_index.apply(centre))[:, None]
+    places = torch.addmm(start, linear, points.places_um)
+    border = np.asarray(moving.border_um) / grid.spacing_um
+    low = image.new_tensor(border - 1e-3)[:, None]
+    high = image.new_tensor(np.asarray(grid.shape) - 1 - border + 1e-3)[:, None]
+    z, y, x = ((places >= low) & (places <= high)).unbind()
+    use = z & y & x
     if moving.mask is not None:
+        last = image.new_tensor(np.asarray(grid.shape) - 1)[:, None]
         nearest = torch.minimum(places.round().clamp_(min=0), last).long()
-        use &= moving.mask[nearest.unbind(1)] > 0.5
+        use &= moving.mask[nearest.unbind()] > 0.5
     index = torch.nonzero(use)[:, 0]
     if index.numel() < FEWEST_POINTS:
         return None
-    seen, slope = sample_with_gradient(image, places[index])
-    value, slope_fixed, slope_moving = points.values[index], points.gradients[index], slope @ linear
-    noise_moving = moving.noise.interpolated(grid)
+    seen, slope = sample_with_gradient(image, places[:, index])
+    value, slope_fixed = points.values[index], points.gradients[:, index]
+    slope_moving = linear.T @ slope
+    noise_moving = moving.noise_between
     noisy = points.noise.variance(value), noise_moving.variance(seen)
     # float32 sums of squares keep their digits only around the mean; the offset is free anyway
     seen, value = seen - seen.mean(), value - value.mean()
@@ -154,20 +173,22 @@ def columns_at(
     ]
     gain = (spread[0] / spread[1]) ** 0.5
     gradient = 0.5 * (slope_fixed + gain * slope_moving)
-    lever = torch.nn.functional.pad(points.places_um[index] / scale_um, (0, 1), value=1.0)
-    geometry = (gradient[:, :, None] * lever[:, None, :]).reshape(-1, 12)
-    columns = [geometry, seen[:, None], torch.ones_like(seen)[:, None]]
+    lever = image.new_ones((4, index.numel()))
+    lever[:3] = points.places_um[:, index] / scale_um
+    size = BLUR.start + (0 if points.curvatures is None else len(PAIRS))
+    matrix = image.new_empty((size, index.numel()))
+    torch.mul(gradient[:, None], lever, out=matrix[GEOMETRY].view(3, 4, -1))
+    matrix[SEEN], matrix[ONE] = seen, 1.0
     if points.curvatures is not None:
-        columns.append(points.curvatures[index])
-    matrix = torch.cat(columns, dim=1)
-    normal, right = np.zeros((matrix.shape[1],) * 2), np.zeros(matrix.shape[1])
+        matrix[BLUR] = points.curvatures[:, index]
+    normal, right = np.zeros((size, size)), np.zeros(size)
     if points.noise.slope or points.noise.intercept or noise_moving.slope or noise_moving.intercept:
         turned = noise_moving.seen_through(current)
         views = _Noisy.of(points, points.noise, noisy[0], 1.0, slope_fixed)
         other = _Noisy.of(points, turned, noisy[1], gain, slope_moving)
-        normal = views.of_changes(lever, matrix.shape[1]) + other.of_changes(lever, matrix.shape[1])
-        right = views.with_value(lever, matrix.shape[1])
-        normal[SEEN] = normal[:, SEEN] = other.with_value(lever, matrix.shape[1])
+        normal = views.of_changes(lever, size) + other.of_changes(lever, size)
+        right = views.with_value(lever, size)
+        normal[SEEN] = normal[:, SEEN] = other.with_value(lever, size)
         normal[SEEN, SEEN] = min(float(noisy[1].sum()), 0.9 * float(seen @ seen))
     return Columns(matrix, value, index, normal, right)
 
@@ -198,21 +219,20 @@ class _Noisy:
         """Return the sums of products of the columns GEOMETRY and BLUR, (size, size)."""
         half = (0.5 * self.gain) ** 2 * self.variance
         sums = np.zeros((size, size))
-        sums[GEOMETRY, GEOMETRY] = half * np.kron(self.shared[1:4, 1:4], _float64(lever.T @ lever))
-        curved = _of_unit_blur(self.shared)
+        sums[GEOMETRY, GEOMETRY] = half * np.kron(self.shared[1:4, 1:4], _float64(lever @ lever.T))
         if size > BLUR.start:
-            sums[BLUR, BLUR] = half * len(lever) * curved[4:, 4:]
+            sums[BLUR, BLUR] = half * lever.shape[1] * _of_unit_blur(self.shared)[4:, 4:]
         return sums
 
     def with_value(self, lever: Tensor, size: int) -> Matrix:
         """Return the sums of products of the columns GEOMETRY and BLUR with the view's values."""
         sums = np.zeros(size)
         # E[n dn] is half the gradient of the variance
-        changes = (self.gradients.T @ lever).ravel()
+        changes = (self.gradients @ lever.T).ravel()
         sums[GEOMETRY] = 0.25 * self.gain * self.slope * _float64(changes)
         if size > BLUR.start:
             curved = _of_unit_blur(self.shared)
-            sums[BLUR] = 0.5 * self.gain * self.variance * len(lever) * curved[0, 4:]
+            sums[BLUR] = 0.5 * self.gain * self.variance * lever.shape[1] * curved[0, 4:]
         return sums
 
 
@@ -226,19 +246,22 @@ def _of_unit_blur(shared: Matrix) -> Matrix:
 def with_curvatures(points: Points, fixed: Level, moving: Level, fixed_to_moving: Affine) -> Points:
     """Return the points, with the curvatures that make the difference of blur an unknown."""
     linear = fixed_to_moving.linear
-    here = _curvatures(fixed, points.places_um + points.places_um.new_tensor(fixed.grid.centre_um))
-    places = points.places_um @ points.places_um.new_tensor(linear).T
-    there = _curvatures(
-        moving, places + places.new_tensor(fixed_to_moving.apply(fixed.grid.centre_um))
-    )
+
+    def column(point_um: Matrix) -> Tensor:
+        return points.places_um.new_tensor(point_um)[:, None]
+
+    centre = fixed.grid.centre_um
+    here = _curvatures(fixed, points.places_um + column(centre))
+    places = points.places_um.new_tensor(linear) @ points.places_um
+    there = _curvatures(moving, places + column(fixed_to_moving.apply(centre)))
     # of the moving image's curvatures, c(fixed) = A^T c(moving) A
     turn = [
         [linear[a, i] * linear[b, j] + (linear[b, i] * linear[a, j] if a != b else 0.0)
          for i, j in PAIRS] for a, b in PAIRS
     ]  # fmt: skip
-    there = there @ there.new_tensor(np.array(turn))
+    there = there.new_tensor(np.array(turn)).T @ there
     gain = _spread(fixed.image) / max(_spread(moving.image), 1e-30)
-    factor = here.new_tensor([0.25 if i == j else 0.5 for i, j in PAIRS])
+    factor = column(np.array([0.25 if i == j else 0.5 for i, j in PAIRS]))
     return replace(points, curvatures=(here + gain * there) * factor)
 
 
@@ -248,26 +271,27 @@ def _spread(image: Tensor) -> float:
 
 
 def _curvatures(level: Level, places_um: Tensor) -> Tensor:
-    """Return the second derivatives (n, 6) at the voxels nearest to places, off the border."""
+    """Return the second derivatives (6, n) at the voxels nearest to places (3, n), off the border."""
     grid = level.grid
-    index = (places_um - places_um.new_tensor(grid.origin_um)) / places_um.new_tensor(grid.spacing_um)
-    low = index.new_tensor([1.0 if n > 2 else 0.0 for n in grid.shape])
-    high = index.new_tensor([float(n - 2) if n > 2 else n - 1.0 for n in grid.shape])
-    z, y, x = torch.minimum(torch.maximum(index.round(), low), high).long().unbind(1)
-    _, ny, nx = grid.shape
-    flat = (z * ny + y) * nx + x
-    return torch.stack([second_difference(level.image, flat, i, j, grid) for i, j in PAIRS], dim=1)
+    flat: Tensor | int = 0
+    for place, origin, spacing, n in zip(
+        places_um, grid.origin_um, grid.spacing_um, grid.shape, strict=True
+    ):
+        low, high = (1, n - 2) if n > 2 else (0, n - 1)
+        flat = flat * n + ((place - origin) / spacing).round_().clamp_(low, high).long()
+    assert isinstance(flat, Tensor)
+    return torch.stack([second_difference(level.image, flat, i, j, grid) for i, j in PAIRS])
 
 
 def sample_with_gradient(image: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
-    """Return trilinear values (n,) and gradients (n, 3) per voxel at fractional indices (n, 3).
+    """Return trilinear values (n,) and gradients (3, n) per voxel at fractional indices (3, n).
 
     Every place must lie within the image. A singleton axis has no gradient.
     """
-    sizes = image.new_tensor([max(n - 2, 0) for n in image.shape])
+    sizes = image.new_tensor([max(n - 2, 0) for n in image.shape])[:, None]
     low = torch.minimum(places.floor().clamp_(min=0), sizes)
-    fz, fy, fx = (places - low).unbind(1)
-    iz, iy, ix = low.long().unbind(1)
+    fz, fy, fx = (places - low).unbind()
+    iz, iy, ix = low.long().unbind()
     _, ny, nx = image.shape
     step_z, step_y, step_x = (
         s if n > 1 else 0 for s, n in zip((ny * nx, nx, 1), image.shape, strict=True)
@@ -286,7 +310,7 @@ def sample_with_gradient(image: Tensor, places: Tensor) -> tuple[Tensor, Tensor]
     w0, w1 = torch.addcmul(v00, dy0, fy), torch.addcmul(v10, dy1, fy)
     s0, s1 = torch.lerp(r00, r01, fy), torch.lerp(r10, r11, fy)
     gz = w1 - w0
-    gradient = torch.stack([gz, torch.lerp(dy0, dy1, fz), torch.lerp(s0, s1, fz)], dim=1)
+    gradient = torch.stack([gz, torch.lerp(dy0, dy1, fz), torch.lerp(s0, s1, fz)])
     return torch.addcmul(w0, gz, fz), gradient
 
 
@@ -333,12 +357,20 @@ def inside(level: Level) -> Tensor:
     usable = torch.ones(level.image.shape, dtype=torch.bool, device=level.image.device)
     if level.mask is not None:
         usable &= level.mask > 0.5
-    for axis, n in enumerate(level.image.shape):
-        if n == 1:
-            continue
-        width = int(np.ceil(level.border_um[axis] / level.grid.spacing_um[axis] - 1e-6))
-        # the outermost planes have no central difference, unless there is nothing but such planes
-        width = max(width, 1 if n > 4 else 0)
+    for axis, width in enumerate(border_planes(level)):
+        n = level.image.shape[axis]
         usable.narrow(axis, 0, min(width, n)).fill_(False)
         usable.narrow(axis, max(0, n - width), min(width, n)).fill_(False)
     return usable
+
+
+def border_planes(level: Level) -> list[int]:
+    """Return how many planes at both ends of each axis are not to be used."""
+    planes = []
+    for n, border, spacing in zip(
+        level.image.shape, level.border_um, level.grid.spacing_um, strict=True
+    ):
+        # the outermost planes have no central difference, unless there is nothing but such planes
+        width = max(int(np.ceil(border / spacing - 1e-6)), 1 if n > 4 else 0)
+        planes.append(width if n > 1 else 0)
+    return planes

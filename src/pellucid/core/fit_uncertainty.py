@@ -65,16 +65,16 @@ def uncertainty(
         return None
     design = design_of(model, fixed.grid, points.curvatures is not None)
     whole = columns.normal()
-    gain = float(columns.matrix[:, SEEN] @ columns.values)
+    gain = float(columns.matrix[SEEN] @ columns.values)
     gain /= max(whole[SEEN, SEEN] - columns.noise_normal[SEEN, SEEN], 1e-30)
-    residual = columns.values - gain * columns.matrix[:, SEEN]
-    cell = ((points.places_um[columns.index] / block_um).floor() + 512).long()
-    label = (cell[:, 0] * 1024 + cell[:, 1]) * 1024 + cell[:, 2]
+    residual = columns.values - gain * columns.matrix[SEEN]
+    z, y, x = ((points.places_um[:, columns.index] / block_um).floor() + 512).long()
+    label = (z * 1024 + y) * 1024 + x
     names, member = torch.unique(label, return_inverse=True)
-    scores = columns.matrix.new_zeros((len(names), columns.matrix.shape[1]))
-    scores.index_add_(0, member, columns.matrix * residual[:, None])
+    scores = columns.matrix.new_zeros((len(columns.matrix), len(names)))
+    scores.index_add_(1, member, columns.matrix * residual)
     normal, size = noise_free(design.T @ whole @ design, design.T @ columns.noise_normal @ design)
-    projected = scores.double().cpu().numpy() @ design / size
+    projected = scores.T.double().cpu().numpy() @ design / size
     # as many unknowns as there are take their share out of the residuals
     blocks, unknowns = len(names), design.shape[1]
     short = blocks / max(blocks - unknowns, 1)

@@ -38,7 +38,7 @@ from pellucid.core.noise import Noise, check_background, estimate_background, es
 from pellucid.core.psf import Psf
 from pellucid.core.richardson_lucy import RichardsonLucy
 from pellucid.core.rotated_psf import rotated_psf
-from pellucid.core.sampling import Array, finite, to_numpy
+from pellucid.core.sampling import Array, Sampled, finite, to_numpy
 from pellucid.core.tiling import Box, halo_of
 from pellucid.core.transform_field import TransformField
 from pellucid.core.views import LitView, brightness_lattice, light_on, on_equal_terms
@@ -244,25 +244,14 @@ def fused_part(
     read : of each view, by `read_part`
     how : the restorer of the joint problem, or how an average is weighted
     """
-    seen, numbers = [], []
-    for number, (view, counts) in enumerate(zip(known.views, read, strict=True)):
-        box = view.stored.reached_from(part)
-        if box is None or counts is None:
-            continue
-        lit = view.lit(counts, box, device)
-        # of a view that is met at one plane, rounding may leave nothing
-        if replace(view.stored, grid=lit.grid).reached_from(part) is not None:
-            seen.append(lit)
-            numbers.append(number)
-    if not seen:
+    found = seen_of(known, part, read, device)
+    if not found:
         return torch.zeros(part.shape, device=device)
-    # objects are photons per voxel of the first of all views, even where it does not see the block
-    unit = seen[0].voxel_um3 / known.views[0].voxel_um3
-    seen = [replace(lit, brightness=float(lit.brightness or 1) * unit) for lit in seen]
+    seen = list(found.values())
     if isinstance(how, RichardsonLucy):
         image = how(joint_problem(seen, part)).image.mul_(covered(seen, part))
     else:
-        image = _averaged_part([known.views[n] for n in numbers], seen, part, how)
+        image = _averaged_part([known.views[n] for n in found], seen, part, how)
     return image.mul_(known.views[0].camera.gain)
 
 
@@ -304,6 +293,29 @@ def _averaged_part(
     return image.clamp_min_(0)
 
 
+def seen_of(
+    known: KnownViews,
+    part: Grid,
+    read: Sequence[NDArray[Any] | None],
+    device: str | torch.device | None,
+) -> dict[int, LitView]:
+    """Return what the views that see a part have of it, by number; bright as the first of all views is."""
+    seen: dict[int, LitView] = {}
+    for number, (view, counts) in enumerate(zip(known.views, read, strict=True)):
+        box = view.stored.reached_from(part)
+        if box is None or counts is None:
+            continue
+        lit = view.lit(counts, box, device)
+        # of a view that is met at one plane, rounding may leave nothing
+        if replace(view.stored, grid=lit.grid).reached_from(part) is not None:
+            seen[number] = lit
+    if not seen:
+        return seen
+    # objects are photons per voxel of the first of all views, even where it does not see the block
+    unit = next(iter(seen.values())).voxel_um3 / known.views[0].voxel_um3
+    return {n: replace(v, brightness=float(v.brightness or 1) * unit) for n, v in seen.items()}
+
+
 def _usable(view: StoredView) -> StoredView:
     """The view with its PSF fit for it."""
     return view if view.psf is None else replace(view, psf=usable_psf(view.psf, view.grid.shape))
@@ -311,12 +323,14 @@ def _usable(view: StoredView) -> StoredView:
 
 def _alone(view: StoredView) -> tuple[KnownView, float]:
     """What is measured of one view, and its mean photons per voxel."""
-    fill = fill_of(view.volume, view.fill)
-    noise = view.noise or estimate_noise(view.volume, fill=fill or "none")
+    sampled = Sampled(view.volume)
+    fill = fill_of(sampled, view.fill)
+    noise = view.noise or estimate_noise(sampled, fill=fill or "none")
     level = view.background
     if level is None:
-        level = float(estimate_background(view.volume, fill=fill or "none"))
-    camera = camera_as_used(view.volume, noise, level, fill)
+        level = float(estimate_background(sampled, fill=fill or "none"))
+    camera = camera_as_used(sampled, noise, level, fill)
+    del sampled
     total, voxels, brightest, lowest, highest, expected = 0.0, 0, 0.0, math.inf, -math.inf, 0.0
     for slab in _slabs(view):
         if fill is not None:

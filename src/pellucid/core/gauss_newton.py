@@ -121,7 +121,7 @@ class _System:
         # both are centred, so that sums of squares are variances
         energy_seen = max(float(normal[SEEN, SEEN]), 1e-30)
         energy_value = max(float(columns.values.double().square().sum()), 1e-30)
-        ncc = float((columns.matrix[:, SEEN] @ columns.values).double())
+        ncc = float((columns.matrix[SEEN] @ columns.values).double())
         return cls(normal, right, columns.noise_normal, ncc / (energy_seen * energy_value) ** 0.5)
 
     @property

@@ -8,6 +8,7 @@ turns +z towards +x.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -353,7 +354,7 @@ class Grid:
             "frame": self.frame,
         }
 
-    @property
+    @cached_property
     def index_to_um(self) -> Affine:
         """The map from voxel indices (0, 0, 0), (0, 0, 1), ... to micrometres of `frame`."""
         return Affine.from_linear(
@@ -363,7 +364,7 @@ class Grid:
             target=self.frame,
         )
 
-    @property
+    @cached_property
     def um_to_index(self) -> Affine:
         """The map from micrometres of `frame` to (fractional) voxel indices."""
         return self.index_to_um.inverse()

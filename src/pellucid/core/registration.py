@@ -34,6 +34,8 @@ LEAST_OVERLAP = 0.2
 MOST_STRETCH = 1.5
 LARGEST_SIGMA = 0.015
 """Of the view's length, at the corners: chance agreement rests on few structures, and wobbles."""
+UNMISTAKABLE_PEAK, UNMISTAKABLE_FINE_NCC = 6.0, 0.85
+"""Together: the same specimen, so that a large uncertainty is only that, up to twice the limit."""
 CLEAR_PEAK = 8.0
 """Standard deviations; enough by itself, however noisy the views. Aligned noise reaches 3.4."""
 LEAST_PEAK, LEAST_FINE_NCC = 2.5, 0.5
@@ -283,7 +285,8 @@ def _verdict(attempt: Attempt) -> str:
             "two views of one specimen do. Check the voxel sizes, or use model='rigid'."
         )
     sigma = float(attempt.corner_sigma_um.mean())
-    if sigma > LARGEST_SIGMA * attempt.length_um:
+    unmistakable = seen.peak >= UNMISTAKABLE_PEAK and seen.fine_ncc >= UNMISTAKABLE_FINE_NCC
+    if sigma > LARGEST_SIGMA * attempt.length_um * (2 if unmistakable else 1):
         return (
             f"The transform is not determined: the corners are uncertain by {sigma:.3g} um. The "
             "views may not show the same specimen, or too little structure; try a model of fewer "

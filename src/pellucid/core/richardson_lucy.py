@@ -6,6 +6,7 @@ those who want exactly n iterations of a known scheme.
 
 import math
 import warnings
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -67,34 +68,13 @@ class RichardsonLucy:
     def peak_bytes(self, problem: Problem) -> int:
         """Return the largest memory held at once, in bytes, images included."""
         kept_for_momentum = {"none": 0, "heavy-ball": 1, "biggs-andrews": 5}[self.momentum]
-        return peak_bytes(problem, volumes=1 + kept_for_momentum, projector=self.back_projector)
+        weights = len(problem.observations) - 1 if self.update == "alternating" else 0
+        volumes = 1 + kept_for_momentum + weights
+        return peak_bytes(problem, volumes=volumes, projector=self.back_projector)
 
     def __call__(self, problem: Problem) -> Restored:
-        views = range(len(problem.observations))
-        backwards = [back_projection(o.operator, self.back_projector) for o in problem.observations]
-        weight_of_all = weight_of(problem, LEAST_SENSITIVITY)
-        x = _start(problem, self.start, weight_of_all)
-        if self.update == "additive":
-            groups, weights = [list(views)], [weight_of_all]
-        else:
-            alone = [Problem((o,), problem.window) for o in problem.observations]
-            groups, weights = [[v] for v in views], [weight_of(p, LEAST_SENSITIVITY) for p in alone]
-        del weight_of_all
-        momentum: _NoMomentum | _HeavyBall = _MOMENTA[self.momentum]()
         divergences: list[float] = []
-        for _ in range(self.iterations):
-            p = momentum.continued(x)
-            for group, weight in zip(groups, weights, strict=True):
-                ratios: list[Tensor] = []  # lets go of the last ones before the next are made
-                for v in group:
-                    ratios.append(mismatch(problem.observations[v], p, divergences if v == 0 else []))
-                if not math.isfinite(divergences[-1]):
-                    break
-                correct(p, [backwards[v] for v in group], ratios, weight)
-            if not math.isfinite(divergences[-1]):
-                break
-            momentum.learn(p)
-            x = p
+        x = deque(self.estimates(problem, divergences), maxlen=1).pop()
         stats: dict[str, Any] = {
             "iterations": len(divergences),
             "i_divergence": divergences,
@@ -109,6 +89,40 @@ class RichardsonLucy:
                 stacklevel=2,
             )
         return Restored(problem.windowed(x).contiguous(), stats)
+
+    def estimates(self, problem: Problem, divergences: list[float]) -> Iterator[Tensor]:
+        """Yield the whole object after every iteration, to be looked at before the next one.
+
+        Parameters
+        ----------
+        divergences : the mean I-divergence of the first view before each iteration is appended
+        """
+        views = range(len(problem.observations))
+        backwards = [back_projection(o.operator, self.back_projector) for o in problem.observations]
+        weight_of_all = weight_of(problem, LEAST_SENSITIVITY)
+        x = _start(problem, self.start, weight_of_all)
+        if self.update == "additive":
+            groups, weights = [list(views)], [weight_of_all]
+        else:
+            alone = [Problem((o,), problem.window) for o in problem.observations]
+            groups, weights = [[v] for v in views], [weight_of(p, LEAST_SENSITIVITY) for p in alone]
+        del weight_of_all
+        momentum: _NoMomentum | _HeavyBall = _MOMENTA[self.momentum]()
+        for _ in range(self.iterations):
+            p = momentum.continued(x)
+            for group, weight in zip(groups, weights, strict=True):
+                ratios: list[Tensor] = []  # lets go of the last ones before the next are made
+                for v in group:
+                    ratios.append(mismatch(problem.observations[v], p, divergences if v == 0 else []))
+                if not math.isfinite(divergences[-1]):
+                    break
+                correct(p, [backwards[v] for v in group], ratios, weight)
+            if not math.isfinite(divergences[-1]):
+                yield x
+                return
+            momentum.learn(p)
+            x = p
+            yield x
 
 
 def mismatch(o: Observation, x: Tensor, divergences: list[float]) -> Tensor:

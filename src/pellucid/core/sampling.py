@@ -1,6 +1,7 @@
 """Reading a few million voxels of a volume, in memory or lazily sliced, for statistics."""
 
 import math
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -21,6 +22,30 @@ class Array(Protocol):
     @property
     def shape(self) -> Any: ...
     def __getitem__(self, key: Any, /) -> Any: ...
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """A volume whose blocks are read once, however many statistics are taken from them."""
+
+    volume: Array
+    _read: dict[tuple[int, tuple[int, int, int]], list[NDArray[Any]]] = field(
+        default_factory=dict, repr=False, compare=False
+    )
+
+    @property
+    def shape(self) -> Any:
+        """Of the volume."""
+        return self.volume.shape
+
+    def __getitem__(self, key: Any, /) -> Any:
+        return self.volume[key]
+
+    def blocks(self, name: str, max_voxels: int, size: tuple[int, int, int]) -> list[NDArray[Any]]:
+        """Return `blocks_of` the volume."""
+        if (max_voxels, size) not in self._read:
+            self._read[max_voxels, size] = blocks_of(self.volume, name, max_voxels, size)
+        return self._read[max_voxels, size]
 
 
 def to_numpy(values: Any) -> NDArray[Any]:
@@ -69,6 +94,8 @@ def blocks_of(
 
     InputError where they hold NaN or infinity. A lazy array is read block by block.
     """
+    if isinstance(volume, Sampled):
+        return volume.blocks(name, max_voxels, size)
     shape = checked_shape(volume, name)
     plane = len(volume.shape) == 2
     # Shares of nearly equal size, so that no block is a sliver of the last few planes.

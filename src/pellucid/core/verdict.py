@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from pellucid.core.blur_matching import gaussian_blurred
-from pellucid.core.fit_columns import Level, inside
+from pellucid.core.fit_columns import Level, border_planes, inside
 from pellucid.core.fourier import fast_shape, rfftn
 from pellucid.core.geometry import Affine, Grid, as_triple
 from pellucid.core.resampling import resample
@@ -77,9 +77,25 @@ def _shared(
 ) -> tuple[Tensor, Tensor]:
     """Return the moving image on the fixed grid, and 1 where both views may be used."""
     warped = resample(moving.image, moving.grid, grid, target_to_source=fixed_to_moving)
-    there = inside(moving).to(warped)
-    there = resample(there, moving.grid, grid, target_to_source=fixed_to_moving)
-    return warped, (usable & (there > 0.999)).to(warped)
+    usable = usable & _lands_off_the_border(grid, moving, fixed_to_moving)
+    if moving.mask is not None:
+        seen = resample(moving.mask, moving.grid, grid, target_to_source=fixed_to_moving)
+        usable &= seen > 0.999
+    return warped, usable.to(warped)
+
+
+def _lands_off_the_border(grid: Grid, moving: Level, fixed_to_moving: Affine) -> Tensor:
+    """Return for which voxels of the grid all neighbours in the moving view may be used."""
+    to_index = (moving.grid.um_to_index @ fixed_to_moving @ grid.index_to_um).matrix
+    like = moving.image
+    z, y, x = (torch.arange(n, device=like.device).to(like) for n in grid.shape)
+    within = torch.ones(grid.shape, dtype=torch.bool, device=like.device)
+    for row, n, width in zip(to_index, moving.grid.shape, border_planes(moving), strict=False):
+        of_z, of_y, of_x, start = row.tolist()
+        # relative to the middle, so that both ends are one comparison
+        planes = of_z * z[:, None] + of_y * y + (start - (n - 1) / 2)
+        within &= (planes[:, :, None] + of_x * x).abs_() <= (n - 1) / 2 - width + 1e-3
+    return within
 
 
 def shared_volume(fixed: Grid, moving: Grid, fixed_to_moving: Affine) -> float:

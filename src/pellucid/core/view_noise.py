@@ -91,9 +91,8 @@ def shared_noise(blur_um2: Matrix, grid: Grid) -> Matrix:
     those along axes of one voxel are zero.
     """
     inverse = np.linalg.pinv(blur_um2, hermitian=True)
-    apart = _STEPS[:, None] - _STEPS * 1.0
-    apart = apart * grid.spacing_um
-    shared = np.exp(-np.einsum("abi,ij,abj->ab", apart, inverse, apart) / 4)
+    apart = (_STEPS[:, None] - _STEPS) * grid.spacing_um
+    shared = np.exp(-((apart @ inverse) * apart).sum(2) / 4)
     there = np.asarray(grid.shape) > 1
     per_um = there / np.asarray(grid.spacing_um)
     scale = np.array([1.0, *per_um, *(per_um[i] * per_um[j] for i, j in _PAIRS)])

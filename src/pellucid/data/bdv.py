@@ -18,36 +18,101 @@ def open_bdv(path: Path, image: int | None = None) -> Source:
 
     Raises
     ------
-    InputError : no such XML, another image loader, several views and no choice, missing volumes
+    InputError : no such XML, another image loader, several views and no choice, missing volumes, or
+        volumes of another size than the XML states
     """
-    try:
-        root = ElementTree.parse(path).getroot()
-    except (OSError, ElementTree.ParseError) as error:
-        raise InputError(f"{path.name}: not XML of BigDataViewer, or truncated ({error}).") from error
+    root = read_bdv(path)
     sequence = root.find("SequenceDescription")
     loader = sequence.find("ImageLoader") if sequence is not None else None
     if sequence is None or loader is None:
         raise InputError(f"{path.name}: not a dataset of BigDataViewer: it names no image loader.")
-    views = _views(path, sequence)
+    views = bdv_views(path, root)
     setups = views[chosen_image(path.name, views, image)]
     times = _times(path, sequence)
-    stored, volumes = _volumes(path, loader, times, [int(_said(s, "id", path)) for s in setups])
-    return VolumeSet(
-        path, volumes, (len(times), len(setups)), _calibration(setups), files=(path, stored),
+    base = path.parent / (root.findtext("BasePath") or ".").strip()
+    stored, volumes = _volumes(path, base, loader, times, [setup_number(s, path) for s in setups])
+    made = VolumeSet(
+        path, volumes, (len(times), len(setups)), _calibration(setups, times), files=(path, stored),
         is_unsigned=True,
     )  # fmt: skip
+    z, y, x = made.shape[2:]
+    for setup in setups:
+        stated = stated_shape(setup)
+        if stated is not None and stated != (z, y, x):
+            raise InputError(
+                f"{path.name}: states {stated} voxels (z, y, x) for setup {setup_number(setup, path)}, and "
+                f"{stored.name} holds {(z, y, x)}. One of the two is of another dataset: export it again."
+            )
+    return made
 
 
-def _views(path: Path, sequence: Element) -> dict[str, list[Element]]:
+def read_bdv(path: Path) -> Element:
+    """The root of an XML of BigDataViewer or BigStitcher; InputError for what is no XML."""
+    try:
+        return ElementTree.parse(path).getroot()
+    except (OSError, ElementTree.ParseError) as error:
+        raise InputError(f"{path.name}: not XML of BigDataViewer, or truncated ({error}).") from error
+
+
+def bdv_views(path: Path, root: Element) -> dict[str, list[Element]]:
     """View setups that differ in the channel alone, by a name that says what they share."""
     views: dict[str, list[Element]] = {}
-    for setup in sequence.iterfind("ViewSetups/ViewSetup"):
-        found = {a.tag: (a.text or "").strip() for a in setup.iterfind("attributes/*")}
+    for setup in root.iterfind("SequenceDescription/ViewSetups/ViewSetup"):
+        found = _attributes(setup)
         name = ", ".join(f"{key} {found[key]}" for key in APART if key in found)
         views.setdefault(name or "view", []).append(setup)
     if not views:
         raise InputError(f"{path.name}: describes no view setups. Export the dataset again.")
     return views
+
+
+def views_in(path: Path) -> list[str]:
+    """Each view of one specimen that a dataset of several holds, such as "dataset.xml#1"; else none.
+
+    Angles are views, and so is every illumination of an angle, as in BigStitcher.
+
+    Raises
+    ------
+    InputError : tiles, which are stitched before views are fused
+    """
+    if path.suffix.lower() not in (".xml", ".h5", ".n5"):
+        return []
+    described = path.with_suffix(".xml")
+    if not described.is_file():
+        return []
+    root = read_bdv(described)
+    views = bdv_views(described, root)
+    tiles = {_attributes(setups[0]).get("tile") for setups in views.values()}
+    if len(tiles) > 1:
+        raise InputError(
+            f"{path.name}: holds {len(tiles)} tiles, and tiles are not views of one place: stitch those of "
+            f"each angle first (pellucid stitch), or name the views ({path.name}#0 {path.name}#1)."
+        )
+    return [f"{path}#{number}" for number in range(len(views))] if len(views) > 1 else []
+
+
+def setups_in(path: Path, image: int | None) -> tuple[int, ...]:
+    """The ids of the setups that are the channels of view `image`, or of the only one."""
+    views = bdv_views(path, read_bdv(path))
+    return tuple(setup_number(s, path) for s in views[chosen_image(path.name, views, image)])
+
+
+def setup_number(setup: Element, path: Path) -> int:
+    """The id of a view setup."""
+    return int(_said(setup, "id", path))
+
+
+def stated_shape(setup: Element) -> tuple[int, int, int] | None:
+    """(z, y, x) as the XML states it; None where it does not."""
+    sizes = (setup.findtext("size") or "").split()
+    if len(sizes) != 3 or not all(size.isdigit() for size in sizes):
+        return None
+    x, y, z = (int(size) for size in sizes)
+    return z, y, x
+
+
+def _attributes(setup: Element) -> dict[str, str]:
+    return {a.tag: (a.text or "").strip() for a in setup.iterfind("attributes/*")}
 
 
 def _times(path: Path, sequence: Element) -> list[int]:
@@ -77,7 +142,7 @@ def _pattern(text: str) -> list[int]:
 
 
 def _volumes(
-    path: Path, loader: Element, times: list[int], setups: list[int]
+    path: Path, base: Path, loader: Element, times: list[int], setups: list[int]
 ) -> tuple[Path, Volumes]:
     kind = loader.get("format", "")
     element = loader.find({"bdv.hdf5": "hdf5", "bdv.n5": "n5"}.get(kind, "none"))
@@ -86,7 +151,7 @@ def _volumes(
             f"{path.name}: its image loader is {kind!r}; bdv.hdf5 and bdv.n5 are read. "
             "Resave the dataset as HDF5 or N5 in BigStitcher."
         )
-    stored = path.parent / (element.text or "").strip()
+    stored = base / (element.text or "").strip()
     if not stored.exists():
         raise InputError(f"{path.name}: names {stored.name}, which is not there. Put it beside the XML.")
     keys = [(t, c) for t in range(len(times)) for c in range(len(setups))]
@@ -102,7 +167,7 @@ def _volumes(
     )
 
 
-def _calibration(setups: list[Element]) -> Calibration:
+def _calibration(setups: list[Element], times: list[int]) -> Calibration:
     voxel = setups[0].find("voxelSize")
     spacing: Any = (None, None, None)
     if voxel is not None:
@@ -110,7 +175,8 @@ def _calibration(setups: list[Element]) -> Calibration:
         if len(sizes) == 3:
             spacing = tuple(to_micrometres(float(s), voxel.findtext("unit")) for s in sizes[::-1])
     names = tuple((setup.findtext("name") or "").strip() for setup in setups)
-    return Calibration(spacing, names if all(names) and len(set(names)) == len(names) else ())
+    told_apart = all(names) and len(set(names)) == len(names)
+    return Calibration(spacing, names if told_apart else (), time_numbers=tuple(times))
 
 
 def _said(element: Element, name: str, path: Path) -> str:

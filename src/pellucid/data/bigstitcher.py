@@ -4,7 +4,8 @@ A ViewRegistration lists transforms of which the last is applied first; points a
 of the view to begin with. Setups are numbered view by view, channels within a view.
 """
 
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from xml.etree import ElementTree
 from xml.etree.ElementTree import Element, SubElement
@@ -13,9 +14,13 @@ import numpy as np
 
 from pellucid.core.geometry import Affine, Grid
 from pellucid.core.transform_series import WORLD, SeriesRegistration, ViewTransform
+from pellucid.data.bdv import bdv_views, read_bdv, setup_number, stated_shape
 from pellucid.data.transform_exchange import to_xyz
 from pellucid.data.writer import plain_errors, write_atomically
 from pellucid.errors import InputError, PellucidError
+
+NAME = "Pellucid registration"
+"""Of the transforms that are written."""
 
 
 def write_bigstitcher(
@@ -52,79 +57,134 @@ def write_bigstitcher(
                 entry = SubElement(
                     registrations, "ViewRegistration", timepoint=str(time), setup=setup_id
                 )
-                _add(entry, "Pellucid registration", to_world.matrix)
+                _add(entry, NAME, to_world.matrix)
                 _add(entry, "calibration", grid.index_to_um.matrix)
-    ElementTree.indent(root)
-    text = ElementTree.tostring(root, encoding="unicode", xml_declaration=False)
-    with plain_errors(path):
-        write_atomically(path, f'<?xml version="1.0" encoding="UTF-8"?>\n{text}\n')
+    _write(path, root)
+
+
+def write_into_dataset(
+    path: Path,
+    dataset: Path,
+    series: SeriesRegistration,
+    grids: Sequence[Grid],
+    setups: Sequence[Sequence[int]],
+) -> None:
+    """Write a copy of a dataset's XML in which its views lie to each other as `series` has them.
+
+    As BigStitcher does, one transform goes before those that are there; the first view, other views and
+    everything else stay. Transforms that are not believed are left out.
+
+    Parameters
+    ----------
+    setups : of each view, one for each channel; all channels of a view are moved alike
+    """
+    root, places = read_bdv(dataset), read_bigstitcher(dataset)
+    entries = {_key(dataset, entry): entry for entry in root.iter("ViewRegistration")}
+    for one in series.transforms:
+        if one.view == 0 or not one.believed:
+            continue
+        first, own = (_place(dataset, places, one.time, setups[v][0]) for v in (0, one.view))
+        to_first = one.world_to_view.inverse().matrix @ grids[one.view].index_to_um.matrix
+        moved = first.matrix @ grids[0].um_to_index.matrix @ to_first
+        for setup in setups[one.view]:
+            _place(dataset, places, one.time, setup)
+            _add(entries[one.time, setup], NAME, moved @ own.inverse().matrix, before=True)
+    base = root.find("BasePath")
+    base = SubElement(root, "BasePath", type="relative") if base is None else base
+    pixels = dataset.parent.resolve() / (base.text or ".").strip()
+    base.text = os.path.relpath(pixels, path.parent.resolve())
+    _write(path, root)
 
 
 def read_bigstitcher(path: Path) -> dict[tuple[int, int], Affine]:
     """Voxel indices of each (time point, setup) to the world, ZYX; InputError for other files."""
-    try:
-        root = ElementTree.parse(path).getroot()
-    except (OSError, ElementTree.ParseError) as error:
-        raise InputError(f"{path.name}: no XML of BigStitcher, or truncated ({error}).") from error
     found: dict[tuple[int, int], Affine] = {}
-    for entry in root.iter("ViewRegistration"):
+    for entry in read_bdv(path).iter("ViewRegistration"):
         try:
             matrix = np.eye(4)
-            for transform in entry.iter("affine"):
+            for transform in entry.iter("ViewTransform"):
                 rows = np.eye(4)
-                rows[:3] = np.array((transform.text or "").split(), dtype=float).reshape(3, 4)
+                numbers = (transform.findtext("affine") or "").split()
+                rows[:3] = np.array(numbers, dtype=float).reshape(3, 4)
                 matrix = matrix @ rows
-            key = (int(entry.attrib["timepoint"]), int(entry.attrib["setup"]))
-            found[key] = Affine(to_xyz(matrix), "index", WORLD)
-        except (KeyError, ValueError, PellucidError) as error:
+            found[_key(path, entry)] = Affine(to_xyz(matrix), "index", WORLD)
+        except (ValueError, PellucidError) as error:
             raise InputError(f"{path.name}: a view registration is damaged ({error}).") from error
     if not found:
         raise InputError(f"{path.name}: holds no view registrations.")
     return found
 
 
-def read_bigstitcher_series(path: Path, grids: Sequence[Grid]) -> SeriesRegistration:
+def read_bigstitcher_series(
+    path: Path, grids: Sequence[Grid], setups: Sequence[int] | None = None
+) -> SeriesRegistration:
     """The transforms between the views of a series; whatever unit the world has, it cancels.
 
-    Views are the setups of different angle, illumination or tile in the order of their numbers;
-    the first channel of each counts.
+    Parameters
+    ----------
+    setups : one of each view; else the views are those of the file in its order, and the first channel
+        of each counts
 
     Raises
     ------
-    InputError : other numbers of views, or a time point without the first view
+    InputError : other numbers or sizes of views, views that were never registered, or a time point
+        that lacks a view
     """
-    places = read_bigstitcher(path)
-    setups = _views(path) or sorted({setup for _, setup in places})
+    root, places = read_bdv(path), read_bigstitcher(path)
+    described = {setup_number(s, path): s for s in root.iter("ViewSetup")}
+    if setups is None:
+        each = bdv_views(path, root).values() if described else ()
+        setups = [setup_number(v[0], path) for v in each] or sorted({s for _, s in places})
     if len(setups) != len(grids):
-        raise InputError(f"{path.name}: transforms of {len(setups)} views for {len(grids)}.")
+        raise InputError(f"{path.name}: transforms of {len(setups)} views, and there are {len(grids)}.")
+    for setup, grid in zip(setups, grids, strict=True):
+        stated = stated_shape(described[setup]) if setup in described else None
+        if stated not in (None, grid.shape):
+            raise InputError(
+                f"{path.name}: transforms of setup {setup} with {stated} voxels, and {grid.frame} has "
+                f"{grid.shape}. Register these views."
+            )
     times = tuple(sorted({time for time, _ in places}))
+    used = [_place(path, places, time, setup) for time in times for setup in setups]
+    if all(np.array_equal(place.matrix, np.diag(np.diag(place.matrix))) for place in used):
+        raise InputError(
+            f"{path.name}: its views have calibrations alone, and were not registered. State how they are "
+            "turned, such as --angles 0,90."
+        )
     transforms = []
     for time in times:
-        if any((time, setup) not in places for setup in setups):
-            raise InputError(f"{path.name}: time point {time} lacks the registration of a view.")
+        first = places[time, setups[0]].inverse()
         for view, setup in enumerate(setups):
-            to_first = places[time, setups[0]].inverse() @ places[time, setup]
+            to_first = first @ places[time, setup]
             between = grids[0].index_to_um.matrix @ to_first.matrix @ grids[view].um_to_index.matrix
             placed = Affine(between, f"view {view}", WORLD).inverse()
-            transforms.append(ViewTransform(time, view, placed, "given"))
+            transforms.append(ViewTransform(time, view, placed, "given" if view else "first"))
     return SeriesRegistration(times, len(grids), tuple(transforms))
 
 
-def _views(path: Path) -> list[int]:
-    """The first setup of each angle, illumination and tile; none where these are not stated."""
-    first: dict[tuple[str | None, ...], int] = {}
-    for setup in ElementTree.parse(path).getroot().iter("ViewSetup"):
-        found = setup.find("attributes")
-        if found is None:
-            return []
-        place = tuple(found.findtext(name) for name in ("angle", "illumination", "tile"))
-        number = int(setup.findtext("id") or 0)
-        first[place] = min(number, first.get(place, number))
-    return sorted(first.values())
+def _key(path: Path, entry: Element) -> tuple[int, int]:
+    try:
+        return int(entry.attrib["timepoint"]), int(entry.attrib["setup"])
+    except (KeyError, ValueError) as error:
+        raise InputError(f"{path.name}: a view registration is damaged ({error}).") from error
 
 
-def _add(entry: Element, name: str, matrix: np.ndarray) -> None:
-    transform = SubElement(entry, "ViewTransform", type="affine")
+def _place(path: Path, places: Mapping[tuple[int, int], Affine], time: int, setup: int) -> Affine:
+    if (time, setup) not in places:
+        raise InputError(f"{path.name}: time point {time} lacks the registration of setup {setup}.")
+    return places[time, setup]
+
+
+def _write(path: Path, root: Element) -> None:
+    ElementTree.indent(root)
+    text = ElementTree.tostring(root, encoding="unicode", xml_declaration=False)
+    with plain_errors(path):
+        write_atomically(path, f'<?xml version="1.0" encoding="UTF-8"?>\n{text}\n')
+
+
+def _add(entry: Element, name: str, matrix: np.ndarray, *, before: bool = False) -> None:
+    transform = Element("ViewTransform", type="affine")
     SubElement(transform, "Name").text = name
     rows = to_xyz(matrix)[:3].ravel().tolist()
     SubElement(transform, "affine").text = " ".join(map(repr, rows))
+    entry.insert(0 if before else len(entry), transform)

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from pellucid.data.source import Array, Calibration, Source, to_micrometres
+from pellucid.data.source import Array, Calibration, Source, check_only_image, to_micrometres
 from pellucid.data.volume_set import VolumeSet
 from pellucid.errors import InputError
 
@@ -17,6 +17,7 @@ def open_hdf5(path: Path, image: int | None = None) -> Source:
     try:
         with h5py.File(path, "r") as file:
             if "DataSetInfo" in file and "DataSet" in file:
+                check_only_image(image, path.name)
                 return _imaris(path, file)
             setups = sorted({s for t in file if re.fullmatch(r"t\d+", t) for s in file[t]})
     except OSError as error:
@@ -57,6 +58,7 @@ class Hdf5Volumes:
     """
 
     def __init__(self, path: Path, names: dict[tuple[int, int], str]) -> None:
+        import_h5py(path)  # where it is missing, that is what to say
         self._path, self._names = path, names
 
     def describe(self, t: int, c: int) -> tuple[tuple[int, ...], np.dtype]:

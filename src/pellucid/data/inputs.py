@@ -8,6 +8,9 @@ from pathlib import Path
 from pellucid.data.zarr_json import is_n5, is_zarr
 from pellucid.errors import InputError
 
+NUMBER = re.compile(r"(.+)#(\d+)")
+"""Of one image in a file that holds several: dataset.xml#1."""
+
 IMAGE_SUFFIXES = (".tif", ".tiff", ".btf", ".tf8", ".zarr", ".npy", ".npz", ".ims", ".h5", ".n5")
 
 
@@ -16,13 +19,16 @@ def find_inputs(spec: str | Path) -> list[Path]:
 
     Parameters
     ----------
-    spec : a file, an OME-Zarr folder (one input), a folder of images, or a glob pattern
+    spec : a file, an OME-Zarr folder (one input), a folder of images, or a glob pattern; any of them
+        with the number of an image (see `numbered_image`), which the paths then end in
 
     Raises
     ------
     InputError : nothing found; lists what the folder holds instead
     """
-    path = Path(spec).expanduser()
+    path, image = numbered_image(spec)
+    if image is not None:
+        return [Path(f"{found}#{image}") for found in find_inputs(path)]
     if path.is_dir() and not _is_store(path):
         found = [entry for entry in path.iterdir() if _looks_like_image(entry)]
         if not found:
@@ -43,6 +49,16 @@ def find_inputs(spec: str | Path) -> list[Path]:
     return sorted(found, key=natural_key)
 
 
+def numbered_image(spec: str | Path) -> tuple[Path, int | None]:
+    """A path, and the number of the image of it that is meant: `dataset.xml#1` is image 1 of `dataset.xml`.
+
+    A file whose own name ends so is that file, whole: (path, None).
+    """
+    path = Path(spec).expanduser()
+    match = NUMBER.fullmatch(str(path))
+    return (path, None) if match is None or path.exists() else (Path(match[1]), int(match[2]))
+
+
 def natural_key(path: Path) -> list[tuple[int, int, str]]:
     """Sorting key that counts digits as numbers."""
     pieces = re.split(r"(\d+)", str(path))
@@ -51,7 +67,9 @@ def natural_key(path: Path) -> list[tuple[int, int, str]]:
 
 def check_input_path(path: str | Path) -> Path:
     """`path` as a Path if there is something finished to open, else InputError with what to do."""
-    path = Path(path).expanduser()
+    path, image = numbered_image(path)
+    if image is not None:
+        return Path(f"{check_input_path(path)}#{image}")
     if path.name.endswith(".partial"):
         raise InputError(
             f"{path.name}: the unfinished output of a run that is going on or was interrupted. "

@@ -11,6 +11,7 @@ manifest next takes these lists in.
 
 import json
 import os
+import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -137,19 +138,32 @@ def record_beside(
     """
     own = path.with_name(f"{path.name}.{process}{LIST_SUFFIX}")
     line = _part_line(part, facts)
-    try:
-        _append(own, line)
-    except FileNotFoundError:
+    with _listing:
         try:
-            with path.open("rb") as manifest:
-                head = manifest.readline()
+            _append(own, line)
         except FileNotFoundError:
-            raise OutputError(
-                f"{path}: no such manifest, so {part!r} cannot be listed. Is the run over?"
-            ) from None
-        own.touch()
+            _begin_list(own, path, part, line)
+
+
+_listing = threading.Lock()
+"""A process lists one part at a time: two threads would both begin its list with a head."""
+
+
+def _begin_list(own: Path, path: Path, part: str, line: bytes) -> None:
+    try:
+        with path.open("rb") as manifest:
+            head = manifest.readline()
+    except FileNotFoundError:
+        raise OutputError(
+            f"{path}: no such manifest, so {part!r} cannot be listed. Is the run over?"
+        ) from None
+    own.touch()
+    try:
         _append(own, head + line)
-        synchronise_folder(own.parent)
+    except OSError:
+        own.unlink(missing_ok=True)  # a list without its head says nothing
+        raise
+    synchronise_folder(own.parent)
 
 
 def _line(content: Mapping[str, Any]) -> bytes:

@@ -15,7 +15,8 @@ from pellucid.data.writer import check_output_path
 from pellucid.errors import InputError, OutputError
 
 CARD, WEIGHTS = "card.json", "weights.safetensors"
-FORMAT = "pellucid model 1"
+FORMAT = "pellucid model 2"
+"""Raised when networks are made otherwise, so that weights of the old make are refused."""
 
 
 def write_model(
@@ -51,8 +52,11 @@ def read_model(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         card = json.loads((folder / CARD).read_text(encoding="utf-8"))
     except ValueError as error:
         raise InputError(f"{folder.name}: the card {CARD} is no JSON. Copy the model again.") from error
-    if not isinstance(card, dict) or card.get("format") != FORMAT:
-        raise InputError(f"{folder.name}: expected the format {FORMAT!r}. Train the model anew.")
+    found = card.get("format") if isinstance(card, dict) else None
+    if found != FORMAT:
+        raise InputError(
+            f"{folder.name}: expected the format {FORMAT!r}, got {found!r}. Train the model anew."
+        )
     found = hashlib.blake2b((folder / WEIGHTS).read_bytes(), digest_size=16).hexdigest()
     if found != card.get("weights_blake2b"):
         raise InputError(f"{folder.name}: the weights are not those of the card. Copy it again.")

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import tensorstore
 
-from pellucid.data.source import Array, Calibration, Source, to_micrometres
+from pellucid.data.source import Array, Calibration, Source, check_only_image, to_micrometres
 from pellucid.data.volume_set import VolumeSet
 from pellucid.data.zarr_json import read_json
 from pellucid.errors import InputError
@@ -25,6 +25,7 @@ def open_n5(path: Path, image: int | None = None) -> Source:
             f"{path.name}: an N5 container, and not an array, without the .xml of BigDataViewer beside it. "
             "Give that, or one of the arrays inside."
         )
+    check_only_image(image, path.name)
     if len(about["dimensions"]) != 3:
         raise InputError(
             f"{path.name}: an N5 array of {len(about['dimensions'])} dimensions; x, y, z are read."

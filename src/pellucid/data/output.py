@@ -77,7 +77,7 @@ def check_not_input(output: Path, inputs: Iterable[Path]) -> None:
 def stem(path: Path) -> str:
     """The name of an image without the suffixes that say its format."""
     name = path.name
-    for suffix in (".zarr", ".tiff", ".tif", ".npy", ".npz", ".btf", ".tf8"):
+    for suffix in (".zarr", ".tiff", ".tif", ".npy", ".npz", ".btf", ".tf8", ".xml", ".h5", ".n5", ".ims"):
         if name.lower().endswith(suffix):
             name = name[: -len(suffix)]
             break

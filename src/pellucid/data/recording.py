@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from pellucid.data.inputs import check_input_path, find_inputs
-from pellucid.data.source import RECORDING_AXES, Array, Source, Spacing
+from pellucid.data.inputs import check_input_path, find_inputs, numbered_image
+from pellucid.data.source import RECORDING_AXES, Array, Source, Spacing, check_only_image
 from pellucid.data.zarr_json import is_n5
-from pellucid.errors import InputError, VoxelSizeWarning
+from pellucid.errors import InputError, ParameterError, VoxelSizeWarning
 
 TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 HDF5_MAGIC = b"\x89HDF"
@@ -54,6 +54,16 @@ class Recording:
     def __reduce__(self) -> tuple[Any, ...]:
         # Open files do not travel: another process opens the path, wherever it stands.
         return _opened_again, (self.path.absolute(), self.stated_um, *self._opened_as)
+
+    @property
+    def image(self) -> int | None:
+        """The number of the image in a file that holds several; None where the file was opened whole."""
+        return self._opened_as[1]
+
+    @property
+    def time_numbers(self) -> tuple[int, ...]:
+        """The time points as the file counts them; 0, 1, ... where it does not."""
+        return self._source.calibration.time_numbers or tuple(range(self.shape[0]))
 
     @property
     def voxel_um(self) -> tuple[float, float, float] | None:
@@ -128,7 +138,7 @@ def open_recording(
     Parameters
     ----------
     path : OME-TIFF, ImageJ TIFF, TIFF, OME-Zarr 0.4 or 0.5 (a folder), BigDataViewer (.xml with
-        HDF5 or N5), Imaris (.ims), an N5 array, .npy or .npz
+        HDF5 or N5), Imaris (.ims), an N5 array, .npy or .npz; `dataset.xml#1` is its image 1
     voxel_um : (z, y, x) micrometres; overrides what the file says, with a `VoxelSizeWarning` where
         that is something else
     axes : the dimensions of the stored array, such as "tzyx", where the file does not say
@@ -144,7 +154,10 @@ def open_recording(
     >>> recording = open_recording("embryo.ome.zarr")             # doctest: +SKIP
     >>> block = recording.read(t=0, c=1, z=slice(10, 20))         # doctest: +SKIP
     """
-    path = check_input_path(path)
+    path, number = numbered_image(check_input_path(path))
+    if image is not None and number not in (None, image):
+        raise ParameterError(f"image: {path.name}#{number} and image={image} are given. Choose one.")
+    image = number if image is None else image
     if voxel_um is not None:
         voxel_um = check_voxel_um(voxel_um)
     source = _open_source(path, axes, image)
@@ -222,6 +235,7 @@ def _open_source(path: Path, axes: str | None, image: int | None) -> Source:
     if path.is_dir():
         from pellucid.data.ome_zarr import OmeZarrSource
 
+        check_only_image(image, path.name)
         return OmeZarrSource(path, axes)
     with path.open("rb") as file:
         magic = file.read(4)
@@ -240,6 +254,7 @@ def _open_source(path: Path, axes: str | None, image: int | None) -> Source:
     if magic in NUMPY_MAGIC:
         from pellucid.data.numpy_file import NumpySource
 
+        check_only_image(image, path.name)
         return NumpySource(path, axes)
     if path.suffix.lower() in MICROSCOPE_SUFFIXES:
         raise InputError(

@@ -19,14 +19,20 @@ def manifest_path(output: Path) -> Path:
     return output.with_name(output.name + ".parts.jsonl")
 
 
-def listed_core(output: Path) -> Triple | None:
-    """The "core" that the list of an interrupted run states; None where there is none."""
+def listed_head(output: Path) -> dict[str, Any]:
+    """What the list of an interrupted run says that decides it; nothing where there is none."""
     try:
         with manifest_path(output).open("rb") as lines:
-            z, y, x = json.loads(lines.readline())["core"]
-    except (OSError, ValueError, KeyError):
-        return None
-    return z, y, x
+            head: dict[str, Any] = json.loads(lines.readline())
+    except (OSError, ValueError):
+        return {}
+    return head
+
+
+def listed_core(output: Path) -> Triple | None:
+    """The "core" that the list of an interrupted run states; None where there is none."""
+    z, y, x = listed_head(output).get("core", (0, 0, 0))
+    return (z, y, x) if z else None
 
 
 def write_part(

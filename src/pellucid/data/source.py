@@ -43,11 +43,13 @@ class Calibration:
     spacing_um : (z, y, x) micrometres, each None when the file does not say
     channels : names, empty when the file names none
     time_step_s : seconds between time points
+    time_numbers : of the time points, as the file counts them; empty where it does not
     """
 
     spacing_um: Spacing = (None, None, None)
     channels: tuple[str, ...] = ()
     time_step_s: float | None = None
+    time_numbers: tuple[int, ...] = ()
 
 
 class Source(Protocol):
@@ -97,6 +99,12 @@ def to_seconds(value: float | None, unit: str | None) -> float | None:
     if value is None or factor is None or not np.isfinite(value) or value <= 0:
         return None
     return float(value * factor)
+
+
+def check_only_image(image: int | None, name: str) -> None:
+    """Raise InputError where image 1 or higher is asked of a file that holds one."""
+    if image:
+        raise InputError(f"{name}: there is no image {image}; it holds one, number 0.")
 
 
 def check_axes(axes: str, shape: tuple[int, ...], name: str) -> str:

@@ -166,7 +166,7 @@ def _choose_image(every: Any, path: Path, image: int | None) -> int:
     if image is None:
         raise InputError(
             f"{path.name}: holds {len(every)} images ({shapes}). "
-            "Say which with image=0, or save each as a file of its own."
+            f"Say which: {path.name}#0, or image=0."
         )
     if not 0 <= image < len(every):
         raise InputError(f"{path.name}: there is no image {image}; it holds {shapes}.")

@@ -50,6 +50,12 @@ def read_transforms(path: Path) -> SeriesRegistration:
         raise InputError(f"{path.name}: damaged ({error}). Register again.") from error
 
 
+def is_transforms(path: Path) -> bool:
+    """Whether a JSON file says that `write_transforms` wrote it; InputError where it is no JSON."""
+    content = _json(path)
+    return isinstance(content, dict) and "pellucid_transforms" in content
+
+
 def read_views(path: Path) -> list[tuple[str, Grid]]:
     """The names and grids of the views whose transforms `write_transforms` wrote."""
     try:

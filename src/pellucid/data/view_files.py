@@ -6,10 +6,10 @@ its folders are, or as the file names them.
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from pellucid.data.inputs import check_input_path, find_inputs, natural_key
+from pellucid.data.inputs import check_input_path, find_inputs, natural_key, numbered_image
 from pellucid.data.zarr_json import is_zarr
 from pellucid.errors import InputError
 
@@ -33,17 +33,19 @@ def find_view_files(spec: str | Path) -> list[ViewFile]:
     ----------
     spec : a file; an OME-Zarr; a folder with one file for each time point, or with such a folder
         for each channel; a pattern with {t}, {c} or * in it, such as SPIMA/SPIMA_{t}.tif,
-        main/{c}/SPIMA or SPIMA_*.tif
+        main/{c}/SPIMA or SPIMA_*.tif; any of them with the number of an image, as dataset.xml#1
 
     Raises
     ------
     InputError : nothing found, a file found twice, or names from which no time can be read
     """
-    text = str(Path(spec).expanduser())
+    path, image = numbered_image(spec)
+    if image is not None:
+        return [replace(f, path=Path(f"{f.path}#{image}")) for f in find_view_files(path)]
+    text = str(path)
     if "{t}" in text or "{c}" in text:
         files = _by_pattern(text)
     else:
-        path = Path(text)
         inner = _folders_of_images(path) if path.is_dir() and not is_zarr(path) else []
         if inner and not any(_is_image(entry) for entry in path.iterdir()):
             files = [file for folder in inner for file in _in_folder(folder, folder.name)]

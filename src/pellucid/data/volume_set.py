@@ -91,7 +91,7 @@ def chosen_image(name: str, images: Mapping[str, Any], image: int | None) -> str
     listed = "; ".join(f"{i}: {key}" for i, key in enumerate(list(images)[:12]))
     if image is None:
         raise InputError(
-            f"{name}: holds {len(images)} views ({listed}). Say which with image=0."
+            f"{name}: holds {len(images)} views ({listed}). Say which: {name}#0, or image=0."
         )
     if not 0 <= image < len(images):
         raise InputError(f"{name}: there is no view {image}; it holds {listed}.")

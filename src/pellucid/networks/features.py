@@ -10,13 +10,13 @@ classical solution sees the Wiener step as a fourth.
 from typing import Literal
 
 import torch
-import torch.nn.functional as nn
 from torch import Tensor
 
 from pellucid.core.accelerated import Accelerated
 from pellucid.core.back_projectors import Matched
+from pellucid.core.fourier import empty
 from pellucid.core.operators import Extended, LinearOperator, Windowed
-from pellucid.core.problem import Observation, Problem
+from pellucid.core.problem import Observation, Problem, Window
 from pellucid.core.richardson_lucy import RichardsonLucy
 from pellucid.core.varying_blur import VaryingBlur
 from pellucid.networks.wiener import continued, wiener_step
@@ -24,6 +24,8 @@ from pellucid.networks.wiener import continued, wiener_step
 CHANNELS = 3
 """Images per view."""
 
+BORDER = 4
+"""Voxels beyond the images that a network is asked about; beyond these its answer is continued."""
 
 Start = Literal["wiener", "classical"]
 
@@ -33,41 +35,78 @@ def channels(refining: bool, start: Start = "wiener") -> int:
     return CHANNELS + (refining or start == "classical")
 
 
-def inputs_of(problem: Problem, estimate: Tensor | None = None, start: Start = "wiener") -> Tensor:
-    """Return (views * channels, z, y, x) photons on the object's grid; see the module.
+def inputs_of(
+    problem: Problem,
+    estimate: Tensor | None = None,
+    start: Start = "wiener",
+    part: Window | None = None,
+    mean: float | None = None,
+) -> Tensor:
+    """Return (views * channels, z, y, x) photons on a part of the object's grid; None: on all of it.
 
     The second image of every view is what the network starts from: a Wiener step, or the classical
-    solution, with the Wiener step after it.
+    solution, with the Wiener step after it. `mean` photons are those of the whole recording, where the
+    problem is a part of it.
     """
+    z, y, x = part = part or whole(problem)
+    size = (z.stop - z.start, y.stop - y.start, x.stop - x.start)
+    each = channels(estimate is not None, start)
+    out = empty((each * len(problem.observations), *size), problem.observations[0].image)
+    for v, o in enumerate(problem.observations):
+        _fill(out[v * each : (v + 1) * each], o, estimate, part, mean)
     if start == "classical" and estimate is None:
-        views, solution = [_view(o, None) for o in problem.observations], classical(problem)
-        return torch.cat([torch.stack([v[0], solution, v[2], v[1]]) for v in views])
-    return torch.cat([_view(o, estimate) for o in problem.observations])
+        out[3::each], out[1::each] = out[1::each].clone(), classical(problem)[z, y, x]
+    return out
+
+
+def whole(problem: Problem) -> Window:
+    """Return the slices of all of the object's grid."""
+    z, y, x = (slice(0, n) for n in problem.shape)
+    return z, y, x
+
+
+def recorded_part(problem: Problem) -> Window:
+    """Return what a network is asked about: the part of the object behind the images, and `BORDER` more.
+
+    All of the object where an image does not lie voxel by voxel before it.
+    """
+    windows = [o.operator.window for o in problem.observations if isinstance(o.operator, Windowed)]
+    if len(windows) < len(problem.observations):
+        return whole(problem)
+    z, y, x = (
+        slice(
+            max(0, min(w.start for w in seen) - BORDER), min(n, max(w.stop for w in seen) + BORDER)
+        )
+        for n, *seen in zip(problem.shape, *windows, strict=True)
+    )
+    return z, y, x
 
 
 def classical(problem: Problem) -> Tensor:
     """Return the classical solution on the object's whole grid."""
     extended = all(isinstance(o.operator, Extended) for o in problem.observations)
     restorer = Accelerated() if extended else RichardsonLucy(15, Matched())
-    whole = Problem(problem.observations, tuple(slice(0, n) for n in problem.shape))  # type: ignore[arg-type]
-    return restorer(whole).image
+    return restorer(Problem(problem.observations, whole(problem))).image
 
 
-def positions_of(problem: Problem) -> Tensor:
+def positions_of(problem: Problem, part: Window | None = None) -> Tensor:
     """Return (3, z, y, x) coordinates, -1 to 1 across the PSF field, 0 where nothing varies.
 
     For operators without a field, across the image along every axis.
     """
     operator = problem.observations[0].operator
     axes = []
-    for axis, n in enumerate(problem.shape):
-        places = torch.arange(n, dtype=torch.float32)
+    for axis, (n, seen) in enumerate(zip(problem.shape, part or whole(problem), strict=True)):
+        places = torch.arange(seen.start, seen.stop, dtype=torch.float32)
         if isinstance(operator, VaryingBlur):
             knots, step = operator.expansion.knots[axis], operator.expansion.spacing_um[axis]
             low, high = float(knots[0]), float(knots[-1])
             places = (places - operator.margin[axis]) * step + operator.origin_um[axis]
         elif isinstance(operator, Windowed):
-            low, high = operator.margin[axis], operator.margin[axis] + operator.range_shape[axis] - 1
+            low, high = (
+                operator.margin[axis],
+                operator.margin[axis] + operator.range_shape[axis] - 1,
+            )
         else:
             low, high = 0.0, n - 1.0
         scaled = 2 * (places - low) / (high - low) - 1 if high > low else 0 * places
@@ -75,29 +114,42 @@ def positions_of(problem: Problem) -> Tensor:
     return torch.stack(torch.meshgrid(*axes, indexing="ij"))
 
 
-def _view(o: Observation, estimate: Tensor | None) -> Tensor:
+def _fill(
+    out: Tensor, o: Observation, estimate: Tensor | None, part: Window, mean: float | None
+) -> None:
     signal = o.image - o.background
-    raw = on_object(signal, o.operator)
-    level = on_object(o.image, o.operator).clamp_min(0)
+    out[0] = on_object(signal, o.operator, part)
+    level = on_object(o.image, o.operator, part).clamp_min_(0)
     # Smoothed, so that the noise level does not carry the noise.
-    noise = _box(level + 1e-3 * o.image.mean()).sqrt()
+    out[2] = _box(level.add_(1e-3 * (o.image.mean() if mean is None else mean))).sqrt_()
     if estimate is None:
-        return torch.stack([raw, wiener_step(signal, o.operator), noise])
+        out[1] = wiener_step(signal, o.operator, part)
+        return
     unexplained = signal - o.operator.forward(estimate)
-    sharp = estimate + wiener_step(unexplained, o.operator)
-    return torch.stack([raw, sharp, noise, estimate])
+    out[3] = estimate[part]
+    out[1] = out[3] + wiener_step(unexplained, o.operator, part)
 
 
-def on_object(image: Tensor, operator: LinearOperator) -> Tensor:
-    """Return the image on the object's grid, its border continued; or sent back and normalised."""
+def on_object(image: Tensor, operator: LinearOperator, part: Window) -> Tensor:
+    """Return the image on a part of the object, its border continued; or sent back, normalised."""
     if isinstance(operator, Windowed):
-        return continued(image, operator.margin, operator.domain_shape)
+        ends = zip(operator.window, part, strict=True)
+        (z, depth), (y, height), (x, width) = (
+            (w.start - p.start, p.stop - p.start) for w, p in ends
+        )
+        return continued(image, (z, y, x), (depth, height, width))
     seen = operator.adjoint(torch.ones_like(image))
-    return operator.adjoint(image) / seen.clamp_min(1e-3 * float(seen.max()))
+    return (operator.adjoint(image) / seen.clamp_min(1e-3 * float(seen.max())))[part]
 
 
 def _box(image: Tensor) -> Tensor:
-    size = [3 if n > 2 else 1 for n in image.shape]
-    return nn.avg_pool3d(
-        image[None, None], size, stride=1, padding=[s // 2 for s in size], count_include_pad=False
-    )[0, 0]
+    """Return means over 3 x 3 x 3 voxels, over fewer at the border."""
+    for axis, n in enumerate(image.shape):
+        if n < 3:
+            continue
+        total, counts = image.clone(), torch.full([n if a == axis else 1 for a in range(3)], 1 / 3)
+        total.narrow(axis, 1, n - 1).add_(image.narrow(axis, 0, n - 1))
+        total.narrow(axis, 0, n - 1).add_(image.narrow(axis, 1, n - 1))
+        counts.narrow(axis, 0, 1).fill_(1 / 2), counts.narrow(axis, n - 1, 1).fill_(1 / 2)
+        image = total.mul_(counts.to(total))
+    return image

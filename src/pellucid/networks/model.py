@@ -1,6 +1,8 @@
 """The network: small, without constants, blind to the unit of light."""
 
+import math
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -9,6 +11,9 @@ from torch import Tensor
 
 from pellucid.errors import ParameterError
 from pellucid.networks.features import Start, channels
+
+COARSE = 3
+"""Convolutions on blocks of 4 x 4 x 4 voxels."""
 
 LEAK = 0.1
 """Slope of the last rectifier in training, so that a dark voxel can still learn."""
@@ -22,7 +27,7 @@ class Architecture:
     ----------
     views : recordings of one object that go in
     volumetric : False for images of one plane
-    width : features at either scale
+    width : features of a block of 2 x 2 x 2 voxels; those of 4 x 4 x 4 have twice as many
     positioned : whether features are weighted by where they are, for blur that varies
     refining : whether it refines the estimate of a network before it
     start : what it adds to: one Wiener step, or the classical solution, which it then cannot be far from
@@ -31,7 +36,7 @@ class Architecture:
 
     views: int = 1
     volumetric: bool = True
-    width: int = 22
+    width: int = 16
     positioned: bool = False
     refining: bool = False
     start: Start = "wiener"
@@ -53,48 +58,47 @@ class Architecture:
 
 
 class RestorationNet(torch.nn.Module):
-    """Two scales of convolutions on blocks of 2 x 2 x 2 voxels, predicting what its start lacks.
+    """Few features of blocks of 2 x 2 x 2 voxels, more of blocks of 4 x 4 x 4: what its start lacks.
 
     Homogeneous of degree one: net(k inputs) = k net(inputs), because there are no biases and no
     normalisation (Mohan et al. 2020, for denoising), so that it meets any brightness with the same
     answer and any tile with the same rule. Blocks of voxels become features first and last
-    (Shi et al. 2016), which divides the cost by the size of a block. An output voxel sees inputs
-    within `receptive_radius` voxels.
+    (Shi et al. 2016), and all that looks around does so on blocks of blocks, but for the last
+    convolution. An output voxel sees inputs within `receptive_radius` voxels.
     """
 
     def __init__(self, architecture: Architecture = Architecture(), seed: int = 0) -> None:
         super().__init__()
         self.architecture = a = architecture
         self.block = (2, 2, 2) if a.volumetric else (1, 2, 2)
-        cells = 8 if a.volumetric else 4
-        w = a.width
+        size = (3, 3, 3) if a.volumetric else (1, 3, 3)
+        around, cells = (size[0] // 2, 1, 1), math.prod(self.block)
+        w, deep = a.width, 2 * a.width
+        conv = partial(torch.nn.Conv3d, bias=False)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.head = self._conv(cells * a.channels * a.views, w)
-            self.fine = self._conv(w, w)
-            self.down = torch.nn.Conv3d(w, w, self.block, stride=self.block, bias=False)
-            self.coarse = torch.nn.ModuleList([self._conv(w, w) for _ in range(3)])
-            self.up = torch.nn.ConvTranspose3d(w, w, self.block, stride=self.block, bias=False)
-            self.join = self._conv(w, w)
-            self.tail = self._conv(w, cells)
-            self.place = torch.nn.Linear(3, w) if a.positioned else None
+            self.head = conv(a.channels * a.views, w, self.block, stride=self.block)
+            self.down = conv(w, deep, self.block, stride=self.block)
+            self.coarse = torch.nn.ModuleList(
+                [conv(deep, deep, size, padding=around) for _ in range(COARSE)]
+            )
+            self.up = torch.nn.ConvTranspose3d(deep, w, self.block, stride=self.block, bias=False)
+            self.tail = conv(w, cells, size, padding=around)
+            self.place = torch.nn.Linear(3, deep) if a.positioned else None
         torch.nn.init.zeros_(self.tail.weight)
         if self.place is not None:
             torch.nn.init.zeros_(self.place.weight)
             torch.nn.init.zeros_(self.place.bias)
 
-    def _conv(self, before: int, after: int) -> torch.nn.Conv3d:
-        size = (3, 3, 3) if self.architecture.volumetric else (1, 3, 3)
-        return torch.nn.Conv3d(before, after, size, padding=(size[0] // 2, 1, 1), bias=False)
-
     @property
     def receptive_radius(self) -> tuple[int, int, int]:
         """Voxels (z, y, x) beyond which an input does not reach an output.
 
-        Four convolutions at half resolution and three at a quarter reach 4 * 2 + 3 * 4 voxels, and
-        the blocks up to one of 4 more.
+        One convolution at half resolution and three at a quarter reach 2 + 3 * 4 voxels, and the blocks
+        up to one of 4 less 1 more.
         """
-        return (24, 24, 24) if self.architecture.volumetric else (0, 24, 24)
+        reach = 2 + 4 * COARSE + 3
+        return (reach, reach, reach) if self.architecture.volumetric else (0, reach, reach)
 
     def forward(self, inputs: Tensor, places: Tensor | None = None) -> Tensor:
         """Return (n, z, y, x) photons of n objects from (n, views * channels, z, y, x) inputs, any size.
@@ -103,35 +107,41 @@ class RestorationNet(torch.nn.Module):
         ----------
         places : (n, 3, z, y, x) coordinates, for a positioned network
         """
-        shape = inputs.shape[2:]
-        padded, x, deep = self._encoded(inputs, places)
-        x = nn.relu(self.join(x + self.up(deep)))
-        missing = _from_blocks(self.tail(x), self.block)[:, 0]
+        z, y, x = inputs.shape[2:]
+        padded = _padded(inputs, self._step)
+        fine, deep = self._encoded(padded, places)
+        missing = self.tail(fine + self.up(deep))
         # Views share the start: the mean of theirs.
         start = padded[:, 1 :: self.architecture.channels].mean(dim=1)
-        out = nn.leaky_relu(start + missing, LEAK if self.training else 0.0)
-        return out[:, : shape[0], : shape[1], : shape[2]]
+        out = _plus_blocks(start, missing, self.block)
+        out = nn.leaky_relu(out, LEAK) if self.training else out.relu_()
+        return out[:, :z, :y, :x]
 
     def inner(self, inputs: Tensor, places: Tensor | None = None) -> Tensor:
-        """Return the innermost features (n, width, z / 4, y / 4, x / 4), what the net sees in its inputs.
+        """Return the innermost features (n, 2 width, z / 4, y / 4, x / 4): what the net sees in its inputs.
 
         Planes are not divided; sizes are rounded up.
         """
-        return self._encoded(inputs, places)[2]
+        return self._encoded(_padded(inputs, self._step), places)[1]
 
-    def _encoded(self, inputs: Tensor, places: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        padded = _padded(inputs, [2 * b for b in self.block])
-        x = nn.relu(self.head(_to_blocks(padded, self.block)))
+    @property
+    def _step(self) -> list[int]:
+        return [b * b for b in self.block]
+
+    def _encoded(self, padded: Tensor, places: Tensor | None) -> tuple[Tensor, Tensor]:
+        # Neighbouring features side by side in memory: convolutions of so few run twice as fast.
+        x = padded.contiguous(memory_format=torch.channels_last_3d)
+        fine = nn.relu(self.head(x))
+        deep = nn.relu(self.down(fine))
         if self.place is not None:
             if places is None:
                 raise ParameterError("network: trained with positions, which it needs. Give them.")
-            blocks = nn.avg_pool3d(_padded(places, [2 * b for b in self.block]), self.block)
-            x = x * (1 + self.place(blocks.movedim(1, -1)).movedim(-1, 1))
-        x = x + nn.relu(self.fine(x))
-        deep = nn.relu(self.down(x))
+            a, b, c = self._step
+            corners = places[:, :, ::a, ::b, ::c].movedim(1, -1)
+            deep = deep * (1 + self.place(corners).movedim(-1, 1))
         for conv in self.coarse:
             deep = deep + nn.relu(conv(deep))
-        return padded, x, deep
+        return fine, deep
 
 
 def count_parameters(net: torch.nn.Module) -> int:
@@ -145,15 +155,9 @@ def _padded(values: Tensor, multiple: list[int]) -> Tensor:
     return nn.pad(values, pads, mode="replicate") if any(wanted) else values
 
 
-def _to_blocks(values: Tensor, block: tuple[int, int, int]) -> Tensor:
-    n, c, z, y, x = values.shape
-    a, b, d = block
-    cut = values.reshape(n, c, z // a, a, y // b, b, x // d, d).permute(0, 1, 3, 5, 7, 2, 4, 6)
-    return cut.reshape(n, c * a * b * d, z // a, y // b, x // d)
-
-
-def _from_blocks(values: Tensor, block: tuple[int, int, int]) -> Tensor:
-    n, c, z, y, x = values.shape
-    a, b, d = block
-    cut = values.reshape(n, c // (a * b * d), a, b, d, z, y, x).permute(0, 1, 5, 2, 6, 3, 7, 4)
-    return cut.reshape(n, c // (a * b * d), z * a, y * b, x * d)
+def _plus_blocks(start: Tensor, features: Tensor, block: tuple[int, int, int]) -> Tensor:
+    """Return the start plus the features of every block laid out as its voxels."""
+    n, _, z, y, x = features.shape
+    a, b, c = block
+    cells = features.reshape(n, a, b, c, z, y, x).permute(0, 4, 1, 5, 2, 6, 3)
+    return (start.reshape(cells.shape) + cells).reshape(start.shape)

@@ -2,32 +2,50 @@
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from pellucid.core.operators import Windowed
 from pellucid.core.problem import Problem, Restored
 from pellucid.errors import InputError
-from pellucid.networks.features import inputs_of, positions_of
+from pellucid.networks.features import inputs_of, positions_of, recorded_part
 from pellucid.networks.model import RestorationNet
+from pellucid.networks.wiener import continued, places_of
+
+_CAPABILITIES: dict[str, Any] = getattr(
+    torch.cpu, "get_capabilities", dict
+)()  # torch 2.9 and later
+HALVED = bool(_CAPABILITIES.get("avx512_bf16", False))
+"""Whether this processor multiplies bfloat16 in hardware, twice as fast as float32."""
 
 
 @dataclass(frozen=True)
 class Network:
     """The answer of a trained network: one Wiener step, or the classical solution, and one pass.
 
-    Deterministic, and independent of what else is in the field beyond `halo`, but for the reach of
-    the Wiener step's ringing.
+    Deterministic on one kind of processor, and independent of what else is in the field beyond `halo`,
+    but for the reach of the Wiener step's ringing. What the network adds to its start is computed in
+    bfloat16 where the processor can, which moves it by some thousandths of itself.
 
     Parameters
     ----------
     weights : of the network
     refining : networks that each refine the answer so far, made to agree with the recording by the
         Wiener step of what it does not explain
+    mean_photons : of the recording of which problems are parts; None: a problem's own
     """
 
     weights: RestorationNet
     refining: tuple[RestorationNet, ...] = ()
+    mean_photons: float | None = None
+
+    @property
+    def step(self) -> tuple[int, int, int]:
+        """Voxels (z, y, x) at whose multiples a tile begins, so that its blocks are those of the whole."""
+        z, y, x = (b * b for b in self.weights.block)
+        return z, y, x
 
     def halo(self, problem: Problem) -> tuple[int, int, int]:
         """Return voxels (z, y, x) around a tile that its answer depends on."""
@@ -37,14 +55,19 @@ class Network:
         return z, y, x
 
     def peak_bytes(self, problem: Problem) -> int:
-        """Return the largest memory held at once, in bytes: inputs, features, and the FFT's grids."""
+        """Return the largest memory held at once, in bytes: inputs, features, filters, FFT grids."""
         a = self.weights.architecture
         cells = math.prod(self.weights.block)
-        volumes = 6 * a.views + 10 + 5 * a.width / cells
+        filters = sum(
+            len(places_of(o.operator))
+            for o in problem.observations
+            if isinstance(o.operator, Windowed)
+        )
+        volumes = 6 * a.views + filters + 10 + 3 * a.width / cells
         return int(4 * volumes * math.prod(problem.shape))
 
     def estimate(self, problem: Problem) -> Tensor:
-        """Return the object on its whole grid, (z, y, x) photons."""
+        """Return the object on its whole grid, (z, y, x) photons; beyond the images continued."""
         a = self.weights.architecture
         if len(problem.observations) != a.views:
             raise InputError(
@@ -56,19 +79,22 @@ class Network:
                 f"Network: trained for {'volumes' if a.volumetric else 'images of one plane'}, "
                 f"got {problem.observations[0].operator.range_shape}. Use a model for these."
             )
-        places = positions_of(problem)[None] if a.positioned else None
+        z, y, x = part = recorded_part(problem)
+        places = positions_of(problem, part)[None] if a.positioned else None
         estimate: Tensor | None = None
-        with torch.no_grad():
-            for net in (self.weights, *self.refining):
-                inputs = inputs_of(problem, estimate, net.architecture.start)
-                estimate = net.to(inputs.device).eval()(inputs[None], places)[0]
+        for net in (self.weights, *self.refining):
+            inputs = inputs_of(problem, estimate, net.architecture.start, part, self.mean_photons)
+            halved = HALVED and inputs.device.type == "cpu"
+            with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=halved):
+                answer = net.to(inputs.device).eval()(inputs[None], places)[0]
+            estimate = continued(answer, (z.start, y.start, x.start), problem.shape)
         assert estimate is not None
         return estimate
 
     def inner(self, problem: Problem) -> tuple[Tensor, tuple[int, ...]]:
         """Return the first network's innermost features (width, z, y, x), and voxels per feature."""
         places = positions_of(problem)[None] if self.weights.architecture.positioned else None
-        inputs = inputs_of(problem, start=self.weights.architecture.start)
+        inputs = inputs_of(problem, None, self.weights.architecture.start, mean=self.mean_photons)
         with torch.no_grad():
             features = self.weights.to(inputs.device).eval().inner(inputs[None], places)[0]
         return features, tuple(b * b for b in self.weights.block)

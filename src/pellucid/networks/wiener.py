@@ -7,14 +7,17 @@ for each place, less than one iteration of any solver.
 
 import itertools
 from dataclasses import dataclass
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
 import torch.nn.functional as nn
 from torch import Tensor
 
-from pellucid.core.fourier import Shape, fast_shape, filtered, transfer_function
+from pellucid.core.fourier import Shape, fast_shape, transfer_function
+from pellucid.core.mixing import unmixed
 from pellucid.core.operators import Blur, LinearOperator, Windowed
+from pellucid.core.problem import Window
 from pellucid.core.sheet_scan import SheetScan
 from pellucid.core.varying_blur import VaryingBlur
 
@@ -36,21 +39,83 @@ class Place:
     share: Tensor
 
 
-def wiener_step(signal: Tensor, operator: LinearOperator) -> Tensor:
-    """Return (A* A + alpha) ^ -1 A* of the signal, on the object's grid."""
+def wiener_step(signal: Tensor, operator: LinearOperator, part: Window | None = None) -> Tensor:
+    """Return (A* A + alpha) ^ -1 A* of the signal, on a part of the object's grid; None: on all of it."""
     if not isinstance(operator, Windowed):
-        return _polynomial(signal, operator)
+        x = _polynomial(signal, operator)
+        return x if part is None else x[part]
+    filters = _filters(operator, part)
+    wide = continued(signal, *apart(operator)).permute(filters.order)
+    out = unmixed(
+        wide.contiguous(), filters.shares, filters.transfers, filters.grid, filters.out_shape
+    )
+    return out.permute(filters.order)
+
+
+@dataclass(frozen=True)
+class Filters:
+    """The Wiener filters of an operator's places, for one part of its object.
+
+    Parameters
+    ----------
+    order : of the axes in which all is kept, its own inverse: where the blur varies along one axis alone,
+        this comes first, so that the transforms along the others are shared
+    """
+
+    order: tuple[int, int, int]
+    grid: Shape
+    out_shape: Shape
+    shares: list[Tensor]
+    transfers: list[Tensor]
+
+
+_kept: WeakKeyDictionary[Windowed, dict[tuple[int, ...], Filters]] = WeakKeyDictionary()
+"""Filters of operators in use: they cost as much as the step, and serve every recording."""
+
+
+def _filters(operator: Windowed, part: Window | None) -> Filters:
+    whole = tuple(slice(0, n) for n in operator.domain_shape)
+    z, y, x = whole if part is None else part
+    key = (z.start, z.stop, y.start, y.stop, x.start, x.stop)
+    of_parts = _kept.setdefault(operator, {})
+    if key not in of_parts:
+        of_parts[key] = _made(operator, (z, y, x))
+    return of_parts[key]
+
+
+def _made(operator: Windowed, part: Window) -> Filters:
     sites = places_of(operator)
-    depth, height, width = operator.domain_shape
-    grid = operator.domain_shape if isinstance(operator, Blur) else fast_shape((depth, height, width))
-    wide = continued(signal, operator.margin, operator.domain_shape)
-    otfs = [transfer_function(s.psf.contiguous(), grid, _centre(s.psf)) for s in sites]
-    level = ALPHA * max(float(otf.abs().square().max()) for otf in otfs)
-    out = torch.zeros_like(wide)
-    for site, otf in zip(sites, otfs, strict=True):
-        inverse = otf.conj() / (otf.abs().square() + level)
-        out += site.share * filtered(wide, inverse.resolve_conj(), grid, operator.domain_shape)
-    return out
+    varying = [a for a in range(3) if any(s.share.shape[a] > 1 for s in sites)]
+    order = ((0, 1, 2), (1, 0, 2), (2, 1, 0))[varying[0] if len(varying) == 1 else 0]
+    margin, wide = apart(operator)
+    depth, height, width = (wide[a] for a in order)
+    grid = (depth, height, width)
+    z, y, x = (part[a].stop - part[a].start for a in order)
+    otfs, shares = [], []
+    for site in sites:
+        psf = site.psf.permute(order).contiguous()
+        # the part's first voxel becomes the first of the result
+        a, b, c = (
+            n // 2 - part[axis].start - (margin[axis] - operator.margin[axis])
+            for n, axis in zip(psf.shape, order, strict=True)
+        )
+        otfs.append(transfer_function(psf, grid, (a, b, c)))
+        seen = [p if n > 1 else slice(None) for p, n in zip(part, site.share.shape, strict=True)]
+        shares.append(site.share[tuple(seen)].permute(order).contiguous())
+    powers = [otf.abs().square() for otf in otfs]
+    level = ALPHA * max(float(power.max()) for power in powers)
+    transfers = [otf.div_(power + level) for otf, power in zip(otfs, powers, strict=True)]
+    return Filters(order, grid, (z, y, x), shares, transfers)
+
+
+def apart(operator: Windowed) -> tuple[Shape, Shape]:
+    """Return margin and FFT grid on which an image does not ring into its opposite faces.
+
+    FFTs make these neighbours: they left 0.01 of the range there, and leave 1e-6 with another margin
+    before and behind the object.
+    """
+    (z, y, x), (depth, height, width) = operator.margin, operator.domain_shape
+    return (2 * z, 2 * y, 2 * x), fast_shape((depth + 2 * z, height + 2 * y, width + 2 * x))
 
 
 def places_of(operator: Windowed) -> list[Place]:
@@ -124,8 +189,3 @@ def _polynomial(signal: Tensor, operator: LinearOperator) -> Tensor:
         step = rate * residual + beta * step
         x = x + step
     return x
-
-
-def _centre(psf: Tensor) -> Shape:
-    z, y, x = (n // 2 for n in psf.shape)
-    return z, y, x

@@ -10,6 +10,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,15 @@ from pellucid.core.transform_series import (
 )
 from pellucid.data.manifest import Manifest
 from pellucid.errors import InputError, ParameterError, PellucidError
-from pellucid.stages.coarse_views import COARSE_VOXELS, SLAB_VOXELS, Volumes, few_voxels, volumes_of
+from pellucid.stages.coarse_views import (
+    COARSE_VOXELS,
+    SLAB_VOXELS,
+    CoarseView,
+    Volumes,
+    coarsened,
+    to_coarse,
+    to_fine,
+)
 from pellucid.stages.engine import Done, Engine, InProcess
 from pellucid.stages.events import OnEvent, TileDone, Warned
 from pellucid.stages.pair_registration import Pairing, nominal_transforms
@@ -138,7 +147,7 @@ def register_chunks(
     good = {pair: start.fixed_to_moving for pair, start in starts.items() if start.converged}
     channels = reference_channels(parameters.reference, views[0].channels)
     volumes = {
-        (t, v): volumes_of(views[v], t, channels)
+        (t, v): tuple(views[v].lazily(t, c) for c in channels)
         for t, v in {*good, *((t, 0) for t, _ in good)}
     }  # fmt: skip
     grids = tuple(
@@ -208,7 +217,7 @@ class _Coarse:
     parameters: RegisterParameters
     given: SeriesRegistration | None
     device: str
-    _read: dict[Pair, tuple[Float32, Grid]] = field(default_factory=dict)
+    _read: dict[Pair, Float32] = field(default_factory=dict)
 
     def listed(self, pair: Pair, listed: Manifest) -> Registration:
         """The coarse registration of a view, fixed to moving: from the list, or found and listed now."""
@@ -228,30 +237,17 @@ class _Coarse:
             return dataclasses.replace(
                 _unfounded(""), fixed_to_moving=self._start(pair), converged=True, start="given"
             )
-        places = {view: self._view(t, view) for view in (0, v)}
-        shrunk = [
-            dataclasses.replace(view, shape=places[n][1].shape, voxel_um=places[n][1].spacing_um)
-            if n in places else view
-            for n, view in enumerate(self.views)
-        ]  # fmt: skip
-        nominal = nominal_transforms(shrunk, self.parameters.angles, self.parameters.axis)
-        # of what was averaged, the first voxel lies farther in
-        to_fixed = Affine.translation(places[0][1].origin_um, source=WORLD, target=WORLD)
-        own = f"view {v}"
-        from_moving = Affine.translation(-np.asarray(places[v][1].origin_um), source=own, target=own)
-        given = None
-        if self.given is not None:
-            start = self._start(pair).with_frames(source=WORLD, target=own)
-            moved = ViewTransform(time_point, v, from_moving @ start @ to_fixed, "given")
-            given = SeriesRegistration((time_point,), len(self.views), (moved,))
-        pairing = Pairing(shrunk, self.parameters, nominal, given, None, self.device)
-        images = [places[n][0] if n in places else None for n in range(len(self.views))]
+        coarse = self._coarse
+        nominal = nominal_transforms(coarse, self.parameters.angles, self.parameters.axis)
+        given = None if self.given is None else to_coarse(self.given, coarse)
+        pairing = Pairing(coarse, self.parameters, nominal, given, None, self.device)
+        images = [self._image(t, n) if n in (0, v) else None for n in range(len(coarse))]
         found = pairing.register(images, time_point, v, None, {})
-        placed = found.fixed_to_moving.with_frames(source=WORLD, target=own)
-        placed = from_moving.inverse() @ placed @ to_fixed.inverse()
-        return dataclasses.replace(
-            found, fixed_to_moving=placed.with_frames(source="fixed", target="moving")
-        )
+        place = found.fixed_to_moving.with_frames(source=WORLD, target=f"view {v}")
+        one = ViewTransform(time_point, v, place, "registered", "", found)
+        (fine,) = to_fine(SeriesRegistration((time_point,), len(coarse), (one,)), coarse).transforms
+        assert fine.registration is not None
+        return fine.registration
 
     def _start(self, pair: Pair) -> Affine:
         t, v = pair
@@ -261,12 +257,17 @@ class _Coarse:
             found = nominal_transforms(self.views, self.parameters.angles, self.parameters.axis)[v]
         return found.with_frames(source="fixed", target="moving")
 
-    def _view(self, t: int, v: int) -> tuple[Float32, Grid]:
+    @cached_property
+    def _coarse(self) -> list[CoarseView]:
+        return coarsened(self.views)
+
+    def _image(self, t: int, v: int) -> Float32:
         """A view on few voxels; the first one is kept for the views that follow."""
         if (t, v) not in self._read:
             self._read = {key: kept for key, kept in self._read.items() if key == (t, 0)}
             channels = reference_channels(self.parameters.reference, self.views[0].channels)
-            self._read[t, v] = few_voxels(volumes_of(self.views[v], t, channels), self.views[v].grid)
+            parts = [self._coarse[v].read(t, c) for c in channels]
+            self._read[t, v] = np.sum(parts, axis=0, dtype=np.float32)
         return self._read[t, v]
 
 

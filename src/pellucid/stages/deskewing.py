@@ -21,7 +21,8 @@ from pellucid.errors import InputError, PlanError
 from pellucid.stages.deskew_parameters import DeskewParameters
 from pellucid.stages.events import FileDone, OnEvent, VolumeDone, Warned, ignore
 from pellucid.stages.lanes import ReadAhead, WriteBehind
-from pellucid.stages.planning import chosen, gib
+from pellucid.stages.piece_choice import gib
+from pellucid.stages.planning import chosen
 from pellucid.stages.resources import available_bytes, describe_device, resolve_device
 
 Volume = npt.NDArray[Any]
@@ -83,7 +84,9 @@ def plan_deskew(parameters: DeskewParameters) -> DeskewPlan:
     PlanError : too little memory or disk
     """
     device = resolve_device(parameters.device)
-    found = open_recordings(parameters.input, voxel_um=parameters.voxel_um, axes=parameters.axes)
+    found = open_recordings(
+        parameters.input, voxel_um=parameters.voxel_um, axes=parameters.axes, image=parameters.image
+    )
     if len(found) > 1:
         raise InputError(
             f"{parameters.input}: {len(found)} recordings. Deskew them one by one, or fuse them "

@@ -11,19 +11,17 @@ from pellucid.core.averaging import Weighting
 from pellucid.core.fourier import Shape
 from pellucid.core.fused_blocks import StoredView, halo_of_average, halo_of_views
 from pellucid.core.geometry import Affine, Grid
-from pellucid.core.tiling import Tiling
-from pellucid.data.resumable_zarr import listed_core, manifest_path
-from pellucid.errors import OutputError, PlanError
-from pellucid.stages.cluster_choice import Workplace, workplace
+from pellucid.data.resumable_zarr import listed_core
+from pellucid.stages.cluster_choice import Workplace
+from pellucid.stages.coarse_views import coarse_peak_bytes, coarsened
 from pellucid.stages.fuse_memory import block_peak_bytes
 from pellucid.stages.fuse_parameters import FuseParameters
-from pellucid.stages.planning import TILES_OF_A_WORKER, room_bytes
-from pellucid.stages.resources import resolve_device
+from pellucid.stages.piece_choice import goes_on, is_begun, shared_out
 from pellucid.stages.tile_plan import (
     BESIDE_BYTES,
-    MARGIN,
     TilePlan,
     fitted_tiling,
+    planning_room,
     shard_chunks,
 )
 
@@ -31,32 +29,13 @@ if TYPE_CHECKING:
     from pellucid.stages.fuse_plan import FusePlan
 
 
-def workplace_of(parameters: FuseParameters) -> Workplace:
-    """Where a fusion computes, and with how much room."""
-    if parameters.cluster is not None:
-        return workplace(parameters.cluster, parameters.device, parameters.memory)
-    device = resolve_device(parameters.device)
-    return Workplace(device, 1, room_bytes(parameters.memory, device))
-
-
-def goes_on(parameters: FuseParameters) -> bool:
-    """Whether an interrupted run by blocks is there."""
-    output = parameters.output.expanduser()
-    return manifest_path(output).is_file() and output.with_name(output.name + ".partial").is_dir()
-
-
 def is_in_one(plan: "FusePlan") -> bool:
     """Whether the fusion fits in one piece, and nothing asks for blocks."""
     asked = plan.parameters
-    begun = goes_on(asked)
-    if begun and not (asked.resume or asked.overwrite):
-        raise OutputError(
-            f"{plan.output.name}: an interrupted run of this output is there. Go on with --resume, or "
-            "begin anew with --overwrite."
-        )
+    begun = goes_on(plan.output, resume=asked.resume, overwrite=asked.overwrite)
     beside = BESIDE_BYTES if asked.memory is not None else 0
     fits = plan.available_bytes is None or plan.peak_bytes + beside <= plan.available_bytes
-    by_choice = asked.tile is not None or asked.cluster is not None or (begun and asked.resume)
+    by_choice = asked.tile is not None or asked.cluster is not None or begun
     return fits and not by_choice
 
 
@@ -65,15 +44,8 @@ def without_blocks(plan: "FusePlan") -> str:
     asked = plan.parameters
     if not plan.output.name.lower().endswith(".zarr") or asked.dtype != "float32":
         return "Blocks are written as float32 OME-Zarr: name a .ome.zarr output"
-    if asked.transforms is None and asked.over_time != "none":
-        return (
-            "Blocks need transforms that are known: register first (pellucid register ... --chunks auto "
-            "-o transforms.json), and give --transforms transforms.json"
-        )
     if asked.method == "resample-then-joint":
         return "Blocks are for the methods joint, average and content-average"
-    if asked.method == "joint" and asked.iterations is None:
-        return "Blocks repeat a number of iterations that is stated, such as --iterations 10"
     unfit = {
         "--crop auto": asked.crop == "auto",
         "--background-image": bool(asked.background_image),
@@ -81,6 +53,19 @@ def without_blocks(plan: "FusePlan") -> str:
     }
     named = " and ".join(name for name, is_asked in unfit.items() if is_asked)
     return f"Blocks do without {named}: leave it out" if named else ""
+
+
+def registration_bytes(plan: "FusePlan") -> int:
+    """Memory of registering the views before the blocks; none where their places are known.
+
+    Views are registered on few voxels; a stage scan is stood up as a whole for that.
+    """
+    asked = plan.parameters
+    if asked.transforms is not None or asked.over_time == "none":
+        return 0
+    upright = [view.upright_series for view in plan.views]
+    whole = [12 * math.prod(view.upright.shape) for view in plan.views if view.scan is not None]
+    return coarse_peak_bytes(coarsened(upright)) + max(whole, default=0) + BESIDE_BYTES
 
 
 def planned_blocks(
@@ -108,22 +93,16 @@ def planned_blocks(
         core = math.prod(min(max(n - 2 * h, 1), n) for n, h in zip(read, halo, strict=True))
         return block_peak_bytes(views, world, read, asked, itemsize) + 8 * core + BESIDE_BYTES
 
-    def fitted(room: int) -> Tiling:
-        return fitted_tiling(
+    def within(room_bytes: int | None) -> TilePlan:
+        room = planning_room(room_bytes)
+        tiling = fitted_tiling(
             world.shape, core, halo=halo, reach=(z, y, x), needed=needed, room_bytes=room
         )
+        return TilePlan(tiling, shard_chunks(tiling, room), tiling.core_shape)
 
-    room = int(MARGIN * place.room_bytes) if place.room_bytes is not None else 2**62
-    core = asked.tile or (listed_core(plan.output) if asked.resume and goes_on(asked) else None)
-    tiling = fitted(room)
-    volumes = plan.shape[0] * plan.shape[1]
-    wanted = TILES_OF_A_WORKER * place.workers if core is None and place.workers > 1 else 0
-    while volumes * len(tiling) < wanted:
-        try:
-            tiling = fitted(int(BESIDE_BYTES + 0.7 * (tiling.peak_bytes - BESIDE_BYTES)))
-        except PlanError:
-            break
-    return TilePlan(tiling, shard_chunks(tiling, room), tiling.core_shape)
+    core = asked.tile or (listed_core(plan.output) if asked.resume and is_begun(plan.output) else None)
+    tiles = within(place.room_bytes)
+    return tiles if core else shared_out(tiles, math.prod(plan.shape), place, within)
 
 
 def placed_views(

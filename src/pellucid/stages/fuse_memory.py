@@ -26,6 +26,9 @@ SAMPLING_SHARE = 1.2
 AVERAGE_VOLUMES = 7
 """Volumes of a block that an average holds at once, and of what is read of the views; measured 5.8."""
 
+JUDGED_BYTES = 12
+"""Per voxel of the views, where a block decides the iterations: photons kept, set aside, and expected."""
+
 
 def peak_bytes(
     views: Sequence[PlacedSeries],
@@ -75,11 +78,12 @@ def block_peak_bytes(
     seen = [(view, box) for view, box in boxes if box is not None]
     voxels = sum(math.prod(box_shape(box)) for _, box in seen)
     waiting = 2 * itemsize * voxels
+    if parameters.method == "joint" and parameters.iterations is None:
+        waiting += JUDGED_BYTES * voxels
     if not seen or parameters.method != "joint":
         return waiting + 4 * AVERAGE_VOLUMES * (math.prod(read) + voxels)
     lit = [_hollow(view, box) for view, box in seen]
-    assert parameters.iterations is not None
-    restorer = stated_restorer(parameters.iterations, 1.0)
+    restorer = stated_restorer(parameters.iterations or 1, 1.0)
     return waiting + restorer.peak_bytes(joint_problem(lit, part))
 
 

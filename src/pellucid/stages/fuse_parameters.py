@@ -27,7 +27,7 @@ FuseMethod = Literal["joint", "resample-then-joint", "average", "content-average
 class FuseParameters(OpticsParameters, ViewParameters, RegistrationParameters):
     """Everything that `pellucid fuse` can be told."""
 
-    inputs: Names = Field(min_length=1, description="Views: files, folders or patterns.")
+    inputs: Names = Field(min_length=1, description="Views: files, folders, patterns, or dataset.xml#1.")
     output: Path = Field(description="A file: .ome.zarr, .ome.tif or .tif.")
     stage_scan: Names = Field(
         (), description="step,angle[,direction] of raw stage scans; one for all views or for each."
@@ -46,7 +46,9 @@ class FuseParameters(OpticsParameters, ViewParameters, RegistrationParameters):
         (), description="Image of the empty field to subtract; one, or one for each view."
     )
     transforms: Path | None = Field(
-        None, description="JSON of transforms that fuse or register wrote, in place of registration."
+        None,
+        description="File of transforms to apply in place of registration: .json of fuse or register, "
+        "BigStitcher .xml, ITK .txt, .tmx.",
     )
     spacing_um: float | None = Field(
         None, gt=0, description="Isotropic voxel of the result; else the finest of the views."

@@ -1,7 +1,6 @@
 """The transforms of a fusion: registered as `pellucid register` does, or from a file."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,18 +8,18 @@ import numpy as np
 
 from pellucid.core.transform_series import (
     SeriesRegistration,
-    ViewTransform,
     transform_from_dict,
 )
 from pellucid.data.plain_json import plain_json
 from pellucid.data.transform_exchange import affine_to_itk
-from pellucid.data.transform_file import read_transforms, read_views, write_transforms
+from pellucid.data.transform_file import write_transforms
 from pellucid.data.writer import plain_errors, write_atomically
-from pellucid.errors import InputError
-from pellucid.stages import register_files
+from pellucid.stages.coarse_views import coarsened, to_coarse, to_fine
 from pellucid.stages.events import Event, OnEvent, VolumeDone, VolumeFailed, Warned
 from pellucid.stages.fuse_parameters import FuseParameters
 from pellucid.stages.fuse_views import PlacedSeries, nominal
+from pellucid.stages.given_transforms import applied, read_given, start_transforms
+from pellucid.stages.pair_registration import nominal_transforms
 from pellucid.stages.registering import reference_channels, register_series
 
 if TYPE_CHECKING:
@@ -41,7 +40,7 @@ def found_transforms(
     done : what an interrupted run found
     on_partial : is handed what there is after every time point
     """
-    parameters, views = plan.parameters, plan.views
+    parameters = plan.parameters
     if parameters.transforms is not None:
         assert plan.given is not None
         return plan.given
@@ -53,77 +52,35 @@ def found_transforms(
         elif not isinstance(event, VolumeDone):
             on_event(event)
 
-    upright = [view.upright_series for view in views]
-    channel = reference_channels(parameters.reference, views[0].series.channels)[0]
+    upright = [view.upright_series for view in plan.views]
+    channel = reference_channels(parameters.reference, upright[0].channels)[0]
     known = [view[channel] for view in plan.upright_psfs]
-    return register_series(
-        upright, parameters, only_trouble, nominal=nominal(parameters, views), given=plan.given,
-        psfs=[None if psf is None else psf.values.astype(np.float32) for psf in known],
-        device=plan.device, done=done, on_partial=on_partial,
+    psfs = [None if psf is None else psf.values.astype(np.float32) for psf in known]
+    if plan.blocks is None or parameters.over_time == "none":
+        return register_series(
+            upright, parameters, only_trouble, nominal=nominal(parameters, plan.views),
+            given=plan.given, psfs=psfs, device=plan.device, done=done, on_partial=on_partial,
+        )  # fmt: skip
+    coarse = coarsened(upright)
+    found = register_series(
+        coarse, parameters, only_trouble,
+        nominal=nominal_transforms(coarse, parameters.angles, parameters.axis),
+        given=None if plan.given is None else to_coarse(plan.given, coarse),
+        psfs=None if any(view.is_coarser for view in coarse) else psfs, device=plan.device,
     )  # fmt: skip
+    return to_fine(found, coarse)
 
 
 def given_transforms(
     parameters: FuseParameters, views: Sequence[PlacedSeries]
 ) -> SeriesRegistration | None:
     """The transforms of a file, to apply (`transforms`) or to begin from (`start`); None: neither."""
+    upright = [view.upright_series for view in views]
     path = parameters.transforms
     if path is None:
-        return register_files.given_transforms(parameters, [view.upright_series for view in views])
-    if path.suffix.lower() == ".xml":
-        raise InputError(
-            f"{path.name}: transforms of BigStitcher are a start: --start {path.name} --over-time none."
-        )
-    _check_views(path, views)
-    return applied(read_transforms(path), views[0].series.times, len(views), path)
-
-
-def _check_views(path: Path, views: Sequence[PlacedSeries]) -> None:
-    """Raise InputError where the file's transforms are of other views than these."""
-    stored = read_views(path)
-    names = [view.series.name for view in views]
-    if names != [name for name, _ in stored] and sorted(names) == sorted(name for name, _ in stored):
-        raise InputError(
-            f"{path.name}: transforms of {', '.join(name for name, _ in stored)}, in this order. Name the "
-            "views alike."
-        )
-    for view, (name, grid) in zip(views, stored, strict=False):
-        here = view.upright
-        if here.shape != grid.shape or not np.allclose(here.spacing_um, grid.spacing_um, rtol=1e-3):
-            raise InputError(
-                f"{path.name}: transforms of {name} with {grid.shape} voxels of {grid.spacing_um} um, and "
-                f"{view.series.name} has {here.shape} of {here.spacing_um}. Register these views."
-            )
-
-
-def applied(
-    given: SeriesRegistration, times: tuple[int, ...], views: int, path: Path
-) -> SeriesRegistration:
-    """Transforms of a file for `times`: its own, or its only ones for all."""
-    if given.views != views:
-        raise InputError(f"{path.name}: transforms of {given.views} views, and there are {views}.")
-    if len(given.times) == 1:
-        repeated = [
-            replace(_as_given(one), time=t, registration=None)
-            for t in times
-            for one in given.transforms
-        ]
-        return SeriesRegistration(times, views, tuple(repeated))
-    if missing := sorted(set(times) - set(given.times)):
-        raise InputError(f"{path.name}: has no transforms of time point {missing[0]}.")
-    kept = tuple(
-        _as_given(one)
-        for one in given.transforms
-        if one.time in times
-    )
-    found = SeriesRegistration(times, views, kept)
-    if len(kept) < len(times) * views:
-        raise InputError(f"{path.name}: lacks transforms of some views or time points. Register again.")
-    return found
-
-
-def _as_given(one: ViewTransform) -> ViewTransform:
-    return one if one.how in ("first", "failed") else replace(one, how="given")
+        return start_transforms(parameters, upright)
+    path = path.expanduser()
+    return applied(read_given(path, upright), views[0].series.times, path)
 
 
 def to_json(found: SeriesRegistration) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from pellucid.stages.fuse_parameters import FuseParameters
 from pellucid.stages.pair_registration import nominal_transforms
 from pellucid.stages.parameters import DeconvolveParameters
 from pellucid.stages.psf_choice import channel_psfs
-from pellucid.stages.view_series import ViewSeries
+from pellucid.stages.view_series import Sliced, ViewSeries
 
 Volume = npt.NDArray[Any]
 
@@ -101,6 +102,10 @@ class _Deskewed(ViewSeries):
         own = {field.name: getattr(series, field.name) for field in dataclasses.fields(series)}
         return cls(**{**own, **changed}, skewed=series, scan=scan)
 
+    def lazily(self, t: int, c: int) -> Sliced:
+        """The same; stood up as a whole, when it is first sliced."""
+        return _WhenSliced(self, t, c)
+
     def read(self, t: int, c: int) -> Volume:
         assert self.skewed is not None
         assert self.scan is not None
@@ -109,6 +114,27 @@ class _Deskewed(ViewSeries):
         counts = torch.from_numpy(np.ascontiguousarray(volume, np.float32)) - level
         upright: Volume = (deskew(counts, self.scan, frame="view")[0] + level).numpy()
         return upright
+
+
+@dataclass
+class _WhenSliced:
+    """A volume that is read as a whole by the first slice of it."""
+
+    view: ViewSeries
+    t: int
+    c: int
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return self.view.shape
+
+    @cached_property
+    def _volume(self) -> Volume:
+        return self.view.read(self.t, self.c)
+
+    def __getitem__(self, box: Any) -> Volume:
+        part: Volume = self._volume[box]
+        return part
 
 
 def placed_series(

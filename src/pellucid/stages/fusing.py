@@ -35,11 +35,10 @@ from pellucid.stages.fuse_memory import peak_bytes
 from pellucid.stages.fuse_outputs import write_everything
 from pellucid.stages.fuse_plan import (
     FusePlan,
+    believed_places,
     check_memory,
-    cropped,
-    proposed_crop,
-    world_grid,
 )
+from pellucid.stages.fuse_world import cropped, proposed_crop, world_grid
 from pellucid.stages.lanes import ReadAhead
 from pellucid.stages.pair_registration import STARTS
 
@@ -57,10 +56,14 @@ PARTLY = "registered_so_far"
 
 @dataclass
 class FuseOutcome(Outcome):
-    """What came of a fusion; `resumed` volumes, or blocks, were finished by an earlier run."""
+    """What came of a fusion; `resumed` volumes, or blocks, were finished by an earlier run.
+
+    `decided` are the iterations of each volume where blocks repeat what one of them decided.
+    """
 
     resumed: int = 0
     resumed_blocks: int = 0
+    decided: tuple[int, ...] = ()
     transforms: SeriesRegistration | None = None
     timings_s: dict[str, float] = field(default_factory=dict)
 
@@ -84,7 +87,7 @@ def run_fusion(
     files = [path for view in plan.views for path in view.series.files]
     extra = [*plan.parameters.psf, *plan.parameters.background_image]
     if plan.parameters.transforms is not None:
-        extra.append(plan.parameters.transforms)
+        extra.append(plan.parameters.transforms.expanduser())
     if plan.parameters.start not in STARTS:
         extra.append(Path(plan.parameters.start).expanduser())
     with record.timed("checksums"):
@@ -126,6 +129,7 @@ def _in_blocks(
     outcome = FuseOutcome(
         plan.shape[0] * plan.shape[1], outputs=made.outputs, records=[made.record],
         transforms=made.transforms, timings_s=record.timings_s, resumed_blocks=made.resumed,
+        decided=made.decided,
     )  # fmt: skip
     for path in outcome.outputs:
         on_event(FileDone(path, outcome.records[0]))
@@ -161,16 +165,7 @@ def _registered(
             plan, listen, done=None if partly is None else registering.from_json(partly),
             on_partial=lambda some: waiting.keep(PARTLY, registering.to_json(some)),
         )  # fmt: skip
-    numbers = range(len(plan.views))
-    over_time = {
-        index: [found.world_to_view(t, v) for v in numbers]
-        for index, t in enumerate(found.times)
-        if all(found.at(t, v).believed for v in numbers)
-    }
-    if not over_time:
-        raise InputError(
-            f"{plan.output.name}: no time point could be registered. {found.failures[0].reason}"
-        )
+    over_time = believed_places(plan, found)
     every = list(over_time.values())
     world = cropped(plan.parameters, world_grid(plan.parameters, plan.views, every))
     if plan.parameters.crop == "auto":

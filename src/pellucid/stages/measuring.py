@@ -92,7 +92,9 @@ def run_measuring(plan: MeasurePlan, on_event: OnEvent = ignore) -> list[dict[st
 
 def opened(path: str | Path, parameters: InputParameters) -> Recording:
     """The recording at `path`, read as `parameters` say."""
-    return open_recording(path, voxel_um=parameters.voxel_um, axes=parameters.axes)
+    return open_recording(
+        path, voxel_um=parameters.voxel_um, axes=parameters.axes, image=parameters.image
+    )
 
 
 def _history(path: Path) -> dict[str, Any] | None:

@@ -88,7 +88,7 @@ def _write_weights(folder: Path, net: RestorationNet) -> None:
     """Write ONNX for any size, and an input with the output that it gives here."""
     a = net.architecture
     shape = (SMALLEST if a.volumetric else 1, 2 * SMALLEST, 3 * SMALLEST)
-    count = net.head.in_channels // int(np.prod(net.block))
+    count = net.head.in_channels
     generator = torch.Generator().manual_seed(0)
     inputs = 100 * torch.rand(1, count, *shape, generator=generator)
     arguments: tuple[Any, ...] = (inputs,)

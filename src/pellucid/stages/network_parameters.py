@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
-from pellucid.stages.parameters import Names, Parameters, Paths, SpacingUm, listed
+from pellucid.stages.parameters import Bytes, Names, Parameters, Paths, Sizes, SpacingUm, listed
 
 
 def _pair(value: Any) -> Any:
@@ -44,7 +44,7 @@ class TrainParameters(Parameters):
     validate_every: int = Field(100, ge=1, description="Steps between looks and checkpoints.")
     patience: int = Field(10, ge=1, description="Looks without a new best that end it.")
     passes: int = Field(1, ge=1, le=4, description="Networks, each refining the answer before it.")
-    width: int = Field(22, ge=4, le=64, description="Features of the network.")
+    width: int = Field(16, ge=4, le=64, description="Features of the network.")
     calibration: int = Field(40, ge=2, description="Recordings that the verdict is fitted on.")
     calibrated_on: Names = Field(
         (), description="Structures that verdict and cure are fitted on; all, if none is given."
@@ -65,10 +65,20 @@ class RestoreParameters(Parameters):
     verdict: Path | None = Field(None, description="Where to write the map of what to believe.")
     voxel_um: SpacingUm = Field(None, description="Overrides what the file says.")
     modality: str | None = Field(None, description="Refuse a model of another modality.")
-    time: int = Field(0, ge=0, description="Time point.")
-    channel: int = Field(0, ge=0, description="Channel.")
+    time: str | None = Field(None, description="Time points to take: 3, 0:3, or 0,2,5.")
+    channel: str | None = Field(None, description="Channels to take, by number or name: 0,2.")
     fall_back: bool = Field(False, description="Shrink towards the classical solution where better.")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:1.")
+    memory: Bytes = Field(
+        None, description="Most memory to use, such as 2GiB; larger volumes are restored by tiles."
+    )
+    tile: Sizes = Field(None, description="Voxels z,y,x of the tiles' cores; else chosen.")
+    cluster: str | None = Field(
+        None,
+        description="Who makes the tiles: local:N workers of this machine, tcp://host:port of a Dask "
+        "scheduler, or a SLURM file (slurm.yaml).",
+    )
+    resume: bool = Field(False, description="Go on with an interrupted run of tiles.")
     overwrite: bool = Field(False, description="Replace outputs that exist.")
 
 

@@ -32,7 +32,8 @@ def nominal_transforms(
     """
     if len(angles_deg) not in (0, len(views)):
         raise ParameterError(
-            f"angles: expected one for each of the {len(views)} views, got {len(angles_deg)}."
+            f"angles: expected one for each of the {len(views)} views "
+            f"({', '.join(view.name for view in views)}), got {len(angles_deg)}."
         )
     angles = list(angles_deg) or [0.0] * len(views)
     if not all(math.isfinite(angle) for angle in angles):
@@ -195,7 +196,7 @@ class Pairing:
             found = self._pair(volumes, 0, view, start="translation", mirrored=mirrored)
             if found.converged:
                 return f" Mirrored along {name} it would be believed: flip that axis of the view."
-        if abs(angle_deg) <= 1.0:
+        if abs(angle_deg) <= 1.0 and self.given is None:
             return " The views were taken as not turned; if they are, give --angles such as 0,90."
         return ""
 

@@ -107,7 +107,8 @@ class Parameters(BaseModel):
 
 def parameter_error(error: ValidationError, names: list[str]) -> ParameterError:
     """The first complaint of pydantic as a sentence, with the name that may have been meant."""
-    first = error.errors()[0]
+    # a name that does not exist is why another is missing
+    first = min(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
     name = str(first["loc"][0]) if first["loc"] else "parameters"
     if first["type"] == "extra_forbidden":
         near = difflib.get_close_matches(name, names, n=1)
@@ -165,7 +166,7 @@ class InputParameters(Parameters):
     time: str | None = Field(None, description="Time points to take: 3, 0:3, or 0,2,5.")
     channel: str | None = Field(None, description="Channels to take, by number or name: 0,2.")
     image: int | None = Field(
-        None, ge=0, description="Which image or view of a file that holds several, from 0."
+        None, ge=0, description="Which image or view of a file that holds several, from 0; as file.xml#1."
     )
 
 
@@ -269,7 +270,8 @@ class RegisterParameters(RegistrationParameters, ViewParameters):
 
     inputs: Names = Field(
         min_length=1,
-        description="Each view: a file, a folder or a pattern with {t} and {c}; the first is fixed.",
+        description="Each view: a file, a folder, a pattern with {t} and {c}, or dataset.xml#1; the first "
+        "is fixed. One dataset of BigDataViewer gives all its views.",
     )
     output: Path = Field(description="The file of transforms, .json.")
     psf: Paths = Field((), description="PSF file; one for all views, or one for each.")
@@ -278,7 +280,11 @@ class RegisterParameters(RegistrationParameters, ViewParameters):
     )
     device: str = Field("auto", description="auto, cpu, cuda or cuda:1.")
     itk: Path | None = Field(None, description="Folder for ITK transforms, a .txt for each.")
-    bigstitcher: Path | None = Field(None, description="BigStitcher file to write, .xml.")
+    bigstitcher: Path | None = Field(
+        None,
+        description="BigStitcher file to write, .xml: a copy of the views' own dataset, with what was "
+        "found.",
+    )
     picture: Path | None = Field(None, description="Picture of the transforms over time, .png.")
     registered: Path | None = Field(
         None, description="Folder for the views on the first view's voxels, OME-Zarr."

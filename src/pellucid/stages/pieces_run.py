@@ -9,7 +9,7 @@ from pellucid.core.tiling import Tiling
 from pellucid.data.record import RunRecord, package_versions
 from pellucid.data.resumable_zarr import ResumableZarr
 from pellucid.data.writer import remove
-from pellucid.errors import PellucidError
+from pellucid.errors import NotFiniteError, PellucidError
 from pellucid.stages.engine import Done, Engine, Key, Task
 from pellucid.stages.events import OnEvent, TileDone
 from pellucid.stages.parameters import Parameters
@@ -78,10 +78,12 @@ def going_on(writer: ResumableZarr, piece: str) -> Iterator[None]:
         if done is None:
             raise
         done.take_in()  # what workers finished and could not say any more
-        if len(done) == 0:
+        begun = any(f" {piece} " in part for part in done)
+        if len(done) == 0 or (isinstance(error, NotFiniteError) and not begun):
             done.remove()
             remove(writer.partial_path)
             raise
-        hint = f"Finished {piece}s are kept: put that right, and go on with --resume."
+        kept = f"Finished {piece}s are kept" if begun else "What was measured is kept"
+        hint = f"{kept}: put that right, and go on with --resume."
         why = str(error).replace("the output is not kept", f"the {piece} is lost")
         raise type(error)(f"{why} {hint}") from error

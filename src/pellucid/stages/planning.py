@@ -13,27 +13,19 @@ from pellucid.core.psf import Psf, fwhm_px
 from pellucid.core.psf_field import PsfField
 from pellucid.data.output import check_not_input, stem
 from pellucid.data.recording import Recording, open_recordings
-from pellucid.data.resumable_zarr import listed_core, manifest_path
+from pellucid.data.resumable_zarr import listed_core
 from pellucid.data.writer import check_free_space, check_output_path
 from pellucid.errors import OutputError, ParameterError, PlanError
-from pellucid.stages.cluster_choice import Workplace, workplace
+from pellucid.stages.cluster_choice import Workplace
 from pellucid.stages.parameters import SUFFIXES, DeconvolveParameters
+from pellucid.stages.piece_choice import gib, goes_on, shared_out, tiles_json, workplace_of
 from pellucid.stages.psf_choice import psfs_or_fields
-from pellucid.stages.resources import available_bytes, describe_device, resolve_device
+from pellucid.stages.resources import describe_device
 from pellucid.stages.restoring import back_projector_figures, is_masked, peak_bytes, shape_that_fits
-from pellucid.stages.tile_plan import (
-    BESIDE_BYTES,
-    MARGIN,
-    TilePlan,
-    plan_tiles,
-    resident_bytes,
-)
+from pellucid.stages.tile_plan import BESIDE_BYTES, TilePlan, plan_tiles
 from pellucid.stages.volume_statistics import LazyVolume
 
 IMAGE_SUFFIXES = (".zarr", ".tif", ".tiff")
-
-TILES_OF_A_WORKER = 2
-"""At least, so that none waits long for the last."""
 
 
 @dataclass(frozen=True)
@@ -72,9 +64,7 @@ class FilePlan:
     @property
     def time_step_s(self) -> float | None:
         """Seconds between the time points taken; None where they are not evenly spaced."""
-        steps = set(np.diff(self.times).tolist())
-        step = self.recording.time_step_s
-        return None if step is None or len(steps) > 1 else step * max(steps, default=1)
+        return time_step_s(self.recording, self.times)
 
     @property
     def channel_names(self) -> tuple[str, ...]:
@@ -154,17 +144,6 @@ class Plan:
         }
 
 
-def tiles_json(tiles: TilePlan | None) -> dict[str, Any]:
-    """How a volume is cut, as JSON types."""
-    if tiles is None:
-        return {"tiles": 1}
-    tiling = tiles.tiling
-    return {
-        "tiles": len(tiling), "core_zyx": tiling.core_shape, "halo_zyx": tiling.halo,
-        "halo_share": tiling.halo_share,
-    }  # fmt: skip
-
-
 @dataclass(frozen=True)
 class _Optics:
     """What files of one shape, voxel size and number of channels share."""
@@ -185,7 +164,7 @@ def plan_deconvolution(parameters: DeconvolveParameters) -> Plan:
     OutputError : an output that exists or cannot be written
     PlanError : too little memory or disk, with what would fit
     """
-    place = _workplace(parameters)  # what cannot be had is refused before files are opened
+    place = workplace_of(parameters)  # what cannot be had is refused before files are opened
     recordings = [
         recording
         for spec in parameters.inputs
@@ -200,7 +179,7 @@ def plan_recordings(
     parameters: DeconvolveParameters, recordings: list[Recording], place: Workplace | None = None
 ) -> Plan:
     """The plan for recordings that are open already, in place of `parameters.inputs`."""
-    place = place or _workplace(parameters)
+    place = place or workplace_of(parameters)
     outputs = _outputs(parameters, recordings)
     files: list[FilePlan] = []
     shared: dict[object, _Optics] = {}
@@ -254,43 +233,16 @@ def _optics(
     return _Optics(psfs, tuple(figures[psf] for psf in psfs), max(peaks), masked)
 
 
-def _workplace(parameters: DeconvolveParameters) -> Workplace:
-    if parameters.cluster is not None:
-        return workplace(parameters.cluster, parameters.device, parameters.memory)
-    device = resolve_device(parameters.device)
-    return Workplace(device, 1, room_bytes(parameters.memory, device))
-
-
-def room_bytes(memory: int | None, device: str) -> int | None:
-    """Memory that may be used beyond what is held already; None where nobody says."""
-    free = available_bytes(device)
-    if memory is None or device != "cpu":
-        return free
-    allowed = memory - resident_bytes()
-    if allowed <= 0:
-        raise PlanError(
-            f"memory: {gib(memory)} may be used, and the program itself takes "
-            f"{gib(resident_bytes())}. Allow more."
-        )
-    return allowed if free is None else min(free, allowed)
-
-
 def _fitted(file: FilePlan, parameters: DeconvolveParameters, place: Workplace) -> FilePlan:
     """The file in one piece where that fits, else by tiles; always by tiles on a cluster."""
     device, room = place.device, place.room_bytes
     z, y, x = file.shape[2:]
-    partial = file.output.with_name(file.output.name + ".partial")
-    goes_on = manifest_path(file.output).is_file() and partial.is_dir()
-    if goes_on and not (parameters.resume or parameters.overwrite):
-        raise OutputError(
-            f"{file.output.name}: an interrupted run of this output is there. Go on with --resume, or "
-            "begin anew with --overwrite."
-        )
+    begun = goes_on(file.output, resume=parameters.resume, overwrite=parameters.overwrite)
     beside = file.host_bytes + BESIDE_BYTES if device == "cpu" else 0
     needed = file.peak_bytes + beside
     fits = room is None or needed <= room
     in_one = fits and parameters.tile is None and parameters.cluster is None
-    if in_one and not (goes_on and parameters.resume):
+    if in_one and not begun:
         return file
     psfs = [psf for psf in file.psfs if not isinstance(psf, PsfField)]
     is_tileable = file.output.name.lower().endswith(".zarr") and parameters.dtype == "float32"
@@ -298,9 +250,13 @@ def _fitted(file: FilePlan, parameters: DeconvolveParameters, place: Workplace) 
         core = listed_core(file.output) if parameters.resume else None
         asked = parameters.model_copy(update={"tile": parameters.tile or core})
         itemsize = file.recording.dtype.itemsize
-        tiles = plan_tiles((z, y, x), tuple(psfs), asked, itemsize, room, masked=file.masked)
+
+        def within(room: int | None) -> TilePlan:
+            return plan_tiles((z, y, x), tuple(psfs), asked, itemsize, room, masked=file.masked)
+
+        tiles = within(room)
         if asked.tile is None:
-            tiles = _shared_out(tiles, file, tuple(psfs), asked, place)
+            tiles = shared_out(tiles, math.prod(file.shape[:2]), place, within)
         return replace(file, tiles=tiles, peak_bytes=tiles.tiling.peak_bytes, host_bytes=0)
     if len(psfs) < len(file.psfs) and fits:
         raise ParameterError(
@@ -325,26 +281,6 @@ def _fitted(file: FilePlan, parameters: DeconvolveParameters, place: Workplace) 
         f"{file.recording.path.name}: a volume of {(z, y, x)} needs {gib(needed)} and {device} has "
         f"{gib(room)} free. {remedy}" + (f", or take a crop: {crop} would fit." if crop else ".")
     )
-
-
-def _shared_out(
-    tiles: TilePlan,
-    file: FilePlan,
-    psfs: tuple[Psf, ...],
-    parameters: DeconvolveParameters,
-    place: Workplace,
-) -> TilePlan:
-    """Tiles small enough for every worker to get some, if the output's chunks allow them."""
-    volumes, itemsize = file.shape[0] * file.shape[1], file.recording.dtype.itemsize
-    z, y, x = file.shape[2:]
-    while place.workers > 1 and volumes * len(tiles.tiling) < TILES_OF_A_WORKER * place.workers:
-        work = tiles.tiling.peak_bytes - BESIDE_BYTES
-        room = int((BESIDE_BYTES + 0.7 * work) / MARGIN)
-        try:
-            tiles = plan_tiles((z, y, x), psfs, parameters, itemsize, room, masked=file.masked)
-        except PlanError:
-            break
-    return tiles
 
 
 def chosen(selection: str | None, size: int, axis: str, recording: Recording) -> tuple[int, ...]:
@@ -376,6 +312,13 @@ def chosen(selection: str | None, size: int, axis: str, recording: Recording) ->
     return tuple(taken)
 
 
+def time_step_s(recording: Recording, times: tuple[int, ...]) -> float | None:
+    """Seconds between the time points taken; None where they are not evenly spaced."""
+    steps = set(np.diff(times).tolist())
+    step = recording.time_step_s
+    return None if step is None or len(steps) > 1 else step * max(steps, default=1)
+
+
 def _outputs(parameters: DeconvolveParameters, recordings: list[Recording]) -> list[Path]:
     """Where each recording goes: the named file, or a file of its own in the named folder."""
     target = parameters.output.expanduser()
@@ -392,7 +335,8 @@ def _outputs(parameters: DeconvolveParameters, recordings: list[Recording]) -> l
         )
     else:
         suffix = SUFFIXES[parameters.format]
-        outputs = [target / f"{stem(recording.path)}{suffix}" for recording in recordings]
+        names = [stem(r.path) + ("" if r.image is None else f"_{r.image}") for r in recordings]
+        outputs = [target / f"{name}{suffix}" for name in names]
     if len(set(outputs)) < len(outputs):
         twice = next(path for path in outputs if outputs.count(path) > 1)
         raise OutputError(f"{twice.name}: two inputs would both be written there. Run them apart.")
@@ -410,10 +354,3 @@ def _outputs(parameters: DeconvolveParameters, recordings: list[Recording]) -> l
 def _existing(folder: Path) -> Path:
     return folder if folder.is_dir() else folder.parent
 
-
-def gib(count: int) -> str:
-    """A number of bytes in words."""
-    for unit, size in (("GiB", 2**30), ("MiB", 2**20), ("kiB", 2**10)):
-        if count >= size:
-            return f"{count / size:.3g} {unit}"
-    return f"{count} bytes"

@@ -11,7 +11,7 @@ import numpy as np
 
 from pellucid.core.deconvolution import usable_psf
 from pellucid.core.optics import Layers, Optics
-from pellucid.core.psf import Psf, Triple
+from pellucid.core.psf import Psf, Triple, check_spacing_um
 from pellucid.core.psf_field import PsfField
 from pellucid.core.psf_preparation import prepare
 from pellucid.core.psf_theory import (
@@ -55,7 +55,7 @@ def channel_psfs(
             )
         sources = psf_sources(parameters, channels, recording.shape[1])
         prepared = {
-            source: _from_file(parameters, source, spacing, flat) for source in set(sources)
+            source: _from_file(source, recording, flat) for source in set(sources)
         }
         return tuple(_fitted(prepared[source], recording) for source in sources)
     planes = recording.shape[2]
@@ -210,12 +210,15 @@ def prepared_psf(path: Path, voxel_um: Triple | None = None) -> Psf:
     return _named(path, lambda: prepare(recording.read(), recording.voxel_um))
 
 
-def _from_file(
-    parameters: DeconvolveParameters, source: PsfSource, image_um: Triple, flat: bool
-) -> Psf:
-    recording = source.recording
+def _from_file(source: PsfSource, image: Recording, flat: bool) -> Psf:
+    recording, image_um = source.recording, image.require_voxel_um()
     own = recording.voxel_um
     notes = [f"from {recording.path.name}"]
+    sizes = (
+        f"{image.path.name} has voxels of {_um(image_um)} um (z, y, x) and {recording.path.name} of "
+        + ("unknown size" if own is None else f"{_um(own)} um")
+    )
+    remedy = "State what is right: --voxel-um z,y,x for the image, --psf-voxel-um z,y,x for the PSF."
     if own is None:
         notes.append("the file states no voxel size: taken as the image's")
         own = image_um
@@ -223,9 +226,17 @@ def _from_file(
         # The z of a single plane means nothing, so it is no reason to resample.
         image_um = (own[0], *image_um[1:]) if flat else image_um
         own = own if flat else (image_um[0], *own[1:])
+    try:
+        for spacing_um in (own, image_um):
+            check_spacing_um(spacing_um)
+    except PellucidError as error:
+        bounds = str(error).partition(", got")[0].removeprefix("spacing_um: ")
+        raise InputError(f"{sizes}: {bounds}. {remedy}") from error
     values = recording.read(c=source.channel)
     psf = _named(recording.path, lambda: prepare(values, own, image_um))
     if any(abs(a / b - 1) > 0.01 for a, b in zip(own, image_um, strict=True)):
+        if any(n == 1 < before for n, before in zip(psf.shape[1:], values.shape[-2:], strict=True)):
+            raise InputError(f"{sizes}: the whole PSF lies within one voxel of the image. {remedy}")
         notes.append(f"voxels of {_um(own)} um in the file, {_um(image_um)} um in the image")
     return replace(psf, notes=(*notes, *psf.notes))
 

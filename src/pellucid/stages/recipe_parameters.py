@@ -119,6 +119,8 @@ def recipe_of(content: Mapping[str, Any], name: str) -> Recipe:
     ------
     ParameterError : a step, a parameter or a reference that does not exist, with what was meant
     """
+    if isinstance(content.get("steps"), Mapping):
+        raise ParameterError("steps: expected a list. Begin every step with '- ', such as '- measure:'.")
     said = RecipeParameters.checked(content)
     folder = said.folder.expanduser()
     steps: list[Step] = []
@@ -143,6 +145,9 @@ def _step(number: int, entry: Any, folder: Path, before: Sequence[Step]) -> Step
     place = f"step {number}"
     for key in said:
         if key not in COMMANDS:
+            over = next((c for c in said if c in COMMANDS and key in COMMANDS[c].model_fields), None)
+            if over is not None:
+                raise ParameterError(f"{place}: {key!r} belongs to {over!r}: indent it further, below it.")
             near = difflib.get_close_matches(str(key), [*COMMANDS, *OURS], n=1)
             hint = f"Did you mean {near[0]!r}?" if near else f"There are: {', '.join(COMMANDS)}."
             raise ParameterError(f"{place}: {key!r} is no step. {hint}")
@@ -157,6 +162,7 @@ def _step(number: int, entry: Any, folder: Path, before: Sequence[Step]) -> Step
         raise ParameterError(f"{place}: keep: expected true or false, got {keep!r}.")
     if not name or any(c in name for c in "/\\") or name in {step.name for step in before}:
         raise ParameterError(f"{place}: the name {name!r} is taken, or cannot name a file.")
+    _check_references(place, values)
     filled = {**_sources(command, values, before), **{str(k): v for k, v in values.items()}}
     filled.setdefault("output", folder / (name + _suffix(command)))
     step = Step(name, command, keep, filled)
@@ -237,6 +243,17 @@ def _references(value: Any) -> Iterator[str]:
     elif isinstance(value, (list, tuple)):
         for inner in value:
             yield from _references(inner)
+
+
+def _check_references(place: str, values: Mapping[str, Any]) -> None:
+    """ParameterError for a mapping that is no reference."""
+    parts = [(n, p) for n, v in values.items() for p in (v if isinstance(v, (list, tuple)) else [v])]
+    for name, part in parts:
+        if isinstance(part, Mapping) and set(part) != {"step"}:
+            raise ParameterError(
+                f"{place}: {name}: expected a value or {{step: NAME}}, got {dict(part)!r}. What an earlier "
+                "step made is written {step: NAME}."
+            )
 
 
 def _resolved(step: Step, name: str, value: Any, made: Mapping[str, Sequence[Path]]) -> Any:

@@ -120,15 +120,27 @@ def plan_recipe(
     if overwrite and resume:
         raise ParameterError("resume: goes on with what is there, and overwrite begins anew. Choose one.")
     with _folder(recipe.folder), tempfile.TemporaryDirectory(prefix="pellucid-plan-") as scratch:
-        log = _earlier(recipe, resume=resume, overwrite=overwrite)
+        taken: OutputError | None = None
+        log: RecipeLog | None = None
+        try:
+            log = _earlier(recipe, resume=resume, overwrite=overwrite)
+        except OutputError as error:
+            taken = error
         made: dict[str, list[Path]] = {}
         jobs: list[Job] = []
         for steps in _grouped(recipe):
             name = steps[-1].name
-            work = planned_steps(steps, made, log, overwrite=overwrite, cluster=cluster)
+            try:
+                work = planned_steps(steps, made, log, overwrite=overwrite, cluster=cluster)
+            except OutputError as error:
+                # that an output is there is said last: what is wrong with a step or a later one counts more
+                work = planned_steps(steps, made, log, overwrite=True, cluster=cluster)
+                taken = taken or error
             made[name] = work.stand_in(Path(scratch) / name)
             files = tuple(path for path in work.files if not path.is_relative_to(scratch))
             jobs.append(Job(steps, work, files))
+        if taken is not None:
+            raise taken
         if log is not None:
             jobs = _judged(jobs, log)
         plan = RecipePlan(recipe, tuple(jobs), resume, overwrite, cluster)

@@ -11,22 +11,22 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from pellucid.core.accelerated import Accelerated
-from pellucid.core.deconvolution import back_projector, deconvolve, roomy, usable_psf
+from pellucid.core.deconvolution import back_projector, deconvolve, restorer, roomy, usable_psf
 from pellucid.core.deskew import deskew, deskewed_grid
 from pellucid.core.geometry import as_triple
-from pellucid.core.noise import estimate_background, estimate_noise
+from pellucid.core.noise import estimate_background
 from pellucid.core.pairwise import pairwise_shift
 from pellucid.core.placement import place
 from pellucid.core.psf import Psf
 from pellucid.core.quality import measure
-from pellucid.core.replay import decided
+from pellucid.core.replay import Replay, decided
 from pellucid.core.sampling import MAX_VOXELS
 from pellucid.core.tiling import Tile, Tiling
 from pellucid.data.output import create_output
@@ -46,7 +46,7 @@ from pellucid.stages.stitching import Mosaic
 from pellucid.stages.tile_plan import tile_peak_bytes
 from pellucid.stages.tiling_run import VolumeTask
 from pellucid.stages.training import photon_problem
-from pellucid.stages.volume_statistics import LazyVolume, measured
+from pellucid.stages.volume_statistics import LazyVolume, combined, core_statistics, sampled
 
 Volume = npt.NDArray[Any]
 Made = TypeVar("Made")
@@ -92,7 +92,7 @@ def piece_of(recording: Recording, t: int = 0, c: int = 0) -> tuple[Volume, floa
     Half of the light lies in darker pieces: what stops an iteration there stops it in most places.
     """
     shape = recording.shape[2:]
-    size = [min(n, k) for n, k in zip(shape, CHUNK, strict=True)]
+    size = _piece_shape(shape)
     z0 = (shape[0] - size[0]) // 2
     begin, pieces = time.perf_counter(), []
     for share_y, share_x in np.ndindex(3, 3):
@@ -107,6 +107,15 @@ def piece_of(recording: Recording, t: int = 0, c: int = 0) -> tuple[Volume, floa
     light = np.cumsum([float(piece.mean()) - float(pieces[0].min()) for piece in pieces])
     typical = min(int(np.searchsorted(light, light[-1] / 2)), len(pieces) - 1)
     return pieces[typical], spent / sum(piece.size for piece in pieces)
+
+
+def _piece_shape(shape: Shape) -> Shape:
+    """`CHUNK`, and where a volume is thinner, more of its other axes, so that the piece is as large."""
+    size = [min(n, k) for n, k in zip(shape, CHUNK, strict=True)]
+    for axis in (2, 1, 0):
+        wanted = math.prod(CHUNK) * size[axis] // math.prod(size)
+        size[axis] = min(shape[axis], max(size[axis], wanted))
+    return size[0], size[1], size[2]
 
 
 def _of_outputs(job: Job) -> Volume | None:
@@ -150,6 +159,7 @@ def _deskew(plan: DeskewPlan, piece: Volume | None) -> Probed:
     counts = torch.from_numpy(np.ascontiguousarray(piece, np.float32)).to(plan.device)
     asked = plan.parameters
     grid = deskewed_grid(plan.scan, piece.shape, frame=asked.frame, spacing_um=asked.spacing_um)
+    deskew(counts[:2], plan.scan)  # the first call takes longer
     image, spent = _timed(lambda: deskew(counts, plan.scan, grid=grid)[0].cpu().numpy())
     share = math.prod(plan.grid.shape) / math.prod(grid.shape)
     once = spent * share + read * math.prod(plan.recording.shape[2:])
@@ -235,9 +245,18 @@ def _whole(plan: Plan, file: FilePlan, c: int, piece: Volume) -> tuple[Volume, f
         piece, psf, method=asked.method, iterations=asked.iterations, background=asked.background,
         device=plan.device, seed=asked.seed,
     ))  # fmt: skip
+    _, sampling = _timed(lambda: sampled(piece, asked.background, asked.fill))
     z, y, x = piece.shape
     here, whole = (peak_bytes(shape, psf, asked) for shape in ((z, y, x), file.shape[2:]))
-    return done.image.cpu().numpy(), spent * grown(here, whole)
+    seconds = sampling * _samples(file, piece) + max(spent - sampling, 0.0) * grown(here, whole)
+    return done.image.cpu().numpy(), seconds
+
+
+def _samples(file: FilePlan, piece: Volume) -> float:
+    """Samples of a volume, from which noise and background are measured, in those of the piece."""
+    voxels = (math.prod(file.shape[2:]), piece.size)
+    whole, here = (min(MAX_VOXELS, n) for n in voxels)
+    return whole / here
 
 
 def _tiles(plan: Plan, file: FilePlan, c: int, piece: Volume) -> tuple[Volume, float]:
@@ -248,27 +267,25 @@ def _tiles(plan: Plan, file: FilePlan, c: int, piece: Volume) -> tuple[Volume, f
     kernel = roomy(usable_psf(psf, file.shape[2:]))
     z, y, x = piece.shape
     alone = Tiling((z, y, x), (z, y, x), (0, 0, 0), (1, 1, 1), 0)
-    _, sampling = _timed(lambda: estimate_noise(piece))
-    sliced = cast(LazyVolume, piece)  # an array is sliced as a volume on disk is
-    statistics, passing = _timed(lambda: measured(sliced, alone, asked.background))
-    voxels = math.prod(file.shape[2:])
-    sampled = sampling * min(MAX_VOXELS, voxels) / piece.size
-    measuring = sampled + max(passing - sampling, 0.0) * voxels / piece.size
+    levels, sampling = _timed(lambda: sampled(piece, asked.background, asked.fill))
+    core, passing = _timed(lambda: core_statistics(piece, levels))
+    statistics = combined(levels, [core], piece.size)
+    measuring = sampling * _samples(file, piece) + passing * math.prod(file.shape[2:]) / piece.size
     volume = LazyVolume(file.recording, 0, 0)
-    task = VolumeTask(volume, kernel, statistics, None, asked, plan.device)
+    chosen = restorer(back_projector(asked.method), asked.iterations, asked.seed)
+    task = VolumeTask(volume, kernel, statistics, chosen, plan.device)
     deciding = 0.0
-    if asked.iterations is None:
-        restorer = Accelerated(back_projector(asked.method), seed=asked.seed)
+    if isinstance(chosen, Accelerated):
         problem = task.problem(piece)
-        schedule, deciding = _timed(lambda: decided(restorer, problem, statistics.start))
-        task = replace(task, schedule=schedule)
-    (core, _), each = _timed(lambda: task.restored(alone.tile(0), piece))
+        schedule, deciding = _timed(lambda: decided(chosen, problem, statistics.start))
+        task = replace(task, restorer=Replay(schedule))
+    (sharp, _), each = _timed(lambda: task.restored(alone.tile(0), piece))
     here = tile_peak_bytes((z, y, x), kernel, asked)
     sizes = [_size(tile) for tile in tiling]
     costs = {size: grown(here, tile_peak_bytes(size, kernel, asked)) for size in set(sizes)}
     typical = costs[sizes[len(sizes) // 2]]
     seconds = measuring + deciding * typical + each * sum(costs[size] for size in sizes)
-    return core, seconds
+    return sharp, seconds
 
 
 def _size(tile: Tile) -> Shape:
@@ -278,11 +295,12 @@ def _size(tile: Tile) -> Shape:
 
 def _restore(plan: RestorePlan, piece: Volume | None) -> Probed:
     if piece is None:
-        piece, _ = piece_of(plan.recording, plan.parameters.time, plan.parameters.channel)
+        piece, _ = piece_of(plan.recording, plan.times[0], plan.channels[0])
     image = torch.from_numpy(np.ascontiguousarray(piece, np.float32)).to(plan.device)
     (problem, gain), spent = _timed(lambda: photon_problem(image, plan.psf))
     answer, more = _timed(lambda: plan.restorer(problem))
-    share = math.prod(plan.recording.shape[2:]) / piece.size
+    again = 1.0 if plan.tiles is None else 1.0 + plan.tiles.tiling.halo_share
+    share = again * math.prod(plan.shape) / piece.size
     return Probed((spent + more) * share, answer.image.mul(gain).cpu().numpy())
 
 
@@ -296,7 +314,8 @@ def _measure(plan: MeasurePlan, piece: Volume | None) -> Probed:
 
 
 def _cut(volume: Volume) -> Volume:
-    return middle(volume, CHUNK)
+    z, y, x = volume.shape
+    return middle(volume, _piece_shape((z, y, x)))
 
 
 def _register(plan: Any, piece: Volume | None) -> Probed:

@@ -180,11 +180,12 @@ def _run_deconvolve(plan: Plan, on_event: OnEvent) -> Ran:
 def _restore(parameters: Any) -> Work:
     plan = network_restoring.plan_restoring(parameters)
     makes = {parameters.output.expanduser(): plan.image}
-    return Work("restore", plan, makes, plan.recording.files, plan.peak_bytes, 0, 1)
+    return Work("restore", plan, makes, plan.recording.files, plan.peak_bytes, 0, plan.steps)
 
 
 def _run_restore(plan: network_restoring.RestorePlan, on_event: OnEvent) -> Ran:
-    stats = network_restoring.run_restoring(plan, on_event)
+    with opened_engine(plan.parameters.cluster) as engine:
+        stats = network_restoring.run_restoring(plan, on_event, engine)
     output = plan.parameters.output.expanduser()
     return Ran(stats, [output], [output.with_name(output.name + ".pellucid.json")])
 

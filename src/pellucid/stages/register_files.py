@@ -1,7 +1,7 @@
 """`pellucid register` as a stage: views in, transforms and what is made of them out."""
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,14 +15,14 @@ from pellucid.core.descent import peak_bytes
 from pellucid.core.field_resampling import sampled
 from pellucid.core.geometry import Affine
 from pellucid.core.psf_preparation import prepare
-from pellucid.core.transform_series import WORLD, SeriesRegistration, ViewTransform
-from pellucid.data.bigstitcher import read_bigstitcher_series, write_bigstitcher
+from pellucid.core.transform_series import SeriesRegistration, ViewTransform
+from pellucid.data.bigstitcher import read_bigstitcher, write_bigstitcher, write_into_dataset
 from pellucid.data.manifest import remove_manifest
-from pellucid.data.output import create_output
+from pellucid.data.output import check_not_input, create_output
 from pellucid.data.record import RunRecord, fingerprint, write_record
 from pellucid.data.recording import open_recording
 from pellucid.data.transform_exchange import affine_to_itk
-from pellucid.data.transform_file import read_affine, read_transforms, write_transforms
+from pellucid.data.transform_file import write_transforms
 from pellucid.data.writer import (
     ImageDescription,
     check_output_path,
@@ -30,12 +30,13 @@ from pellucid.data.writer import (
     remove,
     write_atomically,
 )
-from pellucid.errors import InputError, OutputError, ParameterError, PellucidError, PlanError
+from pellucid.errors import OutputError, ParameterError, PellucidError, PlanError
 from pellucid.stages.chunk_registration import chunk_peak_bytes, chunks_of, register_chunks
 from pellucid.stages.engine import Engine, InProcess
 from pellucid.stages.events import FileDone, OnEvent, Warned, ignore
+from pellucid.stages.given_transforms import dataset_of, start_transforms
 from pellucid.stages.pair_registration import STARTS, check_stated, nominal_transforms
-from pellucid.stages.parameters import RegisterParameters, RegistrationParameters
+from pellucid.stages.parameters import RegisterParameters
 from pellucid.stages.registering import reference_channels, register_series
 from pellucid.stages.resources import available_bytes, describe_device, resolve_device
 from pellucid.stages.view_series import ViewSeries, open_views
@@ -129,7 +130,10 @@ def plan_registration(parameters: RegisterParameters) -> RegisterPlan:
     nominal = tuple(nominal_transforms(views, parameters.angles, parameters.axis))
     reference_channels(parameters.reference, views[0].channels)
     _check_outputs(parameters)
-    given, psfs = given_transforms(parameters, views), _psfs(parameters, views)
+    if parameters.bigstitcher is not None and (dataset := dataset_of(views)) is not None:
+        check_not_input(parameters.bigstitcher, [path for view in views for path in view.files])
+        read_bigstitcher(dataset[0])  # what is to be added to must be there
+    given, psfs = start_transforms(parameters, views), _psfs(parameters, views)
     if parameters.resume and parameters.chunks is None:
         raise ParameterError("resume: only a registration in chunks can be gone on with (--chunks).")
     if parameters.cluster is not None and parameters.chunks is None:
@@ -228,8 +232,11 @@ def _written_beside(
     if asked.itk is not None:
         yield _write_itk(asked.itk, series)
     if asked.bigstitcher is not None:
-        grids = [view.grid for view in plan.views]
-        write_bigstitcher(asked.bigstitcher, series, grids, plan.views[0].channels)
+        grids, dataset = [view.grid for view in plan.views], dataset_of(plan.views)
+        if dataset is None:
+            write_bigstitcher(asked.bigstitcher, series, grids, plan.views[0].channels)
+        else:
+            write_into_dataset(asked.bigstitcher, dataset[0], series, grids, dataset[1])
         yield [asked.bigstitcher]
     if asked.picture is not None and draw is not None:
         draw(series, asked.picture)
@@ -237,43 +244,6 @@ def _written_beside(
     if asked.registered is not None:
         with record.timed("resample"):
             yield _write_registered(asked.registered, plan, series)
-
-
-def given_transforms(
-    parameters: RegistrationParameters, views: Sequence[ViewSeries]
-) -> SeriesRegistration | None:
-    """The transforms of a file that `start` names; None where it names a way to start.
-
-    Raises
-    ------
-    ParameterError : neither a way to start nor a file
-    InputError : a file of other transforms, or none
-    """
-    if parameters.start in STARTS:
-        return None
-    path = Path(parameters.start).expanduser()
-    if not path.is_file():
-        raise ParameterError(
-            f"start: expected {', '.join(STARTS)} or a file of transforms, got "
-            f"{parameters.start!r}, which is neither."
-        )
-    if path.suffix.lower() == ".xml":
-        return read_bigstitcher_series(path, [view.grid for view in views])
-    try:
-        found = read_transforms(path)
-    except InputError:
-        affine = read_affine(path, [view.voxel_um for view in views[:2]])
-        if len(views) != 2:
-            raise InputError(
-                f"{path.name}: one transform for {len(views)} views. Give a .json of Pellucid."
-            ) from None
-        placed = affine.with_frames(source=WORLD, target="view 1")
-        time_point = views[0].times[0]
-        one = ViewTransform(time_point, 1, placed, "given")
-        return SeriesRegistration((time_point,), 2, (one,))
-    if found.views != len(views):
-        raise InputError(f"{path.name}: transforms of {found.views} views for {len(views)}.")
-    return found
 
 
 def _psfs(

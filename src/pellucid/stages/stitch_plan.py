@@ -17,9 +17,10 @@ from pellucid.data.plain_json import plain_json
 from pellucid.data.recording import open_recording
 from pellucid.data.writer import ImageDescription, ImageWriter
 from pellucid.errors import InputError, ParameterError, PlanError
-from pellucid.stages.planning import chosen, gib
+from pellucid.stages.piece_choice import gib
+from pellucid.stages.planning import chosen
 from pellucid.stages.resources import available_bytes
-from pellucid.stages.stitch_parameters import StitchParameters
+from pellucid.stages.stitch_parameters import OVERLAP, StitchParameters
 from pellucid.stages.tile_set import TileSet, margin_px, open_tiles
 
 Float32 = npt.NDArray[np.float32]
@@ -65,6 +66,17 @@ class StitchPlan:
         )
 
     @property
+    def notes(self) -> list[str]:
+        """What was taken to be so, as nobody said it."""
+        asked = self.parameters
+        if asked.overlap or asked.positions is not None:
+            return []
+        return [
+            f"no --overlap was given: neighbours are taken to share {OVERLAP:g} of a tile, give or take "
+            "the margin that is searched. State it where they share more or less."
+        ]
+
+    @property
     def nominal_shape(self) -> Shape:
         """(z, y, x) of the output if the positions were right as they are."""
         return shape_of(self.tiles, self.tiles.nominal_px)
@@ -95,6 +107,7 @@ class StitchPlan:
             "output_shape_tczyx": image.shape,
             "output_bytes": image.size_bytes,
             "voxel_um": self.tiles.voxel_um,
+            "notes": self.notes,
             "device": "cpu",
             "peak_bytes": self.peak_bytes,
             "available_bytes": self.available_bytes,

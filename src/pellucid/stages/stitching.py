@@ -111,6 +111,7 @@ class Mosaic:
         """What a record says of the mosaic."""
         return {
             "shape_zyx": self.shape,
+            "notes": self.plan.notes,
             "backgrounds": [self.light[c][1] for c in self.plan.channels],
             "gains": np.array(self.gains),
             "placement": self.placement.to_dict(),

@@ -91,13 +91,18 @@ def plan_tiles(
         beside = voxels * itemsize + min(core, voxels) * 4 * 2
         return tile_peak_bytes(read, widest, parameters, masked=masked) + beside + BESIDE_BYTES
 
-    room = int(MARGIN * room_bytes) if room_bytes is not None else 2**62
+    room = planning_room(room_bytes)
     tiling = fitted_tiling(
         shape, parameters.tile, halo=halo, reach=reach, needed=needed, room_bytes=room, step=step
     )
     largest_read = max((box_shape(tile.read) for tile in tiling), key=math.prod)
     sample = _sample_shape(largest_read, widest, parameters, room - BESIDE_BYTES, masked)
     return TilePlan(tiling, shard_chunks(tiling, room), sample)
+
+
+def planning_room(room_bytes: int | None) -> int:
+    """Bytes that tiles may plan with, of those that there are."""
+    return int(MARGIN * room_bytes) if room_bytes is not None else 2**62
 
 
 def fitted_tiling(

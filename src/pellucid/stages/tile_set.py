@@ -103,7 +103,9 @@ def open_tiles(parameters: StitchParameters) -> TileSet:
     if len(files) < 2:
         raise ParameterError(f"inputs: stitching takes two tiles or more, got {len(files)}.")
     recordings = [
-        open_recording(file.path, voxel_um=parameters.voxel_um, axes=parameters.axes)
+        open_recording(
+            file.path, voxel_um=parameters.voxel_um, axes=parameters.axes, image=parameters.image
+        )
         for file in files
     ]
     alike = parameters.positions is None or parameters.flat_field != "none"
@@ -125,11 +127,15 @@ def open_tiles(parameters: StitchParameters) -> TileSet:
 
 def margin_px(parameters: StitchParameters, tiles: TileSet) -> Triple:
     """How far off two tiles may be, voxels."""
-    shape = np.array(tiles.shapes[0], np.float64)
     if parameters.margin_um is not None:
         voxel = tiles.recordings[0].require_voxel_um()
         return as_triple(np.array(parameters.margin_um) / voxel, "margin")
-    margin = np.maximum(0.05 * shape, 10.0)
+    return default_margin_px(tiles.shapes[0])
+
+
+def default_margin_px(shape: Sequence[int]) -> Triple:
+    """How far off tiles of this (z, y, x) shape may be where nobody says it, voxels."""
+    margin = np.maximum(0.05 * np.array(shape, np.float64), 10.0)
     margin[0] = min(margin[0], 0.25 * shape[0])
     return as_triple(margin, "margin")
 

@@ -5,10 +5,11 @@ kept in the list of finished parts; so a tile depends on the recording, this and
 """
 
 from collections import Counter
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +19,7 @@ from pellucid.core import back_projectors
 from pellucid.core.accelerated import Accelerated
 from pellucid.core.deconvolution import back_projector, in_photons, roomy, usable_psf
 from pellucid.core.operators import Blur
-from pellucid.core.problem import Observation, Problem
+from pellucid.core.problem import Observation, Problem, Restored
 from pellucid.core.psf import Psf
 from pellucid.core.replay import Replay, Schedule, Stretch, decided
 from pellucid.core.richardson_lucy import RichardsonLucy
@@ -30,12 +31,17 @@ from pellucid.data.resumable_zarr import ResumableZarr, write_part
 from pellucid.data.writer import ImageDescription
 from pellucid.stages.engine import Engine, InProcess
 from pellucid.stages.events import FileDone, OnEvent, Warned
-from pellucid.stages.parameters import DeconvolveParameters
 from pellucid.stages.pieces_run import deciding, going_on, head_of, make_pieces
 from pellucid.stages.planning import FilePlan, Plan
 from pellucid.stages.resources import describe_device, return_freed_memory
 from pellucid.stages.tile_plan import TilePlan
-from pellucid.stages.volume_statistics import LazyVolume, VolumeStatistics, measured
+from pellucid.stages.volume_statistics import (
+    LazyVolume,
+    Place,
+    VolumeStatistics,
+    measured,
+    rounded,
+)
 
 Float32 = npt.NDArray[np.float32]
 
@@ -44,20 +50,25 @@ WITHOUT_EFFECT = ("output", "overwrite", "resume", "report", "memory", "tile", "
 """Parameters that do not decide a result, or whose effect the head of the list states itself."""
 
 
+class Restorer(Protocol):
+    """Anything that takes a problem and returns what it restored."""
+
+    def __call__(self, problem: Problem, /) -> Restored: ...
+
+
 @dataclass(frozen=True)
 class VolumeTask:
     """One volume, and what is known of it: with a tile's number, all that a worker needs.
 
     Parameters
     ----------
-    schedule : the decisions that every tile repeats; None for a given number of iterations
+    restorer : of every tile; it decides nothing by the tile that it sees
     """
 
     volume: LazyVolume
     kernel: Float32
     statistics: VolumeStatistics
-    schedule: Schedule | None
-    parameters: DeconvolveParameters
+    restorer: Restorer
     device: str
 
     @cached_property
@@ -72,32 +83,24 @@ class VolumeTask:
 
     def restored(self, tile: Tile, counts: npt.NDArray[Any]) -> tuple[Float32, dict[str, Any]]:
         """Return the core of a tile in counts above background, and what the restorer said."""
-        statistics = self.statistics
-        restorer = self._restorer()
         problem = self.problem(counts)
-        done = restorer(problem)
+        done = self.restorer(problem)
         light = problem.observations[0].keep_recorded(done.image)
-        core = light[tile.inner].mul(statistics.gain).cpu().numpy()
-        return np.ascontiguousarray(core), {"ran_away": bool(done.stats["ran_away"])}
+        core = light[tile.inner].mul(self.statistics.levels.gain).cpu().numpy()
+        return np.ascontiguousarray(core), {"ran_away": bool(done.stats.get("ran_away", False))}
 
     def problem(self, counts: npt.NDArray[Any]) -> Problem:
         """Return the problem of a tile in photons."""
         image = torch.from_numpy(np.ascontiguousarray(counts, np.float32)).to(self.device)
-        photons, expected, _ = in_photons(image, self.statistics.background, self.statistics.camera)
+        levels = self.statistics.levels
+        photons, expected, _ = in_photons(image, levels.background, levels.camera)
         z, y, x = image.shape
         blur = Blur(torch.from_numpy(self.kernel).to(self.device), (z, y, x))
-        fill = self.statistics.fill
+        fill = levels.fill
         seen = None
         if fill is not None and not (mask := fill.recorded(np.asarray(counts))).all():
             seen = torch.from_numpy(mask).to(self.device)
         return Problem((Observation(photons, blur, expected, seen),))
-
-    def _restorer(self) -> Replay | RichardsonLucy:
-        if self.schedule is not None:
-            return Replay(self.schedule)
-        assert self.parameters.iterations is not None
-        projector = back_projector(self.parameters.method)
-        return RichardsonLucy(self.parameters.iterations, projector, start=self.statistics.start)
 
 
 TileKey = tuple[int, int, int]
@@ -109,7 +112,7 @@ class RestoredTiles:
     """The task of restoring the tiles of all volumes of one output."""
 
     tiling: Tiling
-    volumes: dict[tuple[int, int], VolumeTask]
+    volumes: Mapping[Place, VolumeTask]
     stored: StoredArray
 
     def part(self, key: TileKey) -> str:
@@ -162,25 +165,13 @@ def run_tiled(
     with going_on(writer, "tile"):
         with record.timed("measure"):
             prepared = _prepared(plan, file, writer.done, engine)
-        tiles = RestoredTiles(tiling, prepared, writer.stored_array(0))
-        keys = [(*place, index) for place in prepared for index in range(len(tiling))]
-
-        def named(key: TileKey) -> str:
-            return f"{file.name(*task_place(file, key[:2]))} tile {key[2]}"
-
-        make_pieces(
-            keys, tiles, writer, engine, record, on_event, computing="deconvolve", named=named
-        )
-        ran_away = Counter(
-            place
-            for place in prepared
-            for index in range(len(tiling))
-            if writer.done.facts(tiles.part((*place, index))).get("ran_away")
+        ran_away = make_tiles(
+            tiling, prepared, writer, engine, record, on_event, computing="deconvolve"
         )
     volumes = [
         {
-            "t": file.times[t], "c": file.channels[c], **asdict(task.statistics),
-            "schedule": None if task.schedule is None else schedule_json(task.schedule),
+            "t": file.times[t], "c": file.channels[c], **task.statistics.to_json(),
+            "schedule": _decisions(task.restorer),
             "tiles_that_ran_away": ran_away[t, c],
         }
         for (t, c), task in prepared.items()
@@ -201,53 +192,81 @@ def run_tiled(
     return path, warnings
 
 
-def task_place(file: FilePlan, place: tuple[int, int]) -> tuple[int, int]:
+def make_tiles(
+    tiling: Tiling,
+    volumes: Mapping[Place, VolumeTask],
+    writer: ResumableZarr,
+    engine: Engine,
+    record: RunRecord,
+    on_event: OnEvent,
+    *,
+    computing: str,
+) -> Counter[Place]:
+    """Make all tiles and the coarser levels; how many tiles of each volume left the data."""
+    tiles = RestoredTiles(tiling, volumes, writer.stored_array(0))
+    keys = [(*place, index) for place in volumes for index in range(len(tiling))]
+
+    def named(key: TileKey) -> str:
+        return f"{volumes[key[:2]].volume.name} tile {key[2]}"
+
+    make_pieces(keys, tiles, writer, engine, record, on_event, computing=computing, named=named)
+    return Counter(
+        key[:2] for key in keys if writer.done.facts(tiles.part(key)).get("ran_away")
+    )
+
+
+def task_place(file: FilePlan, place: Place) -> Place:
     """(t, c) in the recording of (t, c) in the output."""
     return file.times[place[0]], file.channels[place[1]]
 
 
 def _prepared(
     plan: Plan, file: FilePlan, done: Manifest, engine: Engine
-) -> dict[tuple[int, int], VolumeTask]:
-    """What is known of every volume: measured here, decided by the engine, and listed."""
+) -> dict[Place, VolumeTask]:
+    """What is known of every volume before its tiles: measured, decided, and listed by the engine."""
     assert file.tiles is not None
-    tiling = file.tiles.tiling
-    places = [(int(t), int(c)) for t, c in np.ndindex(file.shape[:2])]
-    new = {}
-    for place in places:
-        if measured_part(place) not in done:
-            volume = LazyVolume(file.recording, *task_place(file, place))
-            statistics = measured(volume, tiling, plan.parameters.background, plan.parameters.fill)
-            new[place] = _volume_task(plan, file, place, statistics, None)
-    engine.run(list(new), DecidedVolumes(file.tiles, new), done, lambda _: None)
-    # As they were listed, so that a run that goes on knows exactly the same.
-    prepared = {}
-    for place in places:
-        facts = done.facts(measured_part(place))
-        listed = dict(facts["statistics"], empty=tuple(facts["statistics"]["empty"]))
-        decisions = facts["schedule"]
-        schedule = None if decisions is None else schedule_of(decisions)
-        prepared[place] = _volume_task(plan, file, place, VolumeStatistics(**listed), schedule)
-    return prepared
+    asked, tiling = plan.parameters, file.tiles.tiling
+    volumes = {
+        (int(t), int(c)): LazyVolume(file.recording, *task_place(file, (t, c)))
+        for t, c in np.ndindex(file.shape[:2])
+    }
+    known = measured(volumes, tiling, asked.background, asked.fill, engine, done)
+    projector = back_projector(asked.method)
+    tasks = {}
+    for place, volume in volumes.items():
+        chosen: Restorer = Accelerated(projector, seed=asked.seed)
+        if asked.iterations is not None:
+            chosen = RichardsonLucy(asked.iterations, projector, start=known[place].start)
+        psf = file.psfs[place[1]]
+        assert isinstance(psf, Psf)  # the plan cuts nothing of which the blur varies
+        tasks[place] = volume_task(volume, psf, known[place], chosen, plan.device)
+    if asked.iterations is not None:
+        return tasks
+    decisions = decided_by(scheduled, file.tiles, tasks, done, engine)
+    replays = {place: Replay(schedule_of(schedule)) for place, schedule in decisions.items()}
+    return {place: replace(t, restorer=replays.get(place, t.restorer)) for place, t in tasks.items()}
 
 
-def measured_part(place: tuple[int, int]) -> str:
-    """Name of what is known of a volume before its tiles, in the list of parts."""
-    return "t{} c{} measured".format(*place)
-
-
-def _volume_task(
-    plan: Plan,
-    file: FilePlan,
-    place: tuple[int, int],
-    statistics: VolumeStatistics,
-    schedule: Schedule | None,
+def volume_task(
+    volume: LazyVolume, psf: Psf, statistics: VolumeStatistics, restorer: Restorer, device: str
 ) -> VolumeTask:
-    volume = LazyVolume(file.recording, *task_place(file, place))
-    psf = file.psfs[place[1]]
-    assert isinstance(psf, Psf)  # the plan cuts nothing of which the blur varies
+    """What a worker needs to know of a volume."""
     kernel = roomy(usable_psf(psf, volume.shape))
-    return VolumeTask(volume, kernel, statistics, schedule, plan.parameters, plan.device)
+    return VolumeTask(volume, kernel, statistics, restorer, device)
+
+
+Decide = Callable[[VolumeTask, npt.NDArray[Any]], dict[str, Any]]
+"""What all tiles of a volume repeat, in JSON types, from the counts of its typical tile."""
+
+
+def decided_by(
+    decide: Decide, tiles: TilePlan, volumes: dict[Place, VolumeTask], done: Manifest, engine: Engine
+) -> dict[Place, dict[str, Any]]:
+    """What was decided of every volume that holds light, as it is listed."""
+    deciding = DecidedVolumes(tiles, volumes, decide)
+    lit = [place for place, task in volumes.items() if len(task.dark) < len(tiles.tiling)]
+    engine.run(lit, deciding, done, lambda _: None)
+    return {place: done.facts(deciding.part(place)) for place in lit}
 
 
 @dataclass(frozen=True)
@@ -255,46 +274,36 @@ class DecidedVolumes:
     """The task of deciding, on one tile of a volume (t, c), what all its tiles will repeat."""
 
     tiles: TilePlan
-    volumes: dict[tuple[int, int], VolumeTask]
+    volumes: dict[Place, VolumeTask]
+    decide: Decide
 
-    def part(self, key: tuple[int, int]) -> str:
+    def part(self, key: Place) -> str:
         """See `Task.part`."""
-        return measured_part(key)
+        return "t{} c{} decided".format(*key)
 
-    def read(self, key: tuple[int, int]) -> npt.NDArray[Any] | None:
-        """Return the counts of the typical tile; None where nothing is to be decided."""
-        volume = self.volumes[key]
-        tiling = self.tiles.tiling
-        if volume.parameters.iterations is not None or len(volume.dark) == len(tiling):
-            return None
-        counts: npt.NDArray[Any] = volume.volume[
-            self.tiles.sample(tiling.tile(volume.statistics.typical))
-        ]
+    def read(self, key: Place) -> npt.NDArray[Any]:
+        """Return the counts of the middle of the typical tile."""
+        typical = self.tiles.tiling.tile(self.volumes[key].statistics.typical)
+        counts: npt.NDArray[Any] = self.volumes[key].volume[self.tiles.sample(typical)]
         return counts
 
-    def compute(
-        self, key: tuple[int, int], read: npt.NDArray[Any] | None
-    ) -> dict[str, Any] | None:
-        """Return the schedule, as it is listed."""
-        if read is None:
-            return None
-        volume = self.volumes[key]
-        asked = volume.parameters
-        restorer = Accelerated(back_projector(asked.method), seed=asked.seed)
-        return schedule_json(decided(restorer, volume.problem(read), volume.statistics.start))
+    def compute(self, key: Place, read: npt.NDArray[Any]) -> dict[str, Any]:
+        """Return what is decided, as it is listed."""
+        return self.decide(self.volumes[key], read)
 
-    def write(self, key: tuple[int, int], made: dict[str, Any] | None) -> dict[str, Any]:
+    def write(self, key: Place, made: dict[str, Any]) -> dict[str, Any]:
         """Return what is listed of a volume."""
-        return {"statistics": asdict(self.volumes[key].statistics), "schedule": made}
+        return made
 
 
-def rounded(value: Any) -> Any:
-    """JSON with its numbers to six digits: more would depend on the number of threads."""
-    if isinstance(value, dict):
-        return {name: rounded(v) for name, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [rounded(v) for v in value]
-    return float(f"{value:.6g}") if isinstance(value, float) else value
+def scheduled(task: VolumeTask, counts: npt.NDArray[Any]) -> dict[str, Any]:
+    """The schedule that the guarded restorer of a volume follows on a sample of it."""
+    assert isinstance(task.restorer, Accelerated)
+    return schedule_json(decided(task.restorer, task.problem(counts), task.statistics.start))
+
+
+def _decisions(restorer: Restorer) -> dict[str, Any] | None:
+    return schedule_json(restorer.schedule) if isinstance(restorer, Replay) else None
 
 
 def schedule_json(schedule: Schedule) -> dict[str, Any]:

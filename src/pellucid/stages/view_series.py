@@ -9,17 +9,27 @@ All that can be known without reading pixels is checked here, in one sentence ea
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from pellucid.core.geometry import Grid, Triple
+from pellucid.data.bdv import views_in
 from pellucid.data.recording import Recording, check_voxel_um, open_recording
 from pellucid.data.source import Array
 from pellucid.data.view_files import ViewFile, arms_in, find_view_files
 from pellucid.errors import InputError, ParameterError, PellucidError
+from pellucid.stages.volume_statistics import LazyVolume
 
 Key = tuple[int, str]
+
+
+class Sliced(Protocol):
+    """A (z, y, x) volume of which parts are read."""
+
+    @property
+    def shape(self) -> tuple[int, int, int]: ...
+    def __getitem__(self, box: Any) -> Any: ...
 
 
 @dataclass(frozen=True)
@@ -83,6 +93,11 @@ class ViewSeries:
         stored = self.stored(t, c)
         return stored.recording.read(stored.t, stored.c)
 
+    def lazily(self, t: int, c: int) -> Sliced:
+        """The same, read where it is sliced."""
+        stored = self.stored(t, c)
+        return LazyVolume(stored.recording, stored.t, stored.c)
+
     def stored(self, t: int, c: int) -> Stored:
         """Where a volume lies, to read parts of it; InputError for a damaged one."""
         key = (self.times[t], self.channels[c])
@@ -104,8 +119,9 @@ def open_views(
     Parameters
     ----------
     specs : each a file, a folder, an OME-Zarr or a pattern with {t} and {c} (see
-        `data.view_files`); `file::0,2` takes these channels of a file that holds several views.
-        One folder alone may hold SPIMA and SPIMB, itself or in a folder for each channel
+        `data.view_files`); `dataset.xml#1` is view 1 of a dataset, `file::0,2` these channels of a
+        file that holds several views. One folder alone may hold SPIMA and SPIMB, itself or in a folder
+        for each channel; one dataset of BigDataViewer gives all its views
     voxel_um : z, y, x for all views, or three numbers for each; overrides the files
     axes : of the stored arrays, such as "tzyx", where the files are silent
     time : numbers of time points to take: "3", "0:3", "0:9:2", "0,2,5"
@@ -116,12 +132,14 @@ def open_views(
     InputError : files that cannot be used, missing time points, views that do not fit together
     ParameterError : a selection that takes nothing, or too few views or voxel sizes
     """
-    if len(specs) == 1 and len(arms := arms_in(Path(specs[0]).expanduser())) > 1:
-        specs = arms
+    if len(specs) == 1:
+        alone = Path(specs[0]).expanduser()
+        several = views_in(alone) or arms_in(alone)
+        specs = several if len(several) > 1 else specs
     if len(specs) < 2:
         raise ParameterError(
             f"views: expected two or more, got {len(specs)}. Name each view's file, folder or "
-            "pattern, or one folder that holds SPIMA and SPIMB."
+            "pattern, one folder that holds SPIMA and SPIMB, or one dataset of BigDataViewer."
         )
     spacings = _spacings(voxel_um, len(specs))
     views = tuple(
@@ -151,6 +169,8 @@ def open_view(
     names = _in_order(files, sample)
     names = _taken(own_channels, names, path) if own_channels else names
     names = _taken(channel, names, path) if channel else names
+    if time is None and files[0].time is not None:
+        _check_gaps(numbers, path)
     times = _times(time, numbers, path)
     absent = [f"{t} of channel {c}" for t in times for c in names if (t, c) not in every]
     if absent:
@@ -193,7 +213,8 @@ def _stored_volumes(
             failed.append((file, str(error)))
             continue
         for t, c in np.ndindex(recording.shape[:2]):
-            key = (t if file.time is None else file.time, _channel(file, recording, c))
+            number = recording.time_numbers[t] if file.time is None else file.time
+            key = (number, _channel(file, recording, c))
             stored[key] = Stored(recording, t, c)
     if sample is None:
         raise InputError(f"{name}: none of its {len(files)} files can be read. {failed[0][1]}")
@@ -250,17 +271,21 @@ def _taken(selection: str, names: tuple[str, ...], where: str) -> tuple[str, ...
     return tuple(taken)
 
 
+def _check_gaps(numbers: Sequence[int], where: str) -> None:
+    """Raise InputError where the numbers in file names leave a time point out."""
+    step = min(np.diff(numbers).tolist(), default=1)
+    missing = sorted(set(range(numbers[0], numbers[-1] + 1, step)) - set(numbers))
+    if missing:
+        raise InputError(
+            f"{where}: time point{'s' if len(missing) > 1 else ''} {_listed(missing)} missing "
+            f"between {numbers[0]} and {numbers[-1]}. Add what is missing, or select what is "
+            "there with time=... (--time)."
+        )
+
+
 def _times(selection: str | None, numbers: Sequence[int], where: str) -> tuple[int, ...]:
-    """The time points to take, by their numbers; without a selection none may be missing."""
+    """The time points to take, by their numbers."""
     if selection is None:
-        step = min(np.diff(numbers).tolist(), default=1)
-        missing = sorted(set(range(numbers[0], numbers[-1] + 1, step)) - set(numbers))
-        if missing:
-            raise InputError(
-                f"{where}: time point{'s' if len(missing) > 1 else ''} {_listed(missing)} missing "
-                f"between {numbers[0]} and {numbers[-1]}. Add what is missing, or select what is "
-                "there with time=... (--time)."
-            )
         return tuple(numbers)
     taken: list[int] = []
     for part in (piece.strip() for piece in selection.split(",")):

@@ -37,10 +37,8 @@ def screen(volume: npt.NDArray[Any], what: str) -> Screening:
             f"{what}: {bad} of {volume.size} voxels are NaN or infinite. "
             "Replace them, or leave this volume out with --time or --channel."
         )
-    if low == high == 0.0:
-        return Screening(True, notes=(f"{what}: all voxels are zero: written as zeros",))
     if low == high:
-        sentence = f"{what}: constant, {low:g} everywhere: nothing to deconvolve, written as zeros"
+        sentence = f"{what}: every voxel is {low:g}: nothing to deconvolve, written as zeros"
         return Screening(True, warnings=(sentence,))
     warnings, notes = [], []
     if high in FULL_SCALES and volume.dtype.kind in "ui":

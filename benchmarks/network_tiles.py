@@ -1,0 +1,109 @@
+"""A network's answer by tiles against the whole, and what the halo costs.
+
+    python benchmarks/network_tiles.py
+    python benchmarks/network_tiles.py --memory 800MiB
+
+A model is trained briefly on filaments and nuclei; shells are restored in one piece and by tiles. Largest
+and 99.9th percentile of the difference, relative to the range of the whole; at the faces of the volume,
+where the padding differs, at the borders of cores, and elsewhere. "auto" decides on one tile, and takes
+all photons. With `--memory`, the largest memory of the command, in a process of its own, beside what it may
+use.
+"""
+
+import argparse
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import pellucid
+from pellucid.core.psf_theory import gaussian
+from pellucid.core.simulation import STRUCTURES, record
+from pellucid.data.record import read_record
+from pellucid.stages.network_parameters import RestoreParameters, TrainParameters
+from pellucid.stages.network_restoring import restore
+from pellucid.stages.training import train
+
+VOXEL_UM = (0.3, 0.15, 0.15)
+SHAPE, CORE = (32, 256, 384), (32, 128, 128)
+FACE = 4
+"""Voxels that count as the face of a volume."""
+
+
+def make(folder: Path, steps: int) -> None:
+    """Write PSF, model and recording."""
+    psf = gaussian((0.9, 0.35, 0.35), VOXEL_UM)
+    pellucid.write(folder / "psf.tif", psf.values.astype(np.float32), voxel_um=VOXEL_UM)
+    seen = record(
+        STRUCTURES["shells"], psf.values, SHAPE, peak_photons=100.0, background_photons=5.0, seed=21
+    )
+    pellucid.write(folder / "raw.ome.zarr", seen.counts, voxel_um=VOXEL_UM)
+    asked = {
+        "output": folder / "model", "psf": folder / "psf.tif", "steps": steps, "validate_every": steps // 2,
+        "shape": "24,48,48", "patch": "24,32,32", "width": 8, "calibration": 2, "passes": 2,
+        "structures": ("filaments", "nuclei"),
+    }  # fmt: skip
+    train(TrainParameters.checked(asked))
+
+
+def restored(folder: Path, name: str, **asked: object) -> tuple[np.ndarray, float, dict[str, Any]]:
+    """Restore the recording; the image, processor seconds, and the record's statistics."""
+    output, begin = folder / name, time.process_time()
+    given = {"input": folder / "raw.ome.zarr", "model": folder / "model", "output": output}
+    restore(RestoreParameters.checked({**given, "overwrite": True, **asked}))
+    spent = time.process_time() - begin
+    return pellucid.open(output).read(), spent, read_record(output)["statistics"]
+
+
+def memory(folder: Path, allowed: str) -> None:
+    """Print the largest memory of a restoration that may use so much."""
+    command = "import sys; from pellucid.apps.cli import main; sys.exit(main())"
+    subprocess.run(
+        [sys.executable, "-c", command, "restore", "raw.ome.zarr", "--model", "model", "--polish", "0",
+         "-o", "tiled.ome.zarr", "--memory", allowed],
+        cwd=folder, check=True,
+    )  # fmt: skip
+    said = read_record(folder / "tiled.ome.zarr")["statistics"]
+    used = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
+    print(
+        f"allowed {allowed}: {used:.0f} MiB used, {said['tiles']} tiles of {tuple(said['core_zyx'])}, halo "
+        f"{tuple(said['halo_zyx'])}, {said['halo_share']:.0%} read twice"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--memory")
+    asked = parser.parse_args()
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        make(folder, asked.steps)
+        if asked.memory is not None:
+            memory(folder, asked.memory)
+            return
+        border = np.zeros(SHAPE, bool)
+        border[:, 126:130] = border[:, :, 126:130] = border[:, :, 254:258] = True
+        face = np.ones(SHAPE, bool)
+        face[FACE:-FACE, FACE:-FACE, FACE:-FACE] = False
+        print("| polish | largest | 99.9 % | faces | cores' borders | elsewhere | halo | CPU s |")
+        for polish in ("0", "2", "auto"):
+            whole, one, _ = restored(folder, "whole.ome.zarr", polish=polish)
+            tiled, many, said = restored(folder, "tiled.ome.zarr", polish=polish, tile=CORE)
+            off = np.abs(tiled - whole) / np.ptp(whole)
+            parts = [off[face], off[border & ~face], off[~border & ~face]]
+            print(
+                f"| {polish} | {off.max():.1e} | {np.quantile(off, 0.999):.1e} | "
+                + " | ".join(f"{part.max():.1e}" for part in parts)
+                + f" | {tuple(said['halo_zyx'])} | {one:.1f}, {many:.1f} |",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()
