@@ -45,6 +45,7 @@ from pellucid.networks.training import (
 )
 from pellucid.networks.trust import (
     WRONG,
+    Trust,
     calibration_case,
     fit,
     recorded,
@@ -281,22 +282,44 @@ def verdict(folder: Path, seeds: int, calibration: int) -> None:
         known = gathered(folder, kinds, "calibration", calibration)
         share = fit_share([j.evidence for j in known], [j.best for j in known])
         (folder / f"share-{kinds}.json").write_text(json.dumps(share.as_dict()))
-        trust = fit([j.evidence for j in known], [j.error for j in known], [j.kind for j in known])
+        trust = fitted(known)
         (folder / f"trust-{kinds}.json").write_text(json.dumps(trust.as_dict()))
+        structures = sorted({part for j in known for part in j.kind.split("+")})
+        apart = []
+        for name in structures:
+            rest = [j for j in known if name not in j.kind]
+            apart.append(judgement(fitted(rest), [j for j in known if name in j.kind]))
+        print(row(kinds, "each of its calibration, left out", "all", np.concatenate(apart, axis=1)))
         groups = {name: gathered(folder, kinds, name, seeds) for name in PSFS}
         groups["all three"] = [j for found in groups.values() for j in found]
         for name, found in groups.items():
-            error = np.concatenate([j.error.ravel() for j in found])
-            told = np.concatenate([trust.believable(j.evidence).ravel() for j in found])
-            s = scores(told, error > WRONG, trust.limit)
-            ratio = np.median(error / np.concatenate([trust.error(j.evidence).ravel() for j in found]))
-            worse = trust.doubted(told[error > WORSE]).mean() if (error > WORSE).any() else np.nan
-            print(
-                f"| {kinds} | {', '.join(unseen)} | {name} | {s['regions']:.0f} | {s['wrong']:.1%} "
-                f"| {1 - told.mean():.1%} | {ratio:.2f} | {s['auroc']:.3f} | {s['calibration_error']:.3f} "
-                f"| {s['false_alarms']:.1%} | {s['found']:.1%} | {worse:.1%} |",
-                flush=True,
-            )
+            print(row(kinds, ", ".join(unseen), name, judgement(trust, found)), flush=True)
+
+
+def fitted(known: list[Judged]) -> Trust:
+    return fit([j.evidence for j in known], [j.error for j in known], [j.kind for j in known])
+
+
+def judgement(trust: Trust, found: list[Judged]) -> np.ndarray:
+    """Probability of being believable, error told, true error, and whether doubted, of every region."""
+    told = np.concatenate([trust.believable(j.evidence).ravel() for j in found])
+    expected = np.concatenate([trust.error(j.evidence).ravel() for j in found])
+    error = np.concatenate([j.error.ravel() for j in found])
+    return np.stack([told, expected, error, trust.doubted(told)])
+
+
+def row(kinds: str, tested: str, name: str, judged: np.ndarray) -> str:
+    told, expected, error, doubted = judged
+    s, wrong = scores(told, error > WRONG), error > WRONG
+    alarms, found, worse = (
+        f"{doubted[which].mean():.1%}" if which.any() else "none"
+        for which in (~wrong, wrong, error > WORSE)
+    )
+    return (
+        f"| {kinds} | {tested} | {name} | {error.size} | {wrong.mean():.1%} | {1 - told.mean():.1%} "
+        f"| {np.median(error / expected):.2f} | {s['auroc']:.3f} | {s['calibration_error']:.3f} "
+        f"| {alarms} | {found} | {worse} |"
+    )
 
 
 def gathered(folder: Path, kinds: str, group: str, count: int) -> list[Judged]:
