@@ -117,13 +117,6 @@ class RestorationNet(torch.nn.Module):
         out = nn.leaky_relu(out, LEAK) if self.training else out.relu_()
         return out[:, :z, :y, :x]
 
-    def inner(self, inputs: Tensor, places: Tensor | None = None) -> Tensor:
-        """Return the innermost features (n, 2 width, z / 4, y / 4, x / 4): what the net sees in its inputs.
-
-        Planes are not divided; sizes are rounded up.
-        """
-        return self._encoded(_padded(inputs, self._step), places)[1]
-
     @property
     def _step(self) -> list[int]:
         return [b * b for b in self.block]

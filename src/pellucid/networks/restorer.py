@@ -91,14 +91,6 @@ class Network:
         assert estimate is not None
         return estimate
 
-    def inner(self, problem: Problem) -> tuple[Tensor, tuple[int, ...]]:
-        """Return the first network's innermost features (width, z, y, x), and voxels per feature."""
-        places = positions_of(problem)[None] if self.weights.architecture.positioned else None
-        inputs = inputs_of(problem, None, self.weights.architecture.start, mean=self.mean_photons)
-        with torch.no_grad():
-            features = self.weights.to(inputs.device).eval().inner(inputs[None], places)[0]
-        return features, tuple(b * b for b in self.weights.block)
-
     def __call__(self, problem: Problem) -> Restored:
         return restored(problem, self.estimate(problem), {"restorer": "network"})
 

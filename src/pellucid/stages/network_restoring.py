@@ -11,7 +11,6 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from pellucid.core.accelerated import Accelerated
 from pellucid.core.deconvolution import as_volume, blur_of, image_shape, usable_psf
 from pellucid.core.problem import Observation, Problem
 from pellucid.core.psf import Psf
@@ -28,6 +27,7 @@ from pellucid.data.writer import (
 )
 from pellucid.errors import InputError, OutputError, ParameterError, PlanError
 from pellucid.networks.evidence import gather
+from pellucid.networks.features import classical
 from pellucid.networks.model import Architecture, RestorationNet
 from pellucid.networks.polish import Polished
 from pellucid.networks.restorer import Network
@@ -263,11 +263,12 @@ def answered(
     answer = restorer(problem)
     image, judged, stats = answer.image.cpu(), None, dict(answer.stats)
     if verdict or fall_back:
-        evidence = gather(problem, restorer, restorer.estimate(problem))
+        plain = classical(problem)
+        evidence = gather(problem, restorer, restorer.estimate(problem), plain)
         if fall_back:
             share = Share.from_dict(card["share"]).of(evidence)
             stats |= {"network_share": float(share.mean())}
-            image = fallen_back(image, Accelerated()(problem).image.cpu(), share)
+            image = fallen_back(image, problem.windowed(plain).cpu(), share)
         if verdict:
             trust = Trust.from_dict(card["trust"])
             believed = trust.believable(evidence)
