@@ -23,6 +23,8 @@ model_app = App(name="model", help="Trained models as files.")
 def train(recipe: Path, *, json: bool = False) -> int:
     """Train a network for a microscope; an interrupted training goes on where it was.
 
+    On several GPUs: torchrun --standalone --nproc-per-node 4 --no-python pellucid train recipe.yaml
+
     Parameters
     ----------
     recipe
@@ -31,6 +33,7 @@ def train(recipe: Path, *, json: bool = False) -> int:
         Print JSON for machines, and only that.
     """
     parameters = TrainParameters.checked(read_config(recipe))
+    from pellucid.networks.team import is_first
     from pellucid.stages.training import train
 
     def look(trainer: Any) -> None:
@@ -39,6 +42,8 @@ def train(recipe: Path, *, json: bool = False) -> int:
             say(f"step {last['step']}: held-out error {last['held_out']:.4f}")
 
     model = train(parameters, look)
+    if not is_first():
+        return OK
     print_json({"model": model}) if json else say(f"wrote {model}")
     return OK
 

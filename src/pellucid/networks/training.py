@@ -17,6 +17,7 @@ from pellucid.core.noise import Noise, thin
 from pellucid.core.operators import LinearOperator
 from pellucid.core.problem import Observation, Problem, Window
 from pellucid.errors import InputError, ParameterError, PlanError
+from pellucid.networks import team
 from pellucid.networks.features import Start, inputs_of, positions_of
 from pellucid.networks.model import Architecture, RestorationNet
 from pellucid.networks.restorer import Network
@@ -191,7 +192,10 @@ class Schedule:
 
 
 class Trainer:
-    """A training under way: `run` takes it on, `state` and `load` carry it over an interruption."""
+    """A training under way: `run` takes it on, `state` and `load` carry it over an interruption.
+
+    Several processes that train together (`networks.team`) each take pairs and patches of their own.
+    """
 
     def __init__(
         self,
@@ -205,6 +209,7 @@ class Trainer:
             raise ParameterError("training: expected held-out pairs to stop by, got none.")
         self.net, self.pairs, self.held_out = net.to(device), pairs, held_out
         self.schedule, self.device = schedule, device
+        self.learning = team.averaging(self.net)
         self.optimiser = torch.optim.Adam(net.parameters(), lr=schedule.learning_rate)
         self.step = 0
         self.curve: list[dict[str, float]] = []
@@ -244,13 +249,12 @@ class Trainer:
 
     def _take_step(self) -> float:
         inputs, truth, places = self._batch()
-        rate = 0.5 * (1 + math.cos(math.pi * self.step / self.schedule.steps))
         for group in self.optimiser.param_groups:
-            group["lr"] = self.schedule.learning_rate * max(rate, 1e-2)
+            group["lr"] = self._rate()
         self.net.train()
         self.optimiser.zero_grad()
         with torch.autocast("cuda", torch.bfloat16, enabled=self.device.startswith("cuda")):
-            predicted = self.net(inputs, places)
+            predicted = self.learning(inputs, places)
         loss = relative_error(predicted.float(), truth, inputs)
         if not bool(torch.isfinite(loss)):
             raise InputError(
@@ -263,12 +267,18 @@ class Trainer:
         self.step += 1
         return float(loss.detach())
 
+    def _rate(self) -> float:
+        """Return the learning rate: a cosine that ends at a hundredth."""
+        rate = 0.5 * (1 + math.cos(math.pi * self.step / self.schedule.steps))
+        return self.schedule.learning_rate * max(rate, 1e-2)
+
     def _batch(self) -> tuple[Tensor, Tensor, Tensor]:
-        index = self.step // self.schedule.reuse
+        member, members = team.member()
+        index = self.step // self.schedule.reuse * members + member
         if self._latest is None or self._latest[0] != index:
             self._latest = (index, self.pairs(index))
         pair = self._latest[1]
-        rng = np.random.default_rng([self.schedule.seed, self.step, 4])
+        rng = np.random.default_rng([self.schedule.seed, self.step, 4, *([member] if member else [])])
         cuts = []
         for _ in range(self.schedule.batch):
             # Empty corners teach little: of three places take the brightest.
@@ -289,7 +299,8 @@ class Trainer:
         self.curve.append({"step": self.step, "training": training_error, "held_out": error})
 
     def _mean_error(self) -> float:
-        return float(np.mean([self._held_out_error(pair) for pair in self.held_out]))
+        error = float(np.mean([self._held_out_error(pair) for pair in self.held_out]))
+        return team.from_first(error, self.device)
 
     def _held_out_error(self, pair: Pair) -> float:
         self.net.eval()

@@ -23,6 +23,7 @@ from pellucid.data.psf_field_file import is_field_file, read_psf_field
 from pellucid.data.recording import open_recording
 from pellucid.data.writer import check_output_path
 from pellucid.errors import InputError, ParameterError
+from pellucid.networks import team
 from pellucid.networks.evidence import error_of, gather
 from pellucid.networks.features import classical
 from pellucid.networks.model import Architecture, RestorationNet, count_parameters
@@ -53,7 +54,15 @@ PLACES_OF_FIELD = 7
 
 
 def train(parameters: TrainParameters, on_look: OnLook = lambda trainer: None) -> Path:
-    """Train by `parameters` and write the model; an interrupted run goes on from its checkpoint."""
+    """Train by `parameters` and write the model; an interrupted run goes on from its checkpoint.
+
+    Started by torchrun, as many processes train together, and the first of them writes.
+    """
+    with team.together(resolve_device(parameters.device)) as device:
+        return _trained(parameters, device, on_look)
+
+
+def _trained(parameters: TrainParameters, device: str, on_look: OnLook) -> Path:
     check_output_path(parameters.output, parameters.overwrite)
     spacing = _spacing(parameters)
     psf = read_psf(parameters.psf, spacing, parameters.shape)
@@ -65,10 +74,12 @@ def train(parameters: TrainParameters, on_look: OnLook = lambda trainer: None) -
     )  # fmt: skip
     held_out_pairs(simulated, parameters.held_out, 1)  # refuses structures that are trained on
     recorded = None if parameters.source == "simulated" else _recorded(parameters, psf)
-    run = _Run(parameters, simulated, recorded, on_look)
+    run = _Run(parameters, device, simulated, recorded, on_look)
     network = Network(run.trained(None))
     for _ in range(1, parameters.passes):
         network = replace(network, refining=(*network.refining, run.trained(network)))
+    if not team.is_first():
+        return parameters.output
     nets = (network.weights, *network.refining)
     trust, share = calibrated(Polished(network), parameters, psf, light)
     card = {
@@ -95,12 +106,13 @@ class _Run:
     def __init__(
         self,
         parameters: TrainParameters,
+        device: str,
         simulated: SimulatedPairs,
         recorded: RecordedPairs | None,
         on_look: OnLook,
     ) -> None:
         self.parameters, self.simulated, self.recorded = parameters, simulated, recorded
-        self.on_look = on_look
+        self.device, self.on_look = device, on_look
         self.checkpoint = checkpoint_path(parameters.output)
         self.recipe = parameters.plain()
         self.done: Tensors = {}
@@ -134,7 +146,7 @@ class _Run:
             p.validate_every, p.patience, p.seed,
         )  # fmt: skip
         held_out = self._held_out(simulated, before)
-        trainer = Trainer(net, pairs, held_out, schedule, resolve_device(p.device))
+        trainer = Trainer(net, pairs, held_out, schedule, self.device)
         if self.begun is not None and number < self.begun[1].get("number", 0):
             finished = _part(self.begun[0], f"done{number}.")
             self._finish(net, finished, self.begun[1]["curves"][number])
@@ -159,6 +171,8 @@ class _Run:
         self.curves.append(curve)
 
     def _look(self, trainer: Trainer) -> None:
+        if not team.is_first():
+            return
         tensors, training = trainer.state()
         self.checkpoint.parent.mkdir(parents=True, exist_ok=True)
         values = {
