@@ -54,9 +54,12 @@ class Polished:
             raise ParameterError(f"polish: expected 0 to 100 iterations, got {self.iterations}.")
 
     def peak_bytes(self, problem: Problem) -> int:
-        """Return the largest memory held at once, in bytes."""
-        own = 4 * (8 + 6 * len(problem.observations)) * math.prod(problem.shape)
-        return own + (self.network.peak_bytes(problem) if isinstance(self.network, Network) else 0)
+        """Return the largest memory held at once, in bytes, beside the images."""
+        own = 4 * (8 + 4 * len(problem.observations)) * math.prod(problem.shape)
+        if not isinstance(self.network, Network):
+            return own
+        network = self.network.peak_bytes(problem)
+        return network if self.iterations == 0 else max(network, self.network.kept_bytes(problem) + own)
 
     def estimate(self, problem: Problem) -> Tensor:
         """Return the polished object on its whole grid."""
