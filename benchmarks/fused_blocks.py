@@ -2,12 +2,12 @@
 
     python benchmarks/fused_blocks.py --side 384 --memory 2GiB --iterations 3
     python benchmarks/fused_blocks.py --side 192 --tile 64,128,128 --compare
-    python benchmarks/fused_blocks.py --side 320 --memory 1GiB --register --iterations auto
+    python benchmarks/fused_blocks.py --side 256 256 512 --memory 1GiB --register --iterations 2
 
 A simulated pair of 128^3 voxels is repeated along all axes, so that any size costs little to make. The
 command runs in a process of its own; its peak of resident memory is what the system says. With --register
-the command registers the views first. With --compare the same is fused in one piece as well, and the two
-are compared.
+the command registers the views first; sides that are no multiples of 128 do not fit together then. With
+--compare the same is fused in one piece as well, and the two are compared.
 """
 
 import argparse
@@ -39,15 +39,14 @@ sys.exit(ended)
 """The peak is asked of the process itself: `wait4` begins with that of the process that started it."""
 
 
-def made(folder: Path, side: int) -> None:
-    """Write a pair of views, side^3 voxels each, and their PSF."""
+def made(folder: Path, shape: tuple[int, int, int]) -> None:
+    """Write a pair of views at a right angle, the first of `shape`, and their PSF."""
     psf = gaussian((4.0, 2.0, 2.0), (1.0, 1.0, 1.0))
     world = Grid((UNIT,) * 3, 1.0)
     arms = turned_arms(DUAL_DEG, world, [psf], misplaced=0.0, seed=2)
     seen = record_views(filaments, world, arms, peak_photons=200, seed=4)
-    times = -(-side // UNIT)
-    for name, view in zip("ab", seen.views, strict=True):
-        volume = np.tile(view.counts, (times,) * 3)[:side, :side, :side]
+    for name, view, (z, y, x) in zip("ab", seen.views, (shape, shape[::-1]), strict=True):
+        volume = np.tile(view.counts, [-(-n // UNIT) for n in (z, y, x)])[:z, :y, :x]
         pellucid.write(folder / f"{name}.ome.zarr", volume, voxel_um=(1.0, 1.0, 1.0))
     pellucid.write(folder / "psf.tif", psf.values.astype(np.float32), voxel_um=(1, 1, 1))
 
@@ -78,7 +77,7 @@ def fused(folder: Path, output: str, *more: str) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--side", type=int, default=384)
+    parser.add_argument("--side", type=int, nargs="+", default=[384], help="one for all axes, or z y x")
     parser.add_argument("--memory", default=None)
     parser.add_argument("--tile", default=None)
     parser.add_argument("--iterations", default="5")
@@ -89,7 +88,8 @@ def main() -> None:
     folder = asked.folder or Path(tempfile.mkdtemp())
     folder.mkdir(exist_ok=True)
     if not (folder / "psf.tif").exists():
-        made(folder, asked.side)
+        z, y, x = asked.side * 3 if len(asked.side) == 1 else asked.side
+        made(folder, (z, y, x))
     cut = ["--memory", asked.memory] if asked.memory else []
     cut += ["--tile", asked.tile] if asked.tile else []
     count = [] if asked.iterations == "auto" else ["--iterations", asked.iterations]
