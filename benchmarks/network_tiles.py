@@ -1,36 +1,55 @@
 """A network's answer by tiles against the whole, and what the halo costs.
 
     python benchmarks/network_tiles.py
-    python benchmarks/network_tiles.py --memory 1100MiB
+    python benchmarks/network_tiles.py --memory 1100MiB 700MiB
+    python benchmarks/network_tiles.py --photons
 
 A model is trained briefly on filaments and nuclei; shells are restored in one piece and by tiles. Largest
 and 99.9th percentile of the difference, relative to the range of the whole; at the faces of the volume,
 where the padding differs, at the borders of cores, and elsewhere. "auto" decides on one tile, and takes
 all photons. With `--memory`, the largest memory of the command, in a process of its own, beside what it may
-use.
+use. With `--photons`, the error against the truth, unpolished and polished as often as "auto" decides: with
+all photons, and with those alone that do not judge.
 """
 
 import argparse
-import resource
+import itertools
 import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 import pellucid
+from pellucid.core.accelerated import thinned
+from pellucid.core.deconvolution import roomy
+from pellucid.core.operators import Blur
+from pellucid.core.problem import Observation, Problem
+from pellucid.core.psf import Psf
 from pellucid.core.psf_theory import gaussian
-from pellucid.core.simulation import STRUCTURES, record
+from pellucid.core.simulation import STRUCTURES, Camera, record
 from pellucid.data.record import read_record
+from pellucid.networks.polish import Polished
 from pellucid.stages.network_parameters import RestoreParameters, TrainParameters
-from pellucid.stages.network_restoring import restore
+from pellucid.stages.network_restoring import load_network, restore
 from pellucid.stages.training import train
 
 VOXEL_UM = (0.3, 0.15, 0.15)
 SHAPE, CORE = (32, 256, 384), (32, 128, 128)
+COMMAND = """
+import sys
+from pathlib import Path
+from pellucid.apps.cli import main
+ended = main()
+Path("peak.txt").write_text(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0])
+sys.exit(ended)
+"""
+"""The peak is asked of the process itself: that of children begins with their parent's."""
 FACE = 4
 """Voxels that count as the face of a volume."""
 
@@ -62,30 +81,71 @@ def restored(folder: Path, name: str, **asked: object) -> tuple[np.ndarray, floa
 
 def memory(folder: Path, allowed: str) -> None:
     """Print the largest memory of a restoration that may use so much."""
-    command = "import sys; from pellucid.apps.cli import main; sys.exit(main())"
     subprocess.run(
-        [sys.executable, "-c", command, "restore", "raw.ome.zarr", "--model", "model", "--polish", "0",
-         "-o", "tiled.ome.zarr", "--memory", allowed],
+        [sys.executable, "-c", COMMAND, "restore", "raw.ome.zarr", "--model", "model", "--polish", "0",
+         "-o", "tiled.ome.zarr", "--overwrite", "--memory", allowed],
         cwd=folder, check=True,
     )  # fmt: skip
-    said = read_record(folder / "tiled.ome.zarr")["statistics"]
-    used = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
+    said = {"tiles": 1, **read_record(folder / "tiled.ome.zarr")["statistics"]}
+    used = int((folder / "peak.txt").read_text()) / 1024
     print(
-        f"allowed {allowed}: {used:.0f} MiB used, {said['tiles']} tiles of {tuple(said['core_zyx'])}, halo "
-        f"{tuple(said['halo_zyx'])}, {said['halo_share']:.0%} read twice"
+        f"allowed {allowed}: {used:.0f} MiB used, {said['tiles']} tiles of {said.get('core_zyx')}, halo "
+        f"{said.get('halo_zyx')}, {said.get('halo_share', 0):.0%} read twice", flush=True,
     )
+
+
+@dataclass(frozen=True)
+class Given:
+    """An answer that is there already."""
+
+    answer: torch.Tensor
+
+    def estimate(self, problem: Problem) -> torch.Tensor:
+        return self.answer
+
+
+def photons(folder: Path) -> None:
+    """Print errors relative to the truth's root mean square, as a table."""
+    network, psf, _ = load_network(folder / "model")
+    assert isinstance(psf, Psf)
+    blur = Blur(torch.from_numpy(roomy(psf)), (32, 96, 96))
+    counted = Camera(offset=0.0, read_noise=0.0)
+    print("| structure, photons | iterations | unpolished | all photons | nine tenths |")
+    kinds, peaks, seeds = ("shells", "points", "filaments"), (30.0, 100.0, 400.0), (51, 52)
+    for kind, peak, seed in itertools.product(kinds, peaks, seeds):
+        seen = record(
+            STRUCTURES[kind], psf.values, blur.range_shape, peak_photons=peak, background_photons=5.0,
+            camera=counted, seed=seed,
+        )  # fmt: skip
+        problem = Problem((Observation(torch.from_numpy(seen.counts.astype(np.float32)), blur, 5.0),))
+        start, truth = network.estimate(problem), torch.from_numpy(seen.truth)
+        count = int(str(Polished(Given(start))(problem).stats["iterations"]))
+        kept, _ = thinned(problem, 0.1, 0)
+        answers = [
+            start,
+            Polished(Given(start), count).estimate(problem),
+            Polished(Given(0.9 * start), count).estimate(kept) / 0.9,
+        ]
+        errors = [float((problem.windowed(x) - truth).norm() / truth.norm()) for x in answers]
+        said = " | ".join(f"{e:.4f}" for e in errors)
+        print(f"| {kind}, {peak:.0f} | {count} | {said} |", flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--steps", type=int, default=200)
-    parser.add_argument("--memory")
+    parser.add_argument("--memory", nargs="+", default=[])
+    parser.add_argument("--photons", action="store_true")
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         make(folder, asked.steps)
-        if asked.memory is not None:
-            memory(folder, asked.memory)
+        for allowed in asked.memory:
+            memory(folder, allowed)
+        if asked.memory:
+            return
+        if asked.photons:
+            photons(folder)
             return
         border = np.zeros(SHAPE, bool)
         border[:, 126:130] = border[:, :, 126:130] = border[:, :, 254:258] = True

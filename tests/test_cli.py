@@ -10,7 +10,9 @@ import pytest
 import pellucid
 from microscopy_files import VOXEL_UM, recorded, save, save_psf
 from pellucid.apps.cli import main
+from pellucid.apps.terminal import Progress
 from pellucid.data.record import read_record
+from pellucid.stages.events import TileDone
 
 COMMANDS = [
     [],
@@ -246,3 +248,11 @@ def test_a_typo_is_answered(folder, capsys):
     assert main(["deconvole"]) == 2
     assert deconvolve("raw.tif", "--method", "rl", "-o", "s.tif") == 2
     assert "wiener-butterworth" in capsys.readouterr().err
+
+
+def test_progress_counts_the_blocks_that_registration_added(capsys):
+    with Progress(2, quiet=False) as progress:
+        for number in (1, 2, 3):
+            progress(TileDone(number, 3, 1.0, f"block {number}"))
+    counts = [line.split()[0] for line in capsys.readouterr().err.splitlines()]
+    assert counts == ["1/3", "2/3", "3/3"]

@@ -129,6 +129,8 @@ class Progress:
 
     def _volume(self, event: VolumeDone | TileDone | VolumeFailed) -> None:
         self._done += 1
+        # blocks of views that the command registers are cut anew, maybe into more
+        self._total = max(self._total, event.total)
         if isinstance(event, VolumeFailed):
             self._line(f"failed: {event.why}")
         elif self._bar is None and not self._quiet:
@@ -137,7 +139,7 @@ class Progress:
             rest = f", about {_duration(left)} left" if self._done < self._total else ""
             self._line(f"{self._done}/{self._total} {event.what}: {event.seconds:.1f} s{rest}")
         if self._bar is not None:
-            self._bar.update(self._task, advance=1, description=event.what)
+            self._bar.update(self._task, advance=1, total=self._total, description=event.what)
 
     def _line(self, text: str) -> None:
         if self._bar is not None:

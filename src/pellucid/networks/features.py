@@ -117,17 +117,21 @@ def positions_of(problem: Problem, part: Window | None = None) -> Tensor:
 def _fill(
     out: Tensor, o: Observation, estimate: Tensor | None, part: Window, mean: float | None
 ) -> None:
+    out[2] = _noise_level(o, part, mean)
     signal = o.image - o.background
     out[0] = on_object(signal, o.operator, part)
-    level = on_object(o.image, o.operator, part).clamp_min_(0)
-    # Smoothed, so that the noise level does not carry the noise.
-    out[2] = _box(level.add_(1e-3 * (o.image.mean() if mean is None else mean))).sqrt_()
     if estimate is None:
         out[1] = wiener_step(signal, o.operator, part)
         return
-    unexplained = signal - o.operator.forward(estimate)
+    signal -= o.operator.forward(estimate)
     out[3] = estimate[part]
-    out[1] = out[3] + wiener_step(unexplained, o.operator, part)
+    out[1] = wiener_step(signal, o.operator, part).add_(out[3])
+
+
+def _noise_level(o: Observation, part: Window, mean: float | None) -> Tensor:
+    # Smoothed, so that the noise level does not carry the noise.
+    level = on_object(o.image, o.operator, part).clamp_min_(0)
+    return _box(level.add_(1e-3 * (o.image.mean() if mean is None else mean))).sqrt_()
 
 
 def on_object(image: Tensor, operator: LinearOperator, part: Window) -> Tensor:

@@ -36,8 +36,8 @@ class Polished:
     Parameters
     ----------
     network : any estimator, usually a `Network`
-    iterations : exactly this many; None: at most 3, each kept only if photons held out from the
-        iterations become more likely
+    iterations : exactly this many; None: at most 3, as many as make photons held out from them more
+        likely, and then of all photons
     gated : correct only where the answer, blurred again, contradicts the recording beyond its noise,
         so that believable regions keep the network's noise suppression
     held_out : share of the photons that judge
@@ -54,9 +54,12 @@ class Polished:
             raise ParameterError(f"polish: expected 0 to 100 iterations, got {self.iterations}.")
 
     def peak_bytes(self, problem: Problem) -> int:
-        """Return the largest memory held at once, in bytes."""
-        own = 4 * (8 + 6 * len(problem.observations)) * math.prod(problem.shape)
-        return own + (self.network.peak_bytes(problem) if isinstance(self.network, Network) else 0)
+        """Return the largest memory held at once, in bytes, beside the images."""
+        own = 4 * (8 + 4 * len(problem.observations)) * math.prod(problem.shape)
+        if not isinstance(self.network, Network):
+            return own
+        network = self.network.peak_bytes(problem)
+        return network if self.iterations == 0 else max(network, self.network.kept_bytes(problem) + own)
 
     def estimate(self, problem: Problem) -> Tensor:
         """Return the polished object on its whole grid."""
@@ -71,28 +74,30 @@ class Polished:
         start = self.network.estimate(problem)
         if self.iterations == 0:
             return start, 0
-        if self.iterations is None:
-            kept, held = thinned(problem, self.held_out, self.seed)
-            share = 1 - self.held_out
-        else:
-            kept, held, share = problem, None, 1.0
         seen = _total(sensitivities(problem))
         weight = seen.clamp_min(0.05 * seen.max()).reciprocal()
-        x = torch.maximum(start, DARKEST * _back(problem, weight)) * share
-        best = -math.inf if held is None else _likelihood(held, x, self.held_out / share)
-        taken = 0
-        for _ in range(MOST_ITERATIONS if self.iterations is None else self.iterations):
-            following = x * (_back_ratio(kept, x) * weight)
-            if held is not None:
-                likely = _likelihood(held, following, self.held_out / share)
-                if likely <= best:
-                    break
-                best = likely
-            x, taken = following, taken + 1
-        if taken == 0:
+        x = torch.maximum(start, DARKEST * _back(problem, weight))
+        count = self._borne(problem, x, weight) if self.iterations is None else self.iterations
+        if count == 0:
             return start, 0
+        for _ in range(count):
+            x = x * (_back_ratio(problem, x) * weight)
         gate = contradiction(problem, start, weight) if self.gated else 1.0
-        return start + gate * (x / share - start), taken
+        return start + gate * (x - start), count
+
+    def _borne(self, problem: Problem, x: Tensor, weight: Tensor) -> int:
+        """Return how many iterations of the other photons make those held out more likely."""
+        kept, held = thinned(problem, self.held_out, self.seed)
+        share = 1 - self.held_out
+        x = x * share
+        best = _likelihood(held, x, self.held_out / share)
+        for taken in range(MOST_ITERATIONS):
+            x = x * (_back_ratio(kept, x) * weight)
+            likely = _likelihood(held, x, self.held_out / share)
+            if likely <= best:
+                return taken
+            best = likely
+        return MOST_ITERATIONS
 
 
 def contradiction(problem: Problem, x: Tensor, weight: Tensor) -> Tensor:

@@ -7,12 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pellucid.core.accelerated import Accelerated
 from pellucid.core.operators import Windowed
-from pellucid.core.problem import Problem, Restored
+from pellucid.core.problem import Problem, Restored, Window
 from pellucid.errors import InputError
-from pellucid.networks.features import inputs_of, positions_of, recorded_part
+from pellucid.networks.features import channels, inputs_of, positions_of, recorded_part
 from pellucid.networks.model import RestorationNet
-from pellucid.networks.wiener import continued, places_of
+from pellucid.networks.wiener import apart, continued, places_of
 
 _CAPABILITIES: dict[str, Any] = getattr(
     torch.cpu, "get_capabilities", dict
@@ -55,16 +56,31 @@ class Network:
         return z, y, x
 
     def peak_bytes(self, problem: Problem) -> int:
-        """Return the largest memory held at once, in bytes: inputs, features, filters, FFT grids."""
-        a = self.weights.architecture
-        cells = math.prod(self.weights.block)
-        filters = sum(
-            len(places_of(o.operator))
+        """Return the largest memory held at once, in bytes, beside the images: of a Wiener step, or of the
+        features (`benchmarks/network_tiles.py`)."""
+        a, whole = self.weights.architecture, math.prod(problem.shape)
+        part = math.prod(s.stop - s.start for s in recorded_part(problem))
+        inputs: int = a.views * channels(bool(self.refining), a.start) * part
+        # an image before its transform, the transform, and what comes of it; else a few steps of a solver
+        step = max(
+            3 * math.prod(apart(o.operator)[1]) if isinstance(o.operator, Windowed) else 8 * whole
             for o in problem.observations
-            if isinstance(o.operator, Windowed)
         )
-        volumes = 6 * a.views + filters + 10 + 3 * a.width / cells
-        return int(4 * volumes * math.prod(problem.shape))
+        # the inputs in another order, and in bfloat16; features before and after their rectifier
+        features = 1.5 * inputs + 2 * a.width / math.prod(self.weights.block) * part
+        alone = self.kept_bytes(problem) + int(4 * (inputs + whole + max(step, features)))
+        if a.start == "wiener":
+            return alone
+        return max(alone, Accelerated().peak_bytes(problem) + 4 * inputs)
+
+    def kept_bytes(self, problem: Problem) -> int:
+        """Return bytes of filters and transfer functions, which stay as long as the problem."""
+        kept = 0
+        for operator in (o.operator for o in problem.observations):
+            if isinstance(operator, Windowed):
+                kept += len(places_of(operator)) * math.prod(apart(operator)[1])
+                kept += len(getattr(operator, "transfers", "1")) * math.prod(operator.grid)
+        return 4 * kept
 
     def estimate(self, problem: Problem) -> Tensor:
         """Return the object on its whole grid, (z, y, x) photons; beyond the images continued."""
@@ -83,13 +99,26 @@ class Network:
         places = positions_of(problem, part)[None] if a.positioned else None
         estimate: Tensor | None = None
         for net in (self.weights, *self.refining):
-            inputs = inputs_of(problem, estimate, net.architecture.start, part, self.mean_photons)
-            halved = HALVED and inputs.device.type == "cpu"
-            with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=halved):
-                answer = net.to(inputs.device).eval()(inputs[None], places)[0]
+            answer = self._answer(net, problem, estimate, part, places)
             estimate = continued(answer, (z.start, y.start, x.start), problem.shape)
+            del answer
         assert estimate is not None
         return estimate
+
+    def _answer(
+        self,
+        net: RestorationNet,
+        problem: Problem,
+        estimate: Tensor | None,
+        part: Window,
+        places: Tensor | None,
+    ) -> Tensor:
+        """What one pass says on a part of the object; its inputs are gone before the next are made."""
+        inputs = inputs_of(problem, estimate, net.architecture.start, part, self.mean_photons)
+        halved = HALVED and inputs.device.type == "cpu"
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=halved):
+            answer: Tensor = net.to(inputs.device).eval()(inputs[None], places)[0]
+        return answer
 
     def __call__(self, problem: Problem) -> Restored:
         return restored(problem, self.estimate(problem), {"restorer": "network"})

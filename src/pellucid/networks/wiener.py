@@ -102,9 +102,9 @@ def _made(operator: Windowed, part: Window) -> Filters:
         otfs.append(transfer_function(psf, grid, (a, b, c)))
         seen = [p if n > 1 else slice(None) for p, n in zip(part, site.share.shape, strict=True)]
         shares.append(site.share[tuple(seen)].permute(order).contiguous())
-    powers = [otf.abs().square() for otf in otfs]
-    level = ALPHA * max(float(power.max()) for power in powers)
-    transfers = [otf.div_(power + level) for otf, power in zip(otfs, powers, strict=True)]
+    # powers are computed twice: of many places they would take half as much as the filters
+    level = ALPHA * max(float(otf.abs().square_().max()) for otf in otfs)
+    transfers = [otf.div_(otf.abs().square_().add_(level)) for otf in otfs]
     return Filters(order, grid, (z, y, x), shares, transfers)
 
 
