@@ -129,6 +129,7 @@ def main() -> None:
             ),
             "network, polished": partial(Polished(network).estimate, kept),
             "network, polished, not gated": partial(Polished(network, gated=False).estimate, kept),
+            "network, 3 iterations, not gated": partial(Polished(network, 3, False).estimate, kept),
             "classical": partial(classical, kept),
         }
         brightest = float(problem.observations[0].image.max())
