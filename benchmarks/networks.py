@@ -231,7 +231,7 @@ def matrix(folder: Path, seeds: int, kinds: list[str]) -> None:
                 share_path = folder / f"share-{name.split(', ')[1]}.json"
                 if name.startswith("ours") and share_path.exists():
                     share = Share.from_dict(json.loads(share_path.read_text()))
-                    answers.append((name, "shrunk", partial(_fallen_back, net, share, p)))
+                    answers.append((name, "shrunk", partial(shrunk, net, share, p)))
             for name, what, answer in answers:
                 begin = time.process_time()
                 x = answer()
@@ -246,7 +246,8 @@ def matrix(folder: Path, seeds: int, kinds: list[str]) -> None:
             )
 
 
-def _fallen_back(net: Network, share: Share, problem: Problem) -> Tensor:
+def shrunk(net: Network, share: Share, problem: Problem) -> Tensor:
+    """What `--fall-back` answers, on the object's grid."""
     polished = Polished(net)
     x = polished.estimate(problem)
     window = window_of(problem)

@@ -23,6 +23,7 @@ import scipy.fft
 import torch
 from torch import Tensor
 
+from networks import shrunk
 from pellucid.core.accelerated import Accelerated
 from pellucid.core.back_projectors import Matched
 from pellucid.core.deconvolution import blur_of, usable_psf
@@ -40,6 +41,7 @@ from pellucid.core.wrongness import wrongness
 from pellucid.data.psf_field_file import read_psf_field, write_psf_field
 from pellucid.networks.evidence import resolution_px
 from pellucid.networks.polish import Polished
+from pellucid.networks.share import Share
 from pellucid.networks.structures import simulate
 from pellucid.networks.wiener import places_of
 from pellucid.stages.network_restoring import load_network
@@ -163,8 +165,8 @@ def speed(folder: Path, shapes: list[Shape]) -> None:
 
 def compare(folder: Path, kinds: list[str]) -> None:
     light = scan()
-    network, psf, _ = load_network(folder / "model")
-    varying = blur_of(usable_psf(psf, SHAPE), SHAPE)
+    network, psf, card = load_network(folder / "model")
+    varying, share = blur_of(usable_psf(psf, SHAPE), SHAPE), Share.from_dict(card["share"])
     matched, (loop, _) = RichardsonLucy(ITERATIONS, Matched()), loop_seconds(light)
     print(f"loop over {SHAPE[0]} positions, {ITERATIONS} iterations: {loop:.0f} CPU s "
           f"(from {TIMED} positions)")  # fmt: skip
@@ -181,6 +183,7 @@ def compare(folder: Path, kinds: list[str]) -> None:
             ("recording", lambda o=o: o.image - o.background),
             ("network", lambda p=low_rank: p.windowed(network.estimate(p))),
             ("network, polished", lambda p=low_rank: Polished(network)(p).image),
+            ("network, shrunk", lambda p=low_rank: p.windowed(shrunk(network, share, p))),
             ("classical, low rank", lambda p=low_rank: Accelerated()(p).image),
             ("matched RL, scanned sheet", lambda e=example: matched(e.problem).image),
         ]
