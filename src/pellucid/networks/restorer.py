@@ -13,7 +13,7 @@ from pellucid.core.problem import Problem, Restored, Window
 from pellucid.errors import InputError
 from pellucid.networks.features import channels, inputs_of, positions_of, recorded_part
 from pellucid.networks.model import RestorationNet
-from pellucid.networks.wiener import apart, continued, places_of
+from pellucid.networks.wiener import closed_grid, continued, places_of
 
 _CAPABILITIES: dict[str, Any] = getattr(
     torch.cpu, "get_capabilities", dict
@@ -63,7 +63,7 @@ class Network:
         inputs: int = a.views * channels(bool(self.refining), a.start) * part
         # an image before its transform, the transform, and what comes of it; else a few steps of a solver
         step = max(
-            3 * math.prod(apart(o.operator)[1]) if isinstance(o.operator, Windowed) else 8 * whole
+            3 * math.prod(closed_grid(o.operator)[1]) if isinstance(o.operator, Windowed) else 8 * whole
             for o in problem.observations
         )
         # the inputs in another order, and in bfloat16; features before and after their rectifier
@@ -78,7 +78,7 @@ class Network:
         kept = 0
         for operator in (o.operator for o in problem.observations):
             if isinstance(operator, Windowed):
-                kept += len(places_of(operator)) * math.prod(apart(operator)[1])
+                kept += len(places_of(operator)) * math.prod(closed_grid(operator)[1])
                 kept += len(getattr(operator, "transfers", "1")) * math.prod(operator.grid)
         return 4 * kept
 
