@@ -20,6 +20,9 @@ from pellucid.core.problem import Observation, Problem
 from pellucid.core.psf_theory import gaussian
 from pellucid.core.replay import Replay, decided
 from pellucid.core.richardson_lucy import RichardsonLucy
+from pellucid.networks.model import Architecture, RestorationNet
+from pellucid.networks.polish import Polished
+from pellucid.networks.restorer import Network
 from pellucid.stages.resources import return_freed_memory
 from pellucid.stages.tile_plan import resident_bytes
 
@@ -61,12 +64,16 @@ def main() -> None:
     random = np.random.default_rng(0)
     image = torch.from_numpy(random.poisson(20 + 30 * random.random(shape)).astype(np.float32))
     part = image[:48, :96, :96].contiguous()
+    first, second = (RestorationNet(Architecture(width=8, refining=r)) for r in (False, True))
+    network = Network(first, (second,))
     schedule = decided(Accelerated(max_iterations=2), problem_of(part, psf), START)
     restorers = {
         "matched, 2": RichardsonLucy(2, METHODS["matched"], start=START),
         "wiener-butterworth, 2": RichardsonLucy(2, METHODS["wiener-butterworth"], start=START),
         "replay": Replay(schedule),
         "guarded": Accelerated(max_iterations=4),
+        "network, two passes": Polished(network, 0),
+        "network, polished": Polished(network, 2),
     }
     stated = problem_of(torch.empty(shape, device="meta"), psf)
     volume = 4 * math.prod(stated.shape)
