@@ -189,4 +189,4 @@ def _unmasked(statistics: VolumeStatistics) -> VolumeStatistics:
 def _said(task: VolumeTask) -> dict[str, Any]:
     assert isinstance(task.restorer, Polished)
     said = {"t": task.volume.t, "c": task.volume.c, **task.statistics.to_json()}
-    return {**said, "iterations": task.restorer.iterations}
+    return {**said, "iterations": task.restorer.iterations or 0}  # none where there is no light
