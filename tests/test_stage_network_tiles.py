@@ -151,7 +151,7 @@ def test_the_memory_that_is_allowed_decides_between_one_piece_and_tiles(folder, 
 def test_what_needs_the_whole_is_refused_in_one_sentence_before_work_starts(folder, capsys):
     assert by_tiles("out.ome.zarr", "--fall-back") == 2
     said = capsys.readouterr().err
-    assert "Tiles do without --fall-back, judged by a twin of the whole volume" in said
+    assert "Tiles do without --fall-back, which needs a rehearsal on the whole volume" in said
     assert not list(folder.glob("out*"))
     plan = plan_restoring(
         RestoreParameters.checked({"input": "raw.ome.zarr", "model": "model", "output": "out.ome.zarr"})
