@@ -152,6 +152,9 @@ def test_views_are_fused_the_same_from_a_dataset_by_its_registrations_as_from_fi
 
 def test_registration_begins_there_and_goes_back_into_a_copy(folder):
     (folder / "out").mkdir()
+    text = (folder / "data.xml").read_text(encoding="utf-8")
+    text = text.replace('"relative">.</BasePath>', f'"absolute">{folder}</BasePath>')
+    (folder / "data.xml").write_text(text, encoding="utf-8")
     asked = ["data.xml", "--start", "data.xml", "-o", "t.json", "--bigstitcher"]
     asked = ["--model", "rigid", "--over-time", "once", *asked]
     assert main(["register", *asked, "out/copy.xml"]) == 0
@@ -171,7 +174,9 @@ def test_registration_begins_there_and_goes_back_into_a_copy(folder):
         np.testing.assert_allclose(
             moved, found.world_to_view(key[0], 1).inverse().matrix, atol=1e-9
         )
-    listed = ElementTree.parse("out/copy.xml").getroot().find("ViewRegistrations")
+    copy = ElementTree.parse("out/copy.xml").getroot()
+    assert (copy.find("BasePath").text, copy.find("BasePath").get("type")) == ("..", "relative")
+    listed = copy.find("ViewRegistrations")
     names = [t.findtext("Name") for t in listed.find("ViewRegistration[@setup='13']")]
     assert names == ["Pellucid registration", "step 0", "step 1", "step 2", "step 3"]
     # the copy finds the pixels, and its registrations are those that were found

@@ -261,10 +261,22 @@ def test_one_block_decides_the_iterations_of_all(turned, tmp_path, monkeypatch, 
     assert "iterations  " not in capsys.readouterr().err
 
 
+def test_a_block_of_whole_chunks_stays_one_where_registration_makes_the_result_larger(
+    turned, tmp_path, monkeypatch, capsys
+):
+    shutil.copytree(turned[0], tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    asked = ("--angles", "0,90", "--model", "rigid", "--tile", "64,40,72")
+    assert fuse("cut.ome.zarr", "--method", "average", known=asked) == 0
+    assert min(np.array(image("cut.ome.zarr").shape) - (72, 40, 72)) > 0
+    assert read_record("cut.ome.zarr")["statistics"]["tiles"] == 2
+
+
 def test_what_was_registered_is_kept_for_the_run_that_goes_on(turned, tmp_path, monkeypatch, capsys):
     shutil.copytree(turned[0], tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
-    asked = ("--angles", "0,90", "--model", "rigid")
+    # all of it is narrower than the nominal angles have it
+    asked = ("--angles", "0,90", "--model", "rigid", "--cover", "overlap")
     made = FusedBlocks.compute
 
     def cut_short(self, key, read):

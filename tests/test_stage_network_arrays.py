@@ -57,7 +57,9 @@ def test_tensors_stay_tensors_and_nothing_is_nothing(trained):
     answer = pellucid.restore(torch.tensor(counts().astype(np.float32)), trained, polish=0)
     assert isinstance(answer.image, torch.Tensor)
     assert answer.image.shape == (8, 24, 24)
-    assert not pellucid.restore(np.zeros((8, 24, 24)), trained).image.any()
+    dark = pellucid.restore(np.zeros((8, 24, 24)), trained, verdict=True)
+    assert not dark.image.any()
+    assert (dark.believable == 1).all()
 
 
 def test_what_cannot_be_restored_is_refused(trained):

@@ -99,6 +99,7 @@ def test_it_goes_on_to_the_same_bytes_here_and_on_a_cluster(folder, capsys, monk
         assert by_tiles("out.ome.zarr", "--resume", "--polish", "1") == 1
         assert "polish was 'auto', is '1'".replace("'", '"') in capsys.readouterr().err
         assert restored("out.ome.zarr", "--resume") == 0  # finds the tile itself
+        assert "3/3 raw.ome.zarr t=0 c=0 tile 2" in capsys.readouterr().err  # counts what was kept
     assert len(made) == 4
     assert by_tiles("shared.ome.zarr", "--cluster", "local:2") == 0
     assert pixels("out.ome.zarr") == pixels("straight.ome.zarr") == pixels("shared.ome.zarr")
@@ -116,6 +117,20 @@ def test_a_series_is_restored_time_by_time_and_channel_by_channel(folder, capsys
     assert not np.array_equal(one.read(0, 0), every.read(0, 0))
     assert restored("none.ome.zarr", "--time", "2", raw="series.ome.zarr") == 2
     assert "expected 0 to 1" in capsys.readouterr().err
+
+
+def test_a_volume_without_light_is_zeros_and_was_not_polished(folder, capsys):
+    dark = np.full((12, 128, 128), 100, np.uint16)
+    pellucid.write("dark.ome.zarr", dark, voxel_um=VOXEL)
+    assert restored("out.ome.zarr", "--tile", "12,128,128", raw="dark.ome.zarr") == 0
+    assert "dark.ome.zarr t=0 c=0: 0 physical iterations" in capsys.readouterr().err
+    assert not pellucid.open("out.ome.zarr").read().any()
+
+
+def test_polish_is_a_number_in_yaml(folder):
+    (folder / "how.yaml").write_text("polish: 1\n")
+    assert restored("out.ome.zarr", "--config", "how.yaml") == 0
+    assert read_record("out.ome.zarr")["statistics"]["volumes"][0]["iterations"] == 1
 
 
 def test_the_memory_that_is_allowed_decides_between_one_piece_and_tiles(folder, capsys):
@@ -136,7 +151,7 @@ def test_the_memory_that_is_allowed_decides_between_one_piece_and_tiles(folder, 
 def test_what_needs_the_whole_is_refused_in_one_sentence_before_work_starts(folder, capsys):
     assert by_tiles("out.ome.zarr", "--fall-back") == 2
     said = capsys.readouterr().err
-    assert "Tiles do without --fall-back, judged by a twin of the whole volume" in said
+    assert "Tiles do without --fall-back, which needs a rehearsal on the whole volume" in said
     assert not list(folder.glob("out*"))
     plan = plan_restoring(
         RestoreParameters.checked({"input": "raw.ome.zarr", "model": "model", "output": "out.ome.zarr"})

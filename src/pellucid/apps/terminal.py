@@ -12,7 +12,15 @@ from typing import Any, Self, TextIO
 
 from pellucid.data.plain_json import plain_json
 from pellucid.errors import ParameterError, PellucidError, PellucidWarning
-from pellucid.stages.events import Event, FileDone, TileDone, VolumeDone, VolumeFailed, Warned
+from pellucid.stages.events import (
+    Event,
+    FileDone,
+    TileDone,
+    TilesKept,
+    VolumeDone,
+    VolumeFailed,
+    Warned,
+)
 
 OK, ERROR, USAGE, SOME_FAILED, INTERRUPTED = 0, 1, 2, 3, 130
 
@@ -88,7 +96,7 @@ class Progress:
         self._total, self._quiet, self._doing = total, quiet, doing
         self._begin = time.perf_counter()
         self._bar: Any = None
-        self._done = 0
+        self._done = self._before = 0
 
     def __enter__(self) -> Self:
         if not self._quiet and sys.stderr.isatty():
@@ -124,6 +132,10 @@ class Progress:
         elif isinstance(event, FileDone):
             if not self._quiet:
                 self._line(f"wrote {event.path}")
+        elif isinstance(event, TilesKept):
+            self._done, self._before = self._done + event.count, self._before + event.count
+            if self._bar is not None:
+                self._bar.update(self._task, advance=event.count)
         else:
             self._volume(event)
 
@@ -135,7 +147,7 @@ class Progress:
             self._line(f"failed: {event.why}")
         elif self._bar is None and not self._quiet:
             spent = time.perf_counter() - self._begin
-            left = spent / self._done * (self._total - self._done)
+            left = spent / (self._done - self._before) * (self._total - self._done)
             rest = f", about {_duration(left)} left" if self._done < self._total else ""
             self._line(f"{self._done}/{self._total} {event.what}: {event.seconds:.1f} s{rest}")
         if self._bar is not None:

@@ -90,8 +90,9 @@ def write_into_dataset(
             _place(dataset, places, one.time, setup)
             _add(entries[one.time, setup], NAME, moved @ own.inverse().matrix, before=True)
     base = root.find("BasePath")
-    base = SubElement(root, "BasePath", type="relative") if base is None else base
+    base = SubElement(root, "BasePath") if base is None else base
     pixels = dataset.parent.resolve() / (base.text or ".").strip()
+    base.set("type", "relative")
     base.text = os.path.relpath(pixels, path.parent.resolve())
     _write(path, root)
 

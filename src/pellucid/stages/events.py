@@ -26,6 +26,13 @@ class TileDone:
 
 
 @dataclass(frozen=True)
+class TilesKept:
+    """So many tiles were finished by an earlier run, and are not made again."""
+
+    count: int
+
+
+@dataclass(frozen=True)
 class VolumeFailed:
     """One volume could not be restored; the series goes on."""
 
@@ -50,7 +57,7 @@ class FileDone:
     record: Path
 
 
-Event = VolumeDone | TileDone | VolumeFailed | Warned | FileDone
+Event = VolumeDone | TileDone | TilesKept | VolumeFailed | Warned | FileDone
 OnEvent = Callable[[Event], None]
 
 

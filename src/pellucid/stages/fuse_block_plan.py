@@ -11,6 +11,7 @@ from pellucid.core.averaging import Weighting
 from pellucid.core.fourier import Shape
 from pellucid.core.fused_blocks import StoredView, halo_of_average, halo_of_views
 from pellucid.core.geometry import Affine, Grid
+from pellucid.data.pyramid import chunk_and_shard
 from pellucid.data.resumable_zarr import listed_core
 from pellucid.stages.cluster_choice import Workplace
 from pellucid.stages.coarse_views import coarse_peak_bytes, coarsened
@@ -100,9 +101,19 @@ def planned_blocks(
         )
         return TilePlan(tiling, shard_chunks(tiling, room), tiling.core_shape)
 
-    core = asked.tile or (listed_core(plan.output) if asked.resume and is_begun(plan.output) else None)
+    core = asked.tile
+    if core is None and asked.resume and is_begun(plan.output):
+        listed = listed_core(plan.output)  # of the result as it was registered
+        core = None if listed is None else whole_chunks(listed, world.shape)
     tiles = within(place.room_bytes)
     return tiles if core else shared_out(tiles, math.prod(plan.shape), place, within)
+
+
+def whole_chunks(tile: Shape, shape: Shape) -> Shape:
+    """A block that was asked for, in whole chunks of the result as registration made it, no smaller."""
+    chunk, _ = chunk_and_shard(shape)
+    z, y, x = (-(-t // c) * c for t, c in zip(tile, chunk, strict=True))
+    return z, y, x
 
 
 def placed_views(

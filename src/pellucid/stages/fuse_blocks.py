@@ -33,7 +33,7 @@ from pellucid.errors import InputError
 from pellucid.stages import fuse_registration as registering
 from pellucid.stages.engine import Engine
 from pellucid.stages.events import OnEvent
-from pellucid.stages.fuse_block_plan import planned_blocks, weighting_of
+from pellucid.stages.fuse_block_plan import planned_blocks, weighting_of, whole_chunks
 from pellucid.stages.fuse_memory import stated_restorer
 from pellucid.stages.fuse_parameters import FuseParameters
 from pellucid.stages.fuse_plan import FusePlan, believed_places, side_outputs
@@ -237,7 +237,10 @@ def _registered(
         with record.timed("register"):
             found = registering.found_transforms(plan, on_event)
     places = list(believed_places(plan, found).values())
-    plan = replace(plan, world=cropped(asked, world_grid(asked, plan.views, places)))
+    world = cropped(asked, world_grid(asked, plan.views, places))
+    if asked.tile is not None:
+        asked = asked.model_copy(update={"tile": whole_chunks(asked.tile, world.shape)})
+    plan = replace(plan, world=world, parameters=asked)
     return replace(plan, blocks=planned_blocks(plan, places, workplace_of(asked))), found
 
 

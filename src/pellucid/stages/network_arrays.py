@@ -129,7 +129,11 @@ def restore(
     check_card(card, Path(model).name, fall_back=fall_back, verdict=verdict)
     check_spacing(voxel_um, card["voxel_um"], "restore")
     if screened.is_empty:
-        return NetworkRestored(_as(torch.zeros(counts.shape), counts.shape, is_tensor))
+        dark, certain = torch.zeros(counts.shape), torch.ones(counts.shape) if verdict else None
+        return NetworkRestored(
+            _as(dark, counts.shape, is_tensor),
+            None if certain is None else _as(certain, counts.shape, is_tensor),
+        )
     image, judged, stats = answered(
         counts, Polished(network, polish), psf, card, fall_back=fall_back, verdict=verdict, device=place
     )

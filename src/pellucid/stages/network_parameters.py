@@ -14,7 +14,11 @@ def _pair(value: Any) -> Any:
 
 Range = Annotated[tuple[float, float], BeforeValidator(_pair)]
 Voxels = Annotated[tuple[int, int, int], BeforeValidator(listed)]
-Polish = Literal["auto", "0", "1", "2", "3"]
+Polish = Annotated[
+    Literal["auto", "0", "1", "2", "3"],
+    BeforeValidator(lambda value: str(value) if type(value) is int else value),
+]
+"""YAML reads 0 as a number."""
 
 
 class TrainParameters(Parameters):

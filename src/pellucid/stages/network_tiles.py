@@ -58,7 +58,7 @@ def without_tiles(plan: "RestorePlan") -> str:
         return "This model starts from the classical solution, which is decided on the whole volume"
     unfit = {"--verdict": asked.verdict is not None, "--fall-back": asked.fall_back}
     named = " and ".join(name for name, is_asked in unfit.items() if is_asked)
-    why = "judged by a twin of the whole volume, recorded anew and restored again: leave it out"
+    why = "which needs a rehearsal on the whole volume: leave it out"
     return f"Tiles do without {named}, {why}" if named else ""
 
 
@@ -189,4 +189,4 @@ def _unmasked(statistics: VolumeStatistics) -> VolumeStatistics:
 def _said(task: VolumeTask) -> dict[str, Any]:
     assert isinstance(task.restorer, Polished)
     said = {"t": task.volume.t, "c": task.volume.c, **task.statistics.to_json()}
-    return {**said, "iterations": task.restorer.iterations}
+    return {**said, "iterations": task.restorer.iterations or 0}  # none where there is no light

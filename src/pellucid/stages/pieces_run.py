@@ -11,7 +11,7 @@ from pellucid.data.resumable_zarr import ResumableZarr
 from pellucid.data.writer import remove
 from pellucid.errors import NotFiniteError, PellucidError
 from pellucid.stages.engine import Done, Engine, Key, Task
-from pellucid.stages.events import OnEvent, TileDone
+from pellucid.stages.events import OnEvent, TileDone, TilesKept
 from pellucid.stages.parameters import Parameters
 from pellucid.stages.pyramid_run import make_levels
 
@@ -48,7 +48,9 @@ def make_pieces(
     computing : what the record calls the time of arithmetic
     named : a piece in words
     """
-    number = itertools.count(1 + sum(task.part(key) in writer.done for key in keys))
+    if kept := sum(task.part(key) in writer.done for key in keys):
+        on_event(TilesKept(kept))
+    number = itertools.count(1 + kept)
 
     def on_done(done: Done[Key]) -> None:
         writer.count(done.facts)
