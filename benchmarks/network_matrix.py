@@ -26,13 +26,12 @@ from safetensors.torch import load_file, save_file
 from scipy import ndimage
 from torch import Tensor
 
-from networks import PlainUNet
+from networks import AnyNet, PlainUNet
 from pellucid.core.deconvolution import blur_of
 from pellucid.core.problem import Problem
 from pellucid.core.psf_theory import gaussian
 from pellucid.core.quality import psnr
 from pellucid.networks.features import classical as classical_solution
-from pellucid.networks.features import inputs_of
 from pellucid.networks.model import Architecture, RestorationNet, count_parameters
 from pellucid.networks.polish import Polished
 from pellucid.networks.restorer import Network
@@ -60,7 +59,7 @@ class DenseDeconNet(torch.nn.Module):
 
     Densely connected convolutions without biases at two scales, 4 to 8 features each, every one normalised
     by the statistics of what is in the batch, also when it is used. Volumes are scaled to 0..1, so the
-    unit of light is lost; `AnyNet` finds it again in the recording.
+    unit of light is lost; `Peer` finds it again in the recording.
     """
 
     def __init__(self, seed: int = 0) -> None:
@@ -166,14 +165,11 @@ UNET_WIDTH = 12
 
 
 @dataclass(frozen=True)
-class AnyNet:
-    """A peer as an estimator, so that all are polished and judged alike."""
-
-    net: torch.nn.Module
+class Peer(AnyNet):
+    """A peer as an estimator, in the photons of the recording."""
 
     def estimate(self, problem: Problem) -> Tensor:
-        with torch.no_grad():
-            out: Tensor = self.net(inputs_of(problem)[None])[0]
+        out = super().estimate(problem)
         if not isinstance(self.net, DenseDeconNet):
             return out
         # its unit is that in which it explains the recording best
@@ -301,7 +297,7 @@ def run(folder: Path, seeds: int, steps: int) -> None:
                     save_file(net.state_dict(), partial)
                     partial.rename(weights)
                 spent = time.process_time() - begin
-                bare = Network(net) if isinstance(net, RestorationNet) else AnyNet(net)
+                bare = Network(net) if isinstance(net, RestorationNet) else Peer(net)
                 tests = {
                     s: {
                         "bare": test(bare.estimate, s, seed),

@@ -17,7 +17,7 @@ from pellucid.stages.cluster_choice import Workplace
 from pellucid.stages.coarse_views import coarse_peak_bytes, coarsened
 from pellucid.stages.fuse_memory import block_peak_bytes
 from pellucid.stages.fuse_parameters import FuseParameters
-from pellucid.stages.piece_choice import goes_on, is_begun, shared_out
+from pellucid.stages.piece_choice import fits_in_one, goes_on, is_begun, shared_out
 from pellucid.stages.tile_plan import (
     BESIDE_BYTES,
     TilePlan,
@@ -34,8 +34,7 @@ def is_in_one(plan: "FusePlan") -> bool:
     """Whether the fusion fits in one piece, and nothing asks for blocks."""
     asked = plan.parameters
     begun = goes_on(plan.output, resume=asked.resume, overwrite=asked.overwrite)
-    beside = BESIDE_BYTES if asked.memory is not None else 0
-    fits = plan.available_bytes is None or plan.peak_bytes + beside <= plan.available_bytes
+    fits = fits_in_one(plan.peak_bytes, plan.available_bytes, asked)
     by_choice = asked.tile is not None or asked.cluster is not None or begun
     return fits and not by_choice
 

@@ -5,7 +5,17 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
-from pellucid.stages.parameters import Bytes, Names, Parameters, Paths, Sizes, SpacingUm, listed
+from pellucid.stages.parameters import (
+    Names,
+    Parameters,
+    Paths,
+    SpacingUm,
+    TileCores,
+    TileMakers,
+    TileMemory,
+    TileResume,
+    listed,
+)
 
 
 def _pair(value: Any) -> Any:
@@ -73,16 +83,10 @@ class RestoreParameters(Parameters):
     channel: str | None = Field(None, description="Channels to take, by number or name: 0,2.")
     fall_back: bool = Field(False, description="Shrink towards the classical solution where better.")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:1.")
-    memory: Bytes = Field(
-        None, description="Most memory to use, such as 2GiB; larger volumes are restored by tiles."
-    )
-    tile: Sizes = Field(None, description="Voxels z,y,x of the tiles' cores; else chosen.")
-    cluster: str | None = Field(
-        None,
-        description="Who makes the tiles: local:N workers of this machine, tcp://host:port of a Dask "
-        "scheduler, or a SLURM file (slurm.yaml).",
-    )
-    resume: bool = Field(False, description="Go on with an interrupted run of tiles.")
+    memory: TileMemory = None
+    tile: TileCores = None
+    cluster: TileMakers = None
+    resume: TileResume = False
     overwrite: bool = Field(False, description="Replace outputs that exist.")
 
 

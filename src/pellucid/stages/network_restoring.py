@@ -40,9 +40,9 @@ from pellucid.stages.engine import Engine, InProcess
 from pellucid.stages.events import FileDone, OnEvent, VolumeDone, ignore
 from pellucid.stages.network_parameters import RestoreParameters
 from pellucid.stages.network_tiles import planned_tiles, run_network_tiles, without_tiles
-from pellucid.stages.piece_choice import gib, goes_on, workplace_of
+from pellucid.stages.piece_choice import fits_in_one, gib, goes_on, workplace_of
 from pellucid.stages.planning import chosen, time_step_s
-from pellucid.stages.tile_plan import BESIDE_BYTES, TilePlan
+from pellucid.stages.tile_plan import TilePlan
 from pellucid.stages.training import check_spacing, photon_problem
 from pellucid.stages.volume_statistics import LazyVolume, Place
 
@@ -188,8 +188,7 @@ def _fitted(plan: RestorePlan, place: Workplace) -> RestorePlan:
     """The plan in one piece where that fits, else by tiles; always by tiles on a cluster."""
     asked, room = plan.parameters, place.room_bytes
     begun = goes_on(plan.output, resume=asked.resume, overwrite=asked.overwrite)
-    beside = BESIDE_BYTES if asked.memory is not None else 0
-    fits = room is None or plan.peak_bytes + beside <= room
+    fits = fits_in_one(plan.peak_bytes, room, asked)
     by_choice = asked.tile is not None or asked.cluster is not None or begun
     if fits and not by_choice:
         return plan

@@ -81,6 +81,21 @@ Chunks = Annotated[
 ]
 """Of cores; zeros where the size is to be chosen."""
 Sizes = Annotated[tuple[int, int, int] | None, BeforeValidator(listed)]
+TileMemory = Annotated[
+    Bytes,
+    Field(description="Most memory to use, such as 2GiB; larger volumes are restored by tiles."),
+]
+TileCores = Annotated[
+    Sizes, Field(description="Voxels z,y,x of the tiles' cores; else chosen.")
+]
+TileMakers = Annotated[
+    str | None,
+    Field(
+        description="Who makes the tiles: local:N workers of this machine, tcp://host:port of a Dask "
+        "scheduler, or a SLURM file (slurm.yaml)."
+    ),
+]
+TileResume = Annotated[bool, Field(description="Go on with an interrupted run of tiles.")]
 # A path may hold a comma, so these are not split.
 Names = Annotated[tuple[str, ...], BeforeValidator(_as_several)]
 Paths = Annotated[tuple[Path, ...], BeforeValidator(_as_several)]
@@ -204,16 +219,10 @@ class DeconvolveParameters(OpticsParameters, InputParameters):
     dtype: OutputType = Field("float32", description="uint16 is scaled, and the scale is kept.")
     format: Format = Field("ome-zarr", description="Of the outputs, where the output is a folder.")
     ome_zarr: OmeZarr = Field("0.5", description="0.4 for older Fiji and BigStitcher.")
-    memory: Bytes = Field(
-        None, description="Most memory to use, such as 2GiB; larger volumes are restored by tiles."
-    )
-    tile: Sizes = Field(None, description="Voxels z,y,x of the tiles' cores; else chosen.")
-    cluster: str | None = Field(
-        None,
-        description="Who makes the tiles: local:N workers of this machine, tcp://host:port of a Dask "
-        "scheduler, or a SLURM file (slurm.yaml).",
-    )
-    resume: bool = Field(False, description="Go on with an interrupted run of tiles.")
+    memory: TileMemory = None
+    tile: TileCores = None
+    cluster: TileMakers = None
+    resume: TileResume = False
     overwrite: bool = Field(False, description="Replace outputs that exist.")
     report: bool = Field(False, description="Write a report with pictures beside each output.")
     seed: int = Field(0, description="Of the photon splitting that decides when to stop.")

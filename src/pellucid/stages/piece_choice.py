@@ -63,6 +63,12 @@ def goes_on(output: Path, *, resume: bool, overwrite: bool) -> bool:
     return begun and resume
 
 
+def fits_in_one(peak_bytes: int, room_bytes: int | None, asked: Placed) -> bool:
+    """Whether one piece takes no more than there is; against stated memory counts what lies beside it."""
+    beside = BESIDE_BYTES if asked.memory is not None else 0
+    return room_bytes is None or peak_bytes + beside <= room_bytes
+
+
 def shared_out(
     tiles: TilePlan, volumes: int, place: Workplace, within: Callable[[int], TilePlan]
 ) -> TilePlan:
