@@ -84,21 +84,37 @@ def test_gradients_are_those_of_all_pairs(tmp_path, monkeypatch):
         torch.testing.assert_close(first[key], value, rtol=1e-4, atol=1e-5)
 
 
-def test_several_processes_write_one_model(tmp_path):
+@pytest.fixture
+def recipe(tmp_path):
     psf = gaussian_psf((5, 7, 7), (2.0, 2.5, 2.5)).astype("float32")
     pellucid.write(tmp_path / "psf.tif", psf, voxel_um=(0.3, 0.12, 0.12))
     (tmp_path / "r.yaml").write_text(
         "output: model\npsf: psf.tif\nsteps: 2\nvalidate_every: 1\nshape: 8,24,24\npatch: 8,16,16\n"
         "width: 8\ncalibration: 4\n"
     )
+    return tmp_path
+
+
+def test_several_processes_write_one_model(recipe):
     code = "import sys; from pellucid.apps.cli import main; sys.exit(main(sys.argv[1:]))"
-    runs = started(["-c", code, "train", "r.yaml"], tmp_path)
+    runs = started(["-c", code, "train", "r.yaml"], recipe)
     said = [run.communicate(timeout=300) for run in runs]
     assert [run.returncode for run in runs] == [0] * MEMBERS, said
     assert sum("wrote model" in out + error for out, error in said) == 1
     assert sum((out + error).count("step 2: held-out") for out, error in said) == 1
-    assert (tmp_path / "model" / "weights.safetensors").is_file()
-    assert not (tmp_path / "model.checkpoint").exists()
+    assert (recipe / "model" / "weights.safetensors").is_file()
+    assert not (recipe / "model.checkpoint").exists()
+
+
+def test_the_verb_for_python_ends_in_all_processes(recipe):
+    code = (
+        "import yaml, pellucid; made = pellucid.train(yaml.safe_load(open('r.yaml'))); "
+        "print(made.model.name, 'metrics' in made.card)"
+    )
+    runs = started(["-c", code], recipe)
+    said = [run.communicate(timeout=300) for run in runs]
+    assert [run.returncode for run in runs] == [0] * MEMBERS, said
+    assert [out.split() for out, _ in said] == [["model", "True"], ["model", "False"]]
 
 
 def test_alone_is_the_first_of_one():

@@ -12,6 +12,7 @@ import torch
 from pellucid.core.geometry import Triple
 from pellucid.errors import InputError, ParameterError
 from pellucid.networks.polish import Polished
+from pellucid.networks.team import is_first
 from pellucid.stages import training
 from pellucid.stages.network_parameters import TrainParameters
 from pellucid.stages.network_restoring import answered, check_card, load_network
@@ -27,7 +28,8 @@ class Trained:
     Parameters
     ----------
     model : its folder, which `restore` takes
-    card : what it was trained for, how well it does on held-out structures, its loss over the steps
+    card : what it was trained for, how well it does on held-out structures, its loss over the steps;
+        empty in the processes that helped the first one, which writes the model
     """
 
     model: Path
@@ -79,7 +81,7 @@ def train(
         on_look(int(last["step"]), float(last["held_out"]))
 
     model = training.train(parameters, look)
-    return Trained(model, load_network(model)[2])
+    return Trained(model, load_network(model)[2] if is_first() else {})
 
 
 def restore(
