@@ -1,6 +1,5 @@
 """Restoration of a recording by a model: the answer, its polish, its verdict, its record."""
 
-import math
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -12,7 +11,6 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from pellucid.core.accelerated import Accelerated
 from pellucid.core.deconvolution import as_volume, blur_of, image_shape, usable_psf
 from pellucid.core.problem import Observation, Problem
 from pellucid.core.psf import Psf
@@ -38,6 +36,7 @@ from pellucid.networks.trust import Trust, as_map
 from pellucid.stages.cluster_choice import Workplace, opened_engine
 from pellucid.stages.engine import Engine, InProcess
 from pellucid.stages.events import FileDone, OnEvent, VolumeDone, ignore
+from pellucid.stages.network_judging import judged_bytes
 from pellucid.stages.network_parameters import RestoreParameters
 from pellucid.stages.network_tiles import planned_tiles, run_network_tiles, without_tiles
 from pellucid.stages.piece_choice import fits_in_one, gib, goes_on, workplace_of
@@ -130,14 +129,19 @@ class RestorePlan:
         }
 
     @property
+    def is_judged(self) -> bool:
+        """Whether evidence about the answer is wanted."""
+        return self.parameters.fall_back or self.parameters.verdict is not None
+
+    @property
     def total(self) -> int:
         """Number of (z, y, x) volumes."""
         return len(self.times) * len(self.channels)
 
     @property
     def steps(self) -> int:
-        """Number of volumes, or of their tiles."""
-        return self.total * (1 if self.tiles is None else len(self.tiles.tiling))
+        """Number of volumes, or of their tiles, twice where these are judged before."""
+        return self.total * (1 if self.tiles is None else len(self.tiles.tiling) * (1 + self.is_judged))
 
     def writers(self) -> list[ImageWriter]:
         """The outputs, the image first, checked and not yet begun."""
@@ -286,7 +290,6 @@ def _peak_bytes(plan: RestorePlan) -> int:
     image = torch.empty((z, y, x), dtype=torch.float32, device="meta")
     problem = Problem((Observation(image, blur),))
     peak = plan.restorer.peak_bytes(problem)
-    if plan.parameters.verdict is not None or plan.parameters.fall_back:
-        # beside each solution stand the answer, the classical one, its twin, and what compares them
-        peak = max(peak, Accelerated().peak_bytes(problem)) + 4 * 8 * math.prod(problem.shape)
+    if plan.is_judged:
+        peak = judged_bytes(problem, plan.restorer, tiled=False)
     return peak + 12 * z * y * x

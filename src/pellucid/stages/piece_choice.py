@@ -98,6 +98,13 @@ def tiles_json(tiles: TilePlan | None) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def room_words(room: int, asked: Placed, device: str) -> str:
+    """What may be used, in words: of what was allowed, or of what the device has."""
+    if asked.memory is None or device != "cpu":
+        return f"{device} has {gib(room)} free"
+    return f"{gib(room)} are left beside the program of the {gib(asked.memory)} that are allowed"
+
+
 def gib(count: int) -> str:
     """A number of bytes in words."""
     for unit, size in (("GiB", 2**30), ("MiB", 2**20), ("kiB", 2**10)):
