@@ -125,7 +125,7 @@ def _deconvolve(parameters: DeconvolveParameters, *, dry_run: bool, json: bool) 
     if json:
         print_json(outcome.to_json())
     if outcome.failures:
-        for line in failed_lines(outcome):
+        for line in failed_lines(outcome.failures, outcome.total):
             say(line)
         return SOME_FAILED if outcome.outputs else ERROR
     return OK

@@ -136,7 +136,7 @@ def _told(outcome: Any, *, json: bool) -> int:
     else:
         for line in placed_lines(outcome):
             say(line)
-        for line in failed_lines(outcome) if outcome.failures else ():
+        for line in failed_lines(outcome.failures, outcome.total) if outcome.failures else ():
             say(line)
     links, kept = len(outcome.placement.links), int(outcome.placement.kept.sum())
     if links and not kept:

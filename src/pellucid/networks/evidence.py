@@ -12,8 +12,6 @@ Three errors, each measured as the error against a truth would be (`core.wrongne
   prior's word alone.
 """
 
-from collections.abc import Callable
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -71,17 +69,16 @@ def gather(
 
 def compared(
     problem: Problem, network: Estimator, x: Tensor, plain: Tensor, *, part: Window | None = None,
-    seed: int = 0, solve: Callable[[Problem], Tensor] = classical,
+    seed: int = 0,
 ) -> NDArray[np.float64]:  # fmt: skip
     """Return (`COMPARED`, 6, z, y, x) what `evidence_of` has to know of the regions in a part of the image.
 
     Parameters
     ----------
     part : whole regions, with as much of the image around them as a network sees; None: all
-    solve : the classical solution, on the object's grid
     """
     o = problem.observations[0]
-    twiced = (2 * plain - solve(without_noise(problem, plain))).clamp_min(0)
+    twiced = (2 * plain - classical(without_noise(problem, plain))).clamp_min(0)
     measured = [
         _moments(problem, network.estimate(recorded_again(problem, plain, seed + i)), plain, part)
         for i in range(REHEARSALS)

@@ -122,6 +122,7 @@ class Plan:
             "iterations": self.parameters.iterations or "auto",
             "device": describe_device(self.device),
             "available_bytes": self.available_bytes,
+            "memory_bytes": self.parameters.memory,
             "volumes": self.total,
             "files": [self._file_json(file) for file in self.files],
         }

@@ -2,7 +2,8 @@
 
 How bright an answer is, is a matter of the whole; where it errs then, of every region alone. So tiles say
 what `evidence.compared` says of the regions that begin in their cores, a few sums each, and verdict and
-cure follow from all of them together, as they do in one piece.
+cure follow from all of them together, as they do in one piece. The classical solution that this takes is
+guarded by a tile's own photons: evidence has no seams to hide, and is calibrated on that.
 """
 
 import base64
@@ -16,7 +17,6 @@ import numpy.typing as npt
 
 from pellucid.core.accelerated import Accelerated
 from pellucid.core.problem import Problem
-from pellucid.core.replay import replayed_peak_bytes
 from pellucid.core.tiling import Box, Tile, Tiling
 from pellucid.core.wrongness import REGION, region_edges
 from pellucid.data.manifest import Manifest
@@ -24,6 +24,7 @@ from pellucid.data.ome_zarr_writer import StoredArray
 from pellucid.data.record import RunRecord
 from pellucid.data.resumable_zarr import ResumableZarr, write_part
 from pellucid.networks.evidence import COMPARED, REHEARSALS, compared, evidence_of
+from pellucid.networks.features import classical
 from pellucid.networks.polish import Polished
 from pellucid.networks.restorer import Network
 from pellucid.networks.share import Share
@@ -71,16 +72,10 @@ class Judgement:
         return said
 
 
-def judged_bytes(problem: Problem, restorer: Polished, *, tiled: bool) -> int:
-    """Memory that evidence about an answer takes, beside the images of a recording.
-
-    `tiled` says that the classical solution repeats what was decided before.
-    """
+def judged_bytes(problem: Problem, restorer: Polished) -> int:
+    """Memory that evidence about an answer takes, beside the images of a recording."""
     assert isinstance(restorer.network, Network)
-    guarded, kept = Accelerated(), restorer.network.kept_bytes(problem)
-    solving = (
-        replayed_peak_bytes(problem, guarded.back_projector) if tiled else guarded.peak_bytes(problem)
-    )
+    kept, solving = restorer.network.kept_bytes(problem), Accelerated().peak_bytes(problem)
     # five volumes of float64 where two are compared; beside all of it the answer, the classical
     # solution, the image that one of them would give, and what is made of that
     comparing = 5 * 8 * math.prod(problem.observations[0].image.shape)
@@ -125,11 +120,10 @@ class JudgedTiles:
             slice(own.start - seen.start, own.stop - seen.start)
             for own, seen in zip(regions, tile.read, strict=True)
         )
-        answer, plain = volume.restorer.estimate(problem), volume.classical(problem)
+        answer, plain = volume.restorer.estimate(problem), classical(problem)
         return compared(
-            problem, volume.restorer, answer, plain, part=(z, y, x), seed=REHEARSALS * tile.index,
-            solve=volume.classical,
-        )  # fmt: skip
+            problem, volume.restorer, answer, plain, part=(z, y, x), seed=REHEARSALS * tile.index
+        )
 
     def write(self, key: TileKey, made: Float64) -> dict[str, Any]:
         """Return what is listed of a tile: a tenth of a byte a voxel."""

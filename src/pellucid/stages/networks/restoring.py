@@ -17,6 +17,7 @@ from pellucid.core.psf import Psf
 from pellucid.core.psf_field import PsfField
 from pellucid.data.model_files import read_model
 from pellucid.data.output import check_not_input, create_output
+from pellucid.data.plain_json import plain_json
 from pellucid.data.record import RunRecord, fingerprint, write_record
 from pellucid.data.recording import Recording, open_recording
 from pellucid.data.writer import (
@@ -25,7 +26,7 @@ from pellucid.data.writer import (
     check_free_space,
     check_output_path,
 )
-from pellucid.errors import InputError, OutputError, ParameterError, PlanError
+from pellucid.errors import InputError, OutputError, ParameterError, PellucidError, PlanError
 from pellucid.networks.evidence import gather
 from pellucid.networks.features import classical
 from pellucid.networks.model import Architecture, RestorationNet
@@ -37,13 +38,29 @@ from pellucid.stages.networks.judging import judged_bytes
 from pellucid.stages.networks.parameters import RestoreParameters
 from pellucid.stages.networks.tiles import planned_tiles, run_network_tiles, without_tiles
 from pellucid.stages.networks.training import check_spacing, photon_problem
-from pellucid.stages.pieces.piece_choice import fits_in_one, gib, goes_on, workplace_of
+from pellucid.stages.pieces.piece_choice import (
+    fits_in_one,
+    gib,
+    goes_on,
+    room_words,
+    tiles_json,
+    workplace_of,
+)
 from pellucid.stages.pieces.tile_plan import TilePlan
 from pellucid.stages.pieces.volume_statistics import LazyVolume, Place
+from pellucid.stages.screening import screen
 from pellucid.stages.selection import chosen, time_step_s
 from pellucid.stages.work.cluster_choice import Workplace, opened_engine
 from pellucid.stages.work.engine import Engine, InProcess
-from pellucid.stages.work.events import FileDone, OnEvent, VolumeDone, ignore
+from pellucid.stages.work.events import (
+    FileDone,
+    OnEvent,
+    VolumeDone,
+    VolumeFailed,
+    Warned,
+    ignore,
+)
+from pellucid.stages.work.resources import describe_device, failure
 
 
 def load_network(folder: Path) -> tuple[Network, Psf | PsfField, dict[str, Any]]:
@@ -128,6 +145,32 @@ class RestorePlan:
             for c, channel in enumerate(self.channels)
         }
 
+    def to_json(self) -> dict[str, Any]:
+        """The plan as JSON types."""
+        asked, recording = self.parameters, self.recording
+        file = {
+            "input": str(recording.path),
+            "input_shape_tczyx": recording.shape,
+            "input_dtype": recording.dtype.name,
+            "output": str(self.output),
+            "output_shape_tczyx": self.shape,
+            "output_dtype": self.image.dtype,
+            "output_bytes": self.image.size_bytes * (1 + (asked.verdict is not None)),
+            "verdict": asked.verdict,
+            "voxel_um": self.image.voxel_um,
+            "times": self.times,
+            "channels": dict(zip(self.image.names, self.channels, strict=True)),
+            **tiles_json(self.tiles),
+            "peak_bytes": self.peak_bytes,
+        }
+        said: dict[str, Any] = plain_json({
+            "model": asked.model, "operator": self.card["operator"], "passes": len(self.card["networks"]),
+            "polish": asked.polish, "fall_back": asked.fall_back, "device": describe_device(self.device),
+            "available_bytes": self.available_bytes, "memory_bytes": asked.memory, "volumes": self.total,
+            "files": [file],
+        })  # fmt: skip
+        return said
+
     @property
     def is_judged(self) -> bool:
         """Whether evidence about the answer is wanted."""
@@ -204,7 +247,7 @@ def _fitted(plan: RestorePlan, place: Workplace) -> RestorePlan:
     assert room is not None
     raise PlanError(
         f"{plan.recording.path.name}: restoring {plan.shape[2:]} needs {gib(plan.peak_bytes)} and "
-        f"{plan.device} has {gib(room)} free. {why}, or take a crop."
+        f"{room_words(room, asked, plan.device)}. {why}, or take a crop."
     )
 
 
@@ -238,25 +281,52 @@ def run_restoring(
     if plan.tiles is not None:
         run_network_tiles(plan, record, on_event, engine)
         return record.statistics
-    volumes = []
+    volumes: list[dict[str, Any]] = []
     with ExitStack() as stack:
         outs = [stack.enter_context(writer) for writer in plan.writers()]
         for number, (place, volume) in enumerate(plan.volumes.items(), 1):
             begin = time.perf_counter()
-            image, judged, stats = answered(
-                volume[:, :, :], plan.restorer, plan.psf, plan.card, fall_back=parameters.fall_back,
-                verdict=parameters.verdict is not None, device=plan.device,
-            )  # fmt: skip
-            for out, written in zip(outs, [image] if judged is None else [image, judged], strict=True):
-                out.write(*place, written.numpy().astype(np.float32))
+            try:
+                made, stats = _restored(plan, volume, on_event)
+            except (PellucidError, MemoryError, torch.OutOfMemoryError) as error:
+                why = failure(error, volume.name, plan.device)
+                if all("failed" in one for one in volumes) and number == plan.total:
+                    raise why from error  # nothing was restored, and nothing is written
+                made, stats = [np.full(volume.shape, np.nan, np.float32)] * len(outs), {"failed": str(why)}
+            for out, image in zip(outs, made, strict=True):
+                out.write(*place, image)
             seconds = time.perf_counter() - begin
             record.timings_s["restore"] = record.timings_s.get("restore", 0.0) + seconds
-            volumes.append({"t": volume.t, "c": volume.c, **stats})
-            on_event(VolumeDone(number, plan.total, seconds, volume.name))
-    record.statistics = {"volumes": volumes}
+            volumes.append({"t": volume.t, "c": volume.c, "seconds": seconds, **stats})
+            if "failed" in stats:
+                on_event(VolumeFailed(number, plan.total, volume.name, stats["failed"]))
+            else:
+                on_event(VolumeDone(number, plan.total, seconds, volume.name))
+    failed = sum("failed" in one for one in volumes)
+    record.statistics = {"failed_volumes": failed, "volumes": volumes}
     for out in outs:
         on_event(FileDone(out.path, write_record(record, out.path)))
     return record.statistics
+
+
+def _restored(
+    plan: RestorePlan, volume: LazyVolume, on_event: OnEvent
+) -> tuple[list[npt.NDArray[np.float32]], dict[str, Any]]:
+    """What is written of a volume, the image first, and what is recorded of it."""
+    counts, asks = volume[:, :, :], plan.parameters.verdict is not None
+    screened = screen(counts, volume.name)
+    for sentence in screened.warnings:
+        on_event(Warned(sentence))
+    if screened.is_empty:
+        dark = np.zeros(volume.shape, np.float32)
+        return [dark, dark + 1][: 1 + asks], {"iterations": 0, "warnings": screened.warnings}
+    image, judged, stats = answered(
+        counts, plan.restorer, plan.psf, plan.card, fall_back=plan.parameters.fall_back, verdict=asks,
+        device=plan.device,
+    )  # fmt: skip
+    made = [image] if judged is None else [image, judged]
+    seen = {"warnings": screened.warnings, "notes": screened.notes}
+    return [part.numpy().astype(np.float32) for part in made], {**stats, **seen}
 
 
 def answered(
@@ -291,5 +361,5 @@ def _peak_bytes(plan: RestorePlan) -> int:
     problem = Problem((Observation(image, blur),))
     peak = plan.restorer.peak_bytes(problem)
     if plan.is_judged:
-        peak = judged_bytes(problem, plan.restorer, tiled=False)
+        peak = judged_bytes(problem, plan.restorer)
     return peak + 12 * z * y * x

@@ -24,7 +24,6 @@ from pellucid.core.wrongness import REGION
 from pellucid.data.manifest import Manifest
 from pellucid.data.record import RunRecord, write_record
 from pellucid.data.resumable_zarr import ResumableZarr, listed_core
-from pellucid.networks.features import whole
 from pellucid.networks.polish import Polished
 from pellucid.networks.restorer import Network
 from pellucid.networks.share import fallen_back
@@ -92,7 +91,7 @@ def planned_tiles(plan: "RestorePlan", place: Workplace, *, goes_on: bool) -> Ti
     psf = usable_psf(plan.psf, shape)
     kernel, (light, reach) = kernel_of(psf), halo_and_reach([psf])
     halo, step = tile_halo(plan, kernel, light), plan.network.step
-    if plan.is_judged:
+    if asked.fall_back:
         z, y, x = (max(pair) for pair in zip(step, coarsest([psf], shape), strict=True))
         step = (z, y, x)  # both are powers of two
 
@@ -106,16 +105,20 @@ def planned_tiles(plan: "RestorePlan", place: Workplace, *, goes_on: bool) -> Ti
         problem = _widest_problem(kernel, read)
         peak = plan.restorer.peak_bytes(problem)
         if plan.is_judged:
-            peak = judged_bytes(problem, plan.restorer, tiled=True) + listed
+            peak = judged_bytes(problem, plan.restorer) + listed
         return peak + 12 * voxels + beside + BESIDE_BYTES
+
+    remedy = "train a narrower network of fewer passes (width, passes)"
+    if plan.is_judged:
+        remedy = "leave --verdict and --fall-back out"
 
     def within(room_bytes: int | None) -> TilePlan:
         room = planning_room(room_bytes)
         tiling = fitted_tiling(
-            shape, core, halo=halo, reach=reach, needed=needed, room_bytes=room, step=step
+            shape, core, halo=halo, reach=reach, needed=needed, room_bytes=room, step=step, remedy=remedy
         )
         sample = max((box_shape(tile.read) for tile in tiling), key=lambda s: int(np.prod(s)))
-        if plan.is_judged:
+        if asked.fall_back:
             sample = sample_shape(sample, kernel, Accelerated(), room - BESIDE_BYTES)
         return TilePlan(tiling, shard_chunks(tiling, room), sample)
 
@@ -170,11 +173,6 @@ class NetworkVolume(VolumeTask):
         plain = self.plain(problem)
         light = fallen_back(light, plain.image, self.share, self.volume.shape, tile.read)
         return self.core(tile, light), {"ran_away": plain.stats["ran_away"]}
-
-    def classical(self, problem: Problem) -> torch.Tensor:
-        """Return the classical solution on the object's whole grid."""
-        assert self.plain is not None
-        return self.plain(Problem(problem.observations, whole(problem))).image
 
 
 def run_network_tiles(
@@ -247,13 +245,14 @@ def _prepared(
         )
         for place, volume in volumes.items()
     }
-    if plan.restorer.iterations is not None and not plan.is_judged:
+    falls_back = plan.parameters.fall_back
+    if plan.restorer.iterations is not None and not falls_back:
         return tasks
-    decide = decisions if plan.is_judged else polished
+    decide = decisions if falls_back else polished
     for place, facts in decided_by(decide, plan.tiles, tasks, done, engine).items():
         task = tasks[place]
         restorer = replace(task.restorer, iterations=facts["iterations"])
-        plain = Replay(schedule_of(facts["schedule"])) if plan.is_judged else None
+        plain = Replay(schedule_of(facts["schedule"])) if falls_back else None
         tasks[place] = replace(task, restorer=restorer, plain=plain)
     return tasks
 

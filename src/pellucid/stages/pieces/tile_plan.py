@@ -133,13 +133,14 @@ def fitted_tiling(
     needed: Callable[[Shape], int],
     room_bytes: int,
     step: Shape = (1, 1, 1),
+    remedy: str = "crop the PSF",
 ) -> Tiling:
     """Return the tiling into cores that were asked for, or the one that costs least, within the room.
 
     Parameters
     ----------
     needed : memory for a tile that is read
-    halo, reach, step : see `core.tiling.plan`
+    halo, reach, step, remedy : see `core.tiling.plan`
 
     Raises
     ------
@@ -149,7 +150,7 @@ def fitted_tiling(
     if core is None:
         return plan(
             shape, halo=halo, reach=reach, align=chunk, peak_bytes=needed, budget_bytes=room_bytes,
-            step=step,
+            step=step, remedy=remedy,
         )  # fmt: skip
     tiling = _asked_for(core, shape, chunk, halo, step)
     largest = max(needed(box_shape(tile.read)) for tile in tiling)
