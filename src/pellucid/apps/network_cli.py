@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from cyclopts import App, Parameter
 
-from pellucid.apps.options import as_yaml, asked_of, given, options_of, read_config
+from pellucid.apps.options import as_yaml, asked_of, finished, given, options_of, read_config
 from pellucid.apps.terminal import OK, SOME_FAILED, Progress, print_json, say
 from pellucid.stages.networks.parameters import ExportParameters, RestoreParameters, TrainParameters
 
@@ -85,6 +85,8 @@ def restore(
         print(as_yaml(parameters), end="")
         return OK
     from pellucid.apps.text import begun_line, failed_lines, restore_plan_text, restored_lines
+    if finished("restore", parameters, json=json):
+        return OK
     from pellucid.stages.networks.restoring import plan_restoring, run_restoring
     from pellucid.stages.work.cluster_choice import opened_engine
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from pellucid.apps.options import given, merged, options_of, yaml_text
+from pellucid.apps.options import finished, given, merged, options_of, yaml_text
 from pellucid.apps.terminal import OK, SOME_FAILED, Progress, print_json, say
 from pellucid.data.plain_json import plain_json
 from pellucid.stages.parameters import DeconvolveParameters
@@ -103,9 +103,10 @@ def _stitch_sharply(
 
     shared = {name: getattr(parameters, name) for name in ("inputs", "output", "overwrite", "ome_zarr")}
     background = {} if parameters.background is None else {"background": parameters.background}
-    plan = plan_mosaic(
-        parameters, DeconvolveParameters.checked({**shared, **background, **sharpening})
-    )
+    sharp = DeconvolveParameters.checked({**shared, **background, **sharpening})
+    if finished("deconvolve", sharp, json=json):
+        return OK
+    plan = plan_mosaic(parameters, sharp)
     if dry_run:
         both = {"stitch": plan.stitching.to_json(), "deconvolve": plan.deconvolution.to_json()}
         if json:
