@@ -218,6 +218,58 @@ def test_a_series_is_restored_time_by_time_and_channel_by_channel(folder, capsys
     assert "expected 0 to 1" in capsys.readouterr().err
 
 
+def test_a_time_point_that_cannot_be_read_becomes_nan_and_the_series_goes_on(folder, capsys):
+    counts = np.stack([pellucid.open("series.ome.zarr").read(t, 0) for t in (0, 1, 1)]).astype(np.float32)
+    counts[1, 5, 3, 2] = np.nan
+    counts[2] = 7.0
+    pellucid.write("bad.ome.zarr", counts[:, None], voxel_um=VOXEL)
+    assert restored("out.ome.zarr", "--verdict", "map.ome.zarr", raw="bad.ome.zarr") == 3
+    said = capsys.readouterr().err
+    assert "1 of 3 volumes failed" in said
+    assert "in plane 5" in said
+    assert "nothing to deconvolve" in said
+    assert "2 volumes in " in said
+    for name, rest in (("out.ome.zarr", 0), ("map.ome.zarr", 1)):
+        made = pellucid.open(name)
+        assert np.isfinite(made.read(0, 0)).all()
+        assert np.isnan(made.read(1, 0)).all()
+        assert (made.read(2, 0) == rest).all()
+    volumes = read_record("out.ome.zarr")["statistics"]["volumes"]
+    assert ["failed" in one for one in volumes] == [False, True, False]
+    assert restored("none.ome.zarr", "--time", "1", raw="bad.ome.zarr") == 1
+    assert not list(folder.glob("none*"))
+
+
+def test_a_dry_run_tells_the_plan_and_starts_nothing(folder, capsys):
+    asked = ("--dry-run", "--verdict", "map.ome.zarr", "--fall-back", "--memory", "8GiB")
+    assert by_tiles("out.ome.zarr", *asked) == 0
+    said = capsys.readouterr().out
+    assert "polish       auto, falls back" in said
+    assert "to be used" in said
+    assert "at the peak of a tile" in said
+    assert "3 a volume, cores of 12 x 128 x 128" in said
+    assert "map.ome.zarr" in said
+    assert restored("out.ome.zarr", "--dry-run", "--json") == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert (plan["volumes"], plan["files"][0]["tiles"]) == (1, 1)
+    assert plan["files"][0]["output_bytes"] == 4 * 12 * 128 * 384
+    assert not list(folder.glob("out*"))
+
+
+def test_what_is_finished_is_not_gone_on_with_and_not_confused_with_another_run(folder, capsys):
+    assert restored("out.ome.zarr", "--polish", "0") == 0
+    assert restored("out.ome.zarr", "--polish", "0", "--resume") == 0
+    assert "out.ome.zarr: is finished" in capsys.readouterr().err
+    assert by_tiles("out.ome.zarr", "--polish", "0", "--resume", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["finished"]
+    assert restored("out.ome.zarr", "--polish", "1", "--resume") == 1
+    assert "made otherwise" in capsys.readouterr().err
+    raw = pellucid.open("raw.ome.zarr").read() + 1
+    pellucid.write("raw.ome.zarr", raw, voxel_um=VOXEL, overwrite=True)
+    assert restored("out.ome.zarr", "--polish", "0", "--resume") == 1
+    assert "raw.ome.zarr has changed" in capsys.readouterr().err
+
+
 def test_a_volume_without_light_is_zeros_and_was_not_polished(folder, capsys):
     dark = np.full((12, 128, 128), 100, np.uint16)
     pellucid.write("dark.ome.zarr", dark, voxel_um=VOXEL)

@@ -146,9 +146,11 @@ def _verdict_words(
         for kind, half in halves
     )
     shares = ", ".join(f"{share[:, :, half].mean():.0%} of {kind}" for kind, half in halves)
+    judged = "no region is wrong"
+    if wrong.any():
+        judged = f"of the wrong regions it finds {told['found']:.0%}, AUROC {told['auroc']:.3f}"
     return [
         f"the verdict on the network, polished, doubts {said}; the network never saw {UNKNOWN}",
-        f"of the wrong regions it finds {told['found']:.0%}, of the good ones it doubts "
-        f"{told['false_alarms']:.1%}; AUROC {told['auroc']:.3f}",
+        f"{judged}; of the good ones it doubts {told['false_alarms']:.1%}",
         f"the cure keeps this share of what the network adds to the classical solution: {shares}",
     ]
