@@ -88,7 +88,7 @@ def restore(
     if finished("restore", parameters, json=json):
         return OK
     from pellucid.stages.networks.restoring import plan_restoring, run_restoring
-    from pellucid.stages.work.cluster_choice import opened_engine
+    from pellucid.stages.work.workplace import opened_engine
 
     plan = plan_restoring(parameters)
     if dry_run:

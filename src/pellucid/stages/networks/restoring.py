@@ -50,7 +50,7 @@ from pellucid.stages.pieces.tile_plan import TilePlan
 from pellucid.stages.pieces.volume_statistics import LazyVolume, Place
 from pellucid.stages.screening import screen
 from pellucid.stages.selection import chosen, time_step_s
-from pellucid.stages.work.cluster_choice import Workplace, opened_engine
+from pellucid.stages.work.cluster_choice import Workplace
 from pellucid.stages.work.engine import Engine, InProcess
 from pellucid.stages.work.events import (
     FileDone,
@@ -61,6 +61,7 @@ from pellucid.stages.work.events import (
     ignore,
 )
 from pellucid.stages.work.resources import describe_device, failure
+from pellucid.stages.work.workplace import opened_engine
 
 
 def load_network(folder: Path) -> tuple[Network, Psf | PsfField, dict[str, Any]]:
