@@ -1,6 +1,7 @@
 """Restoration of a recording by a model: the answer, its polish, its verdict, its record."""
 
 import time
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -178,6 +179,11 @@ class RestorePlan:
         return self.parameters.fall_back or self.parameters.verdict is not None
 
     @property
+    def names(self) -> list[str]:
+        """Of the volumes, for people."""
+        return [volume.name for volume in self.volumes.values()]
+
+    @property
     def total(self) -> int:
         """Number of (z, y, x) volumes."""
         return len(self.times) * len(self.channels)
@@ -270,6 +276,12 @@ def restore(parameters: RestoreParameters) -> dict[str, Any]:
     plan = plan_restoring(parameters)
     with opened_engine(parameters.cluster) as engine:
         return run_restoring(plan, ignore, engine)
+
+
+def failures(names: Sequence[str], stats: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Volumes that could not be restored, and why, of the statistics of a run."""
+    told = zip(names, stats["volumes"], strict=True)
+    return [(name, said["failed"]) for name, said in told if "failed" in said]
 
 
 def run_restoring(
