@@ -61,7 +61,7 @@ from pellucid.stages.work.events import (
     Warned,
     ignore,
 )
-from pellucid.stages.work.resources import describe_device, failure
+from pellucid.stages.work.resources import describe_device, failure, return_freed_memory
 from pellucid.stages.work.workplace import opened_engine
 
 
@@ -288,6 +288,7 @@ def run_restoring(
     plan: RestorePlan, on_event: OnEvent = ignore, engine: Engine = InProcess()
 ) -> dict[str, Any]:
     """Carry out `plan`; returns the statistics, with those of every volume."""
+    return_freed_memory()
     parameters = plan.parameters
     record = RunRecord("restore", parameters.plain())
     record.inputs = [fingerprint(path) for path in (*plan.recording.files, parameters.model)]
