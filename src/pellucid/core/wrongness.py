@@ -77,6 +77,26 @@ def wrongness(
         `supported_resolution_px`
     region : voxels per region; a rest at the border joins the last one
     """
+    error, seen, true, gain, offset = _compared(image, truth, resolution_px, region)
+    # A haze that the truth lacks is taken away, but an offset that the fit would add is no structure.
+    structure = gain * seen + min(offset, 0.0)
+    near = tuple(max(1, round(f)) for f in resolution_px)
+    return Wrongness(
+        error, _excess(structure, true, near), _excess(true, structure, near), gain, offset
+    )
+
+
+def relative_error(
+    image: Array, truth: Array, resolution_px: Triple, *, region: Shape = REGION
+) -> Float64:
+    """Return the error of every region alone, as `wrongness` has it, in two thirds of its time."""
+    return _compared(image, truth, resolution_px, region)[0]
+
+
+def _compared(
+    image: Array, truth: Array, resolution_px: Triple, region: Shape
+) -> tuple[Float64, Float64, Float64, float, float]:
+    """Return the errors of the regions, both images at the resolution, and gain and offset of the first."""
     shape = checked_shape(image, "wrongness")
     if checked_shape(truth, "wrongness") != shape:
         raise InputError(
@@ -96,13 +116,7 @@ def wrongness(
     light = np.sqrt(by_region(true**2, region))
     gain, offset = _brightness(seen, true, region, np.maximum(light, EMPTY * overall))
     off = np.sqrt(by_region((gain * seen + offset - true) ** 2, region))
-    error = off / np.maximum(light, EMPTY * overall)
-    # A haze that the truth lacks is taken away, but an offset that the fit would add is no structure.
-    structure = gain * seen + min(offset, 0.0)
-    near = tuple(max(1, round(f)) for f in resolution_px)
-    return Wrongness(
-        error, _excess(structure, true, near), _excess(true, structure, near), gain, offset
-    )
+    return off / np.maximum(light, EMPTY * overall), seen, true, gain, offset
 
 
 def supported_resolution_px(psf: Psf) -> Triple:
@@ -139,8 +153,8 @@ def _brightness(seen: Float64, true: Float64, region: Shape, light: Float64) -> 
     sizes = np.ones(())
     for n, r in zip(seen.shape, region, strict=True):
         sizes = np.multiply.outer(sizes, np.diff(region_edges(n, r)))
-    parts = (np.ones_like(seen), seen, true, seen**2, seen * true, true**2)
-    moments = np.stack([by_region(p, region).ravel() for p in parts]) * sizes.ravel()
+    means = [by_region(p, region) for p in (seen, true, seen**2, seen * true, true**2)]
+    moments = np.stack([np.ones(sizes.size), *(m.ravel() for m in means)]) * sizes.ravel()
     energy = moments[5]
 
     def fitted(kept: NDArray[np.bool_]) -> tuple[float, float]:

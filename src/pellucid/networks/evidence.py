@@ -1,16 +1,21 @@
 """What speaks for or against an answer where no truth is known, region by region.
 
-Three errors, each measured as the error against a truth would be (`core.wrongness`):
+All of it comes from one *rehearsal* (parametric bootstrap, Efron 1979): the classical solution, which no
+training has misled, is taken for the object, recorded anew with noise, and restored once more by the
+network and classically. What the answers should have been is known, and it holds what this specimen
+holds, which the network may never have seen. Three errors, each measured as the error against a truth
+would be (`core.wrongness`), are what the verdict is made of:
 
-- of a *rehearsal*: the classical solution, which no training has misled, is taken for the object, recorded
-  anew with noise, and restored like the recording (parametric bootstrap, Efron 1979). What the answer to
-  that should have been is known, and it holds what this specimen holds, which the network may never
-  have seen;
-- of the answer against the classical solution, twiced (Tukey 1977: what it loses when it is
-  restored once more is added to it), so that it is less smooth;
+- of the network in the rehearsal;
+- of its answer against the classical solution, twiced (Tukey 1977: what it loses when it is restored
+  once more is added to it), so that it is less smooth;
 - of what a linear filter makes of the answer recorded without noise: what the blur takes away is the
   prior's word alone.
+
+The cure is made of both errors of the rehearsal, voxel by voxel, and how they go together (`Squares`).
 """
+
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -20,8 +25,14 @@ from torch import Tensor
 from pellucid.core.operators import Windowed
 from pellucid.core.problem import Observation, Problem
 from pellucid.core.psf import Psf, Triple
-from pellucid.core.wrongness import REGION, region_edges, supported_resolution_px, wrongness
-from pellucid.networks.features import classical
+from pellucid.core.wrongness import (
+    REGION,
+    by_region,
+    region_edges,
+    relative_error,
+    supported_resolution_px,
+)
+from pellucid.networks.features import classical, recorded_part
 from pellucid.networks.polish import Estimator
 from pellucid.networks.training import window_of
 from pellucid.networks.wiener import wiener_step
@@ -30,14 +41,46 @@ FEATURES = (
     "error of a rehearsal", "disagreement with the classical solution", "what the recording does not say",
 )  # fmt: skip
 
-REHEARSALS = 3
-"""Rehearsals whose squared errors are averaged: a single one adds 10 % of noise of its own."""
+TWIN_ITERATIONS = 3
+"""Iterations on the finest grid of the rehearsed classical solution: a third of what the guarded one takes,
+and what it is fitted for."""
 
 FLOOR = 0.01
 """Error below which no difference counts."""
 
-Evidence = NDArray[np.float64]
-"""Logarithms (z, y, x, len(FEATURES)) of the errors of every region."""
+Float64 = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Squares:
+    """Mean squared errors of every region (z, y, x): of the classical solution, of the network's answer,
+    and the mean product of both errors; in any unit."""
+
+    plain: Float64
+    answer: Float64
+    product: Float64
+
+    def blended(self, share: Float64) -> Float64:
+        """Return the mean squared error of every region, of `share` of the network's answer and for the
+        rest the classical solution."""
+        rest = 1 - share
+        return np.asarray(
+            share**2 * self.answer + rest**2 * self.plain + 2 * share * rest * self.product
+        )
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What was measured of an answer.
+
+    Parameters
+    ----------
+    errors : logarithms (z, y, x, len(FEATURES)) of the errors of every region
+    rehearsed : errors of both answers in the rehearsal
+    """
+
+    errors: Float64
+    rehearsed: Squares
 
 
 def resolution_px(problem: Problem) -> Triple:
@@ -54,52 +97,52 @@ def gather(
 ) -> Evidence:
     """Return the evidence about the answer `x` on the object's grid; regions of the first view.
 
-    Costs `REHEARSALS` passes of the network and two classical solutions.
+    Costs a pass of the network and a short classical solution.
 
     Parameters
     ----------
+    network : what rehearses: the bare one, as polish moves it by less than the rehearsal tells
     plain : the classical solution on the object's grid, where it is known
     """
     o, plain = problem.observations[0], classical(problem) if plain is None else plain
-    twiced = (2 * plain - classical(without_noise(problem, plain))).clamp_min(0)
-    rehearsed = [
-        error_of(problem, network.estimate(recorded_again(problem, plain, seed + i)), plain)
-        for i in range(REHEARSALS)
+    again = recorded_again(problem, plain, seed)
+    rehearsed, twin = network.estimate(again), classical(again, TWIN_ITERATIONS)
+    part = recorded_part(problem)
+    said = x.clone()
+    said[part] = wiener_step(o.operator.forward(x), o.operator, part)
+    errors = [
+        error_of(problem, rehearsed, plain),
+        error_of(problem, x, (2 * plain - twin).clamp_min_(0)),
+        error_of(problem, said, x),
     ]
-    columns = [
-        np.sqrt(np.mean(np.square(rehearsed), axis=0)),
-        error_of(problem, x, twiced),
-        error_of(problem, wiener_step(o.operator.forward(x), o.operator), x),
-    ]
-    return np.asarray(np.log(np.stack(columns, axis=-1) + FLOOR))
+    logs = np.log(np.stack(errors, axis=-1) + FLOOR)
+    return Evidence(np.asarray(logs), squares_of(problem, rehearsed, twin, plain))
 
 
-def error_of(problem: Problem, x: Tensor, truth: Tensor) -> NDArray[np.float64]:
+def squares_of(problem: Problem, answer: Tensor, plain: Tensor, truth: Tensor) -> Squares:
+    """Return the errors of a network's answer and of the classical solution; all on the object's grid."""
+    window = window_of(problem)
+    off, other = ((v[window] - truth[window]).double().cpu().numpy() for v in (plain, answer))
+    return Squares(by_region(off**2), by_region(other**2), by_region(off * other))
+
+
+def error_of(problem: Problem, x: Tensor, truth: Tensor) -> Float64:
     """Return the error of every region of `x` relative to the light of `truth` there, at the resolution
     that the recording supports; both on the object's grid. 1 where the truth is empty."""
     window = window_of(problem)
     if not bool(truth[window].any()):
         grid = [len(region_edges(n, r)) - 1 for n, r in zip(truth[window].shape, REGION, strict=True)]
         return np.ones(grid)
-    return wrongness(x[window], truth[window], resolution_px(problem)).error
-
-
-def without_noise(problem: Problem, x: Tensor) -> Problem:
-    """Return the problem that the object `x` would pose if light came without noise."""
-    means = [o.operator.forward(x).clamp_min(0) + o.background for o in problem.observations]
-    observations = (
-        Observation(mean, o.operator, o.background)
-        for mean, o in zip(means, problem.observations, strict=True)
-    )
-    return Problem(tuple(observations), problem.window)
+    return relative_error(x[window], truth[window], resolution_px(problem))
 
 
 def recorded_again(problem: Problem, x: Tensor, seed: int) -> Problem:
     """Return the problem that the object `x` would pose: its images with photon noise drawn anew."""
     rng = np.random.default_rng([seed, 6])
     observations = []
-    for o in without_noise(problem, x).observations:
-        drawn = rng.poisson(o.image.detach().cpu().numpy()).astype(np.float32)
+    for o in problem.observations:
+        mean = o.operator.forward(x).clamp_min_(0) + o.background
+        drawn = rng.poisson(mean.detach().cpu().numpy()).astype(np.float32)
         again = torch.from_numpy(drawn).to(o.image.device)
         observations.append(Observation(again, o.operator, o.background))
     return Problem(tuple(observations), problem.window)

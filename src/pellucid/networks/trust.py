@@ -17,7 +17,7 @@ from pellucid.core.psf import Psf
 from pellucid.core.psf_field import PsfField
 from pellucid.core.wrongness import REGION, region_edges
 from pellucid.errors import InputError
-from pellucid.networks.evidence import FEATURES, FLOOR, Evidence
+from pellucid.networks.evidence import FEATURES, FLOOR, Float64
 from pellucid.networks.structures import BANK, Example, Light, simulate
 
 WRONG = 0.5
@@ -36,8 +36,6 @@ on either side decides nothing."""
 
 ROUNDS = 6
 """Rounds of fit and weights, which settle in three."""
-
-Float64 = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -62,11 +60,11 @@ class Trust:
     spread: float
     limit: float = 0.5
 
-    def error(self, evidence: Evidence) -> Float64:
+    def error(self, evidence: Float64) -> Float64:
         """Return the error to expect of every region, relative to its light."""
         return np.asarray(np.exp(evidence @ np.array(self.weights) + self.bias) - FLOOR)
 
-    def believable(self, evidence: Evidence) -> Float64:
+    def believable(self, evidence: Float64) -> Float64:
         """Return the probability, region by region, that the answer is not wrong."""
         above = evidence @ np.array(self.weights) + self.bias - _log(WRONG)
         return np.asarray(stats.norm.sf(above / self.spread))
@@ -142,7 +140,7 @@ def _stretched(values: Float64, factors: tuple[float, float, float]) -> Float64:
     return np.asarray(out * (values.sum() / out.sum()))
 
 
-def fit(evidence: list[Evidence], errors: list[Any], kinds: list[str]) -> Trust:
+def fit(evidence: list[Float64], errors: list[Any], kinds: list[str]) -> Trust:
     """Return what the evidence says of the `errors` of every region, of recordings of `kinds`.
 
     Each structure is left out of a fit of its own, and what these fits say of it gives the spread, so
