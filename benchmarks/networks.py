@@ -270,7 +270,7 @@ class Judged:
     """What was gathered of one recording, and what the truth says of it."""
 
     kind: str
-    errors: np.ndarray
+    logs: np.ndarray
     rehearsed: Squares
     error: np.ndarray
     true: Squares
@@ -302,7 +302,7 @@ def verdict(folder: Path, seeds: int, calibration: int) -> None:
 
 
 def fitted(known: list[Judged]) -> Trust:
-    return fit([j.errors for j in known], [j.error for j in known], [j.kind for j in known])
+    return fit([j.logs for j in known], [j.error for j in known], [j.kind for j in known])
 
 
 def judgement(trust: Trust, found: list[Judged]) -> list[np.ndarray]:
@@ -310,8 +310,8 @@ def judgement(trust: Trust, found: list[Judged]) -> list[np.ndarray]:
     whether it is doubted."""
     out = []
     for j in found:
-        told = trust.believable(j.errors)
-        columns = (told, trust.error(j.errors), j.error, trust.doubted(told))
+        told = trust.believable(j.logs)
+        columns = (told, trust.error(j.logs), j.error, trust.doubted(told))
         out.append(np.stack([c.ravel().astype(float) for c in columns]))
     return out
 
@@ -352,12 +352,12 @@ def gathered(folder: Path, kinds: str, group: str, count: int) -> list[Judged]:
     return found[: len(cases)]
 
 
-KEPT = ("kind", "errors", "rehearsed", "error", "true")
+KEPT = ("kind", "logs", "rehearsed", "error", "true")
 
 
 def plain_values(j: Judged) -> tuple[Any, ...]:
     rehearsed, true = (np.stack(list(vars(s).values())) for s in (j.rehearsed, j.true))
-    return j.kind, j.errors, rehearsed, j.error, true
+    return j.kind, j.logs, rehearsed, j.error, true
 
 
 def cases_of(kinds: str, group: str, count: int) -> Iterator[Callable[[], Example]]:
@@ -384,7 +384,7 @@ def judged(net: Network, case: Example) -> Judged:
     p, x, plain = case.problem, net.estimate(case.problem), classical(case.problem)
     evidence = gather(p, net, x, plain)
     true = squares_of(p, x, plain, case.truth)
-    return Judged(case.kind, evidence.errors, evidence.rehearsed, error_of(p, x, case.truth), true)
+    return Judged(case.kind, evidence.logs, evidence.rehearsed, error_of(p, x, case.truth), true)
 
 
 def main() -> None:

@@ -89,7 +89,7 @@ def varying_blur(output: Path) -> Part:
     evidence = gather(problem, network, x, plain)
     share = Share.from_dict(card["share"]).of(evidence.rehearsed)
     trust = Trust.from_dict(card["trust"])
-    believable = trust.believable(evidence.errors)
+    believable = trust.believable(evidence.logs)
     images["cured"] = fallen_back(images["network"], images["classical"], share)
     seconds["cured"] = time.perf_counter() - begin + seconds["network"] + seconds["classical"]
     write(output / CURED, images["cured"].numpy(), voxel_um=VOXEL_UM, overwrite=True)

@@ -1,18 +1,23 @@
 """What speaks for or against an answer where no truth is known, region by region.
 
-All of it comes from one *rehearsal* (parametric bootstrap, Efron 1979): the classical solution, which no
-training has misled, is taken for the object; sharpened, since it is smoother than what it is the solution
-of; recorded anew with noise; and restored by the network and classically. What the answers should have
-been is known, and it holds what this specimen holds, which the network may never have seen. Three
-errors, each measured as the error against a truth would be (`core.wrongness`), make the verdict:
+It comes from rehearsals (parametric bootstrap, Efron 1979): the classical solution, which no training has
+misled, is taken for the object, recorded anew with noise, and restored like the recording. What the
+answer should have been is known, and it holds what this specimen holds, which the network may never have
+seen. Three errors, each measured as the error against a truth would be (`core.wrongness`), make the
+verdict:
 
-- of the network in the rehearsal;
-- of its answer against the classical solution, twiced (Tukey 1977: what it loses when it is restored
-  once more is added to it), so that it is less smooth;
+- of the network in a rehearsal;
+- of its answer against the classical solution, to which is added what that loses when it is restored once
+  more (twicing, Tukey 1977), so that it is less smooth;
 - of what a linear filter makes of the answer recorded without noise: what the blur takes away is the
   prior's word alone.
 
-The cure is made of both errors of the rehearsal, voxel by voxel, and how they go together (`Squares`).
+All three are blind to a PSF that is not the microscope's, as rehearsals are recorded by it. But an answer
+that was blurred by a wider PSF than was told holds less structure finer than the resolution than the
+rehearsal's, which lost it only once.
+
+The cure compares the network with the classical solution in a second rehearsal, of a sharpened object:
+the classical solution is smoother than what it is the solution of, and restores itself too well.
 """
 
 import math
@@ -21,6 +26,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy import ndimage
 from torch import Tensor
 
 from pellucid.core.operators import Windowed
@@ -28,6 +34,7 @@ from pellucid.core.problem import Observation, Problem
 from pellucid.core.psf import Psf, Triple
 from pellucid.core.replay import box_mean, continued_locally
 from pellucid.core.wrongness import (
+    FWHM_PER_SIGMA,
     REGION,
     by_region,
     region_edges,
@@ -44,7 +51,7 @@ FEATURES = (
 )  # fmt: skip
 
 TWIN_ITERATIONS = 4
-"""Iterations on the finest grid of the rehearsed classical solution: half of what the guarded one takes."""
+"""Iterations on the finest grid of a rehearsed classical solution: half of what the guarded one takes."""
 
 SHARPENING = 0.5
 """Power of what stands out of its neighbourhood by which the rehearsed object is sharper than the classical
@@ -80,11 +87,12 @@ class Evidence:
 
     Parameters
     ----------
-    errors : logarithms (z, y, x, len(FEATURES)) of the errors of every region
-    rehearsed : errors of both answers in the rehearsal
+    logs : logarithms (z, y, x, len(FEATURES) + 1) of the errors of every region, and last of the power
+        of what is finer than the resolution in the answer, relative to the rehearsal's; of all regions
+    rehearsed : errors of both answers in the rehearsal of a sharpened object
     """
 
-    errors: Float64
+    logs: Float64
     rehearsed: Squares
 
 
@@ -102,27 +110,39 @@ def gather(
 ) -> Evidence:
     """Return the evidence about the answer `x` on the object's grid; regions of the first view.
 
-    Costs a pass of the network and a short classical solution.
+    Costs two passes of the network and a short classical solution.
 
     Parameters
     ----------
-    network : what rehearses: the bare one, as polish moves it by less than the rehearsal tells
+    network : what rehearses: the bare one, as polish moves it by less than a rehearsal tells
     plain : the classical solution on the object's grid, where it is known
     """
     o, plain = problem.observations[0], classical(problem) if plain is None else plain
-    object_ = sharpened(plain, resolution_px(problem))
-    again = recorded_again(problem, object_, seed)
-    rehearsed, twin = network.estimate(again), classical(again, TWIN_ITERATIONS)
+    resolution = resolution_px(problem)
+    rehearsed = network.estimate(recorded_again(problem, plain, seed))
+    sharp = sharpened(plain, resolution)
+    again = recorded_again(problem, sharp, seed + 1)
+    twin = classical(again, TWIN_ITERATIONS)
     part = recorded_part(problem)
     said = x.clone()
     said[part] = wiener_step(o.operator.forward(x), o.operator, part)
     errors = [
-        error_of(problem, rehearsed, object_),
-        error_of(problem, x, (plain + object_ - twin).clamp_min_(0)),
+        error_of(problem, rehearsed, plain),
+        error_of(problem, x, (plain + sharp - twin).clamp_min_(0)),
         error_of(problem, said, x),
     ]
-    logs = np.log(np.stack(errors, axis=-1) + FLOOR)
-    return Evidence(np.asarray(logs), squares_of(problem, rehearsed, twin, object_))
+    window = window_of(problem)
+    finer = fine_power(x[window], resolution) / fine_power(rehearsed[window], resolution)
+    logs = [*(np.log(e + FLOOR) for e in errors), np.full(errors[0].shape, np.log(finer))]
+    squares = squares_of(problem, network.estimate(again), twin, sharp)
+    return Evidence(np.stack(logs, axis=-1), squares)
+
+
+def fine_power(x: Tensor, resolution_px: Triple) -> float:
+    """Return the mean square of what is finer than the resolution in an image."""
+    values = x.cpu().numpy()
+    coarse = ndimage.gaussian_filter(values, [r / FWHM_PER_SIGMA for r in resolution_px])
+    return float(np.mean((values - coarse) ** 2, dtype=np.float64)) + 1e-30
 
 
 def sharpened(x: Tensor, resolution_px: Triple) -> Tensor:

@@ -272,7 +272,7 @@ def answered(
             image = fallen_back(image, problem.windowed(plain).cpu(), share)
         if verdict:
             trust = Trust.from_dict(card["trust"])
-            believed = trust.believable(evidence.errors)
+            believed = trust.believable(evidence.logs)
             stats |= {"believable": float(believed.mean()), "limit": trust.limit}
             stats |= {"doubtful_regions": int(trust.doubted(believed).sum())}
             judged = as_map(believed, image_shape(image))

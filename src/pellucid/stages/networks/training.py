@@ -202,7 +202,7 @@ def calibrated(
         errors.append(error_of(case.problem, x, case.truth))
         true.append(squares_of(case.problem, x, plain, case.truth))
         held.append(case.kind)
-    trust = fit([e.errors for e in evidence], errors, held)
+    trust = fit([e.logs for e in evidence], errors, held)
     return trust, fit_share([e.rehearsed for e in evidence], true)
 
 
