@@ -79,13 +79,11 @@ def test_the_rehearsal_errs_about_as_much_as_the_answer():
     example = simulate((BLUR_WIDE,), "nuclei", 3, Light((200.0, 200.0), (1.0, 1.0)))
     x, plain = Inventing().estimate(example.problem), classical(example.problem)
     off = error_of(example.problem, x, example.truth)
-    rehearsed, *others, _ = np.moveaxis(gather(example.problem, Inventing(), x, plain).logs, -1, 0)
+    rehearsed, other, _ = np.moveaxis(gather(example.problem, Inventing(), x, plain).logs, -1, 0)
     assert np.median(np.abs(rehearsed - np.log(off))) < 0.3
-    # A right answer is contradicted less, but holds more than the recording says.
+    # A right answer is contradicted less.
     found = gather(example.problem, Inventing(), example.truth, plain).logs
-    _, apart, unsaid, _ = np.moveaxis(found, -1, 0)
-    assert apart.mean() < others[0].mean() - 0.3
-    assert unsaid.mean() > others[1].mean()
+    assert found[..., 1].mean() < other.mean() - 0.3
     assert (error_of(example.problem, x, 0 * x) == 1).all()
     first, other = (recorded_again(example.problem, x, seed).observations[0].image for seed in (1, 2))
     assert not torch.equal(first, other)
@@ -97,7 +95,7 @@ def calibrated(seed, kinds, typical):
     evidence, errors = [], []
     for _ in kinds:
         true = rng.normal(np.log(typical), 0.4, (4, 4, 4)) + rng.normal(0, 0.2)
-        noise = rng.normal(0, (0.1, 0.2, 0.4), (4, 4, 4, len(FEATURES)))
+        noise = rng.normal(0, (0.1, 0.2), (4, 4, 4, len(FEATURES)))
         evidence.append(np.concatenate([true[..., None] - 0.1 + noise, np.zeros((4, 4, 4, 1))], axis=-1))
         errors.append(np.exp(true))
     return evidence, errors
@@ -106,7 +104,7 @@ def calibrated(seed, kinds, typical):
 def test_probabilities_hold_where_more_is_wrong_or_less_than_in_the_calibration():
     kinds = ["points", "shells", "points+nuclei", "nuclei"] * 8
     trust = fit(*calibrated(1, kinds, 0.3), kinds)
-    assert trust.weights[0] > trust.weights[1] > trust.weights[2] >= 0
+    assert trust.weights[0] > trust.weights[1] > 0
     assert sum(trust.weights) == pytest.approx(1)
     assert trust.bias == pytest.approx(0.1, abs=0.03)
     shares = []
@@ -126,7 +124,7 @@ def test_the_limit_is_that_of_the_structure_that_is_worst_when_it_is_left_out():
     kinds = ["points", "shells", "nuclei"] * 6
     evidence, errors = calibrated(7, kinds, 0.35)
     before = fit(evidence, errors, kinds).limit
-    shift = np.array([0.3, 0.3, 0.3, 0.0])
+    shift = np.array([0.3, 0.3, 0.0])
     misleading = [e + shift * (kind == "shells") for e, kind in zip(evidence, kinds, strict=True)]
     trust = fit(misleading, errors, kinds)
     assert trust.limit > before
@@ -154,9 +152,9 @@ def test_an_answer_blurred_by_a_wider_psf_than_was_told_lacks_fine_structure(kin
 
 
 def test_an_error_is_taken_to_be_larger_where_fine_structure_is_lacking_and_never_smaller():
-    trust = Trust((1.0, 0.0, 0.0), 0.0, 0.2, 0.5, detail=0.1)
-    logs = np.zeros((3, 4))
-    logs[:, 3] = (0.4, 0.1, -0.3)
+    trust = Trust((1.0, 0.0), 0.0, 0.2, 0.5, detail=0.1)
+    logs = np.zeros((3, 3))
+    logs[:, 2] = (0.4, 0.1, -0.3)
     errors = trust.error(logs)
     assert errors[0] == pytest.approx(errors[1])
     assert errors[2] / errors[1] == pytest.approx(np.exp(0.4 * WIDENED), rel=0.02)

@@ -316,7 +316,7 @@ def continued(x: Tensor, before: Tensor, beta: float) -> Tensor:
 def steepest_ratio(beta: float) -> float:
     """Return the ratio of two estimates that momentum beta makes a factor of `LARGEST_STEP` of, as far as
     single precision holds its square."""
-    return LARGEST_STEP ** min(1 / beta, 14.0)
+    return float(LARGEST_STEP ** min(1 / beta, 14.0))
 
 
 def coarse_iterations(factors: Shape) -> int:
