@@ -29,7 +29,7 @@ from pellucid.core.psf import Psf, crop_to_support
 from pellucid.core.psf_theory import theoretical_psf
 from pellucid.core.quality import ncc, psnr
 from pellucid.core.wrongness import wrongness
-from pellucid.networks.evidence import Squares, error_of, gather, resolution_px, squares_of
+from pellucid.networks.evidence import Squares, error_of, rehearsal, resolution_px, squares_of
 from pellucid.networks.features import Start, classical, inputs_of
 from pellucid.networks.model import Architecture, RestorationNet, count_parameters
 from pellucid.networks.polish import Polished
@@ -252,7 +252,7 @@ def matrix(folder: Path, seeds: int, kinds: list[str]) -> None:
 def cured(net: Any, share: Share, problem: Problem) -> Tensor:
     """What `--fall-back` answers, on the object's grid."""
     x, plain, window = net.estimate(problem), classical(problem), window_of(problem)
-    part = share.of(gather(problem, net, x, plain).rehearsed)
+    part = share.of(rehearsal(problem, plain).squares(net))
     x = x.clone()
     x[window] = fallen_back(x[window], plain[window], part)
     return x
@@ -382,9 +382,9 @@ def read_judged(path: Path) -> list[Judged]:
 
 def judged(net: Network, case: Example) -> Judged:
     p, x, plain = case.problem, net.estimate(case.problem), classical(case.problem)
-    evidence = gather(p, net, x, plain)
-    true = squares_of(p, x, plain, case.truth)
-    return Judged(case.kind, evidence.logs, evidence.rehearsed, error_of(p, x, case.truth), true)
+    evidence, true = rehearsal(p, plain), squares_of(p, x, plain, case.truth)
+    error = error_of(p, x, case.truth)
+    return Judged(case.kind, evidence.logs(net, x), evidence.squares(net), error, true)
 
 
 def main() -> None:

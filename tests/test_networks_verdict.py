@@ -16,8 +16,8 @@ from pellucid.networks.evidence import (
     FEATURES,
     Squares,
     error_of,
-    gather,
     recorded_again,
+    rehearsal,
     sharpened,
     squares_of,
 )
@@ -62,7 +62,7 @@ def test_the_verdict_tells_inventions_from_truth():
     for seed, kind in enumerate(kinds):
         example = simulate((BLUR_WIDE,), kind, seed, light)
         x, plain = Inventing().estimate(example.problem), classical(example.problem)
-        evidence.append(gather(example.problem, Inventing(), x, plain).logs)
+        evidence.append(rehearsal(example.problem, plain).logs(Inventing(), x))
         errors.append(error_of(example.problem, x, example.truth))
     trust = fit(evidence[:4], errors[:4], kinds[:4])
     believable = trust.believable(evidence[4])
@@ -79,10 +79,10 @@ def test_the_rehearsal_errs_about_as_much_as_the_answer():
     example = simulate((BLUR_WIDE,), "nuclei", 3, Light((200.0, 200.0), (1.0, 1.0)))
     x, plain = Inventing().estimate(example.problem), classical(example.problem)
     off = error_of(example.problem, x, example.truth)
-    rehearsed, other, _ = np.moveaxis(gather(example.problem, Inventing(), x, plain).logs, -1, 0)
+    rehearsed, other, _ = np.moveaxis(rehearsal(example.problem, plain).logs(Inventing(), x), -1, 0)
     assert np.median(np.abs(rehearsed - np.log(off))) < 0.3
     # A right answer is contradicted less.
-    found = gather(example.problem, Inventing(), example.truth, plain).logs
+    found = rehearsal(example.problem, plain).logs(Inventing(), example.truth)
     assert found[..., 1].mean() < other.mean() - 0.3
     assert (error_of(example.problem, x, 0 * x) == 1).all()
     first, other = (recorded_again(example.problem, x, seed).observations[0].image for seed in (1, 2))
@@ -147,7 +147,7 @@ def test_an_answer_blurred_by_a_wider_psf_than_was_told_lacks_fine_structure(kin
     for really in (told, wider):
         problem = recorded(kind, 4, really, told, light).problem
         plain = classical(problem)
-        detail.append(gather(problem, Classical(), plain, plain).logs[0, 0, 0, -1])
+        detail.append(rehearsal(problem, plain).logs(Classical(), plain)[0, 0, 0, -1])
     assert detail[1] < detail[0] - 0.1
 
 
@@ -254,7 +254,7 @@ def test_a_sharpened_object_keeps_most_of_its_light_and_stands_out_more():
 def test_the_cure_falls_back_where_the_network_invents():
     example = simulate((BLUR_WIDE,), "nuclei", 3, Light((200.0, 200.0), (1.0, 1.0)))
     plain, answer = classical(example.problem), Inventing().estimate(example.problem)
-    share = Share().of(gather(example.problem, Inventing(), answer, plain).rehearsed)
+    share = Share().of(rehearsal(example.problem, plain).squares(Inventing()))
     # The first third is invented.
     assert share[..., 0].max() < 0.2
     true = squares_of(example.problem, answer, plain, example.truth)

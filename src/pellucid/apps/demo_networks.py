@@ -22,7 +22,7 @@ from pellucid.core.psf_theory import theoretical_psf
 from pellucid.core.quality import psnr
 from pellucid.core.sheet_scan import SheetScan
 from pellucid.core.wrongness import REGION, wrongness
-from pellucid.networks.evidence import gather, resolution_px
+from pellucid.networks.evidence import rehearsal, resolution_px
 from pellucid.networks.features import classical
 from pellucid.networks.share import Share, fallen_back
 from pellucid.networks.structures import specimen
@@ -86,10 +86,10 @@ def varying_blur(output: Path) -> Part:
     x = timed("network", lambda: network.estimate(problem))
     images["network"] = problem.windowed(x)
     begin = time.perf_counter()
-    evidence = gather(problem, network, x, plain)
-    share = Share.from_dict(card["share"]).of(evidence.rehearsed)
+    evidence = rehearsal(problem, plain)
+    share = Share.from_dict(card["share"]).of(evidence.squares(network))
     trust = Trust.from_dict(card["trust"])
-    believable = trust.believable(evidence.logs)
+    believable = trust.believable(evidence.logs(network, x))
     images["cured"] = fallen_back(images["network"], images["classical"], share)
     seconds["cured"] = time.perf_counter() - begin + seconds["network"] + seconds["classical"]
     write(output / CURED, images["cured"].numpy(), voxel_um=VOXEL_UM, overwrite=True)

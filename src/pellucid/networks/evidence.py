@@ -45,7 +45,7 @@ from pellucid.networks.training import window_of
 FEATURES = ("error of a rehearsal", "disagreement with the classical solution")
 
 TWIN_ITERATIONS = 3
-"""Iterations on the finest grid of a rehearsed classical solution, of which the recording's takes about nine:
+"""Iterations on the finest grid of a rehearsed classical solution, of which the recording's takes some nine:
 with four the cure is as good, with two not."""
 
 SHARPENING = 0.5
@@ -76,21 +76,6 @@ class Squares:
         )
 
 
-@dataclass(frozen=True)
-class Evidence:
-    """What was measured of an answer.
-
-    Parameters
-    ----------
-    logs : logarithms (z, y, x, len(FEATURES) + 1) of the errors of every region, and last of the power
-        of what is finer than the resolution in the answer, relative to the rehearsal's; of all regions
-    rehearsed : errors of both answers in the rehearsal of a sharpened object
-    """
-
-    logs: Float64
-    rehearsed: Squares
-
-
 def resolution_px(problem: Problem) -> Triple:
     """Return the resolution that an answer is judged at: half the width of the first view's PSF."""
     operator = problem.observations[0].operator
@@ -100,34 +85,57 @@ def resolution_px(problem: Problem) -> Triple:
     return supported_resolution_px(Psf.normalised(psf.detach().cpu().double().clamp_min(0).numpy()))
 
 
-def gather(
-    problem: Problem, network: Estimator, x: Tensor, plain: Tensor | None = None, seed: int = 0
-) -> Evidence:
-    """Return the evidence about the answer `x` on the object's grid; regions of the first view.
-
-    Costs two passes of the network and a short classical solution.
+@dataclass(frozen=True)
+class Rehearsal:
+    """A sharpened classical solution, recorded anew, and what it is restored to classically.
 
     Parameters
     ----------
-    network : what rehearses: the bare one, as polish moves it by less than a rehearsal tells
-    plain : the classical solution on the object's grid, where it is known
+    problem : of the recording
+    plain : its classical solution
+    sharp : this sharpened, the object of the rehearsal; all three on the object's grid
+    again : the problem that it poses
+    twin : the classical solution of that
     """
-    plain = classical(problem) if plain is None else plain
-    window, resolution = window_of(problem), resolution_px(problem)
-    rehearsed = network.estimate(recorded_again(problem, plain, seed))
-    missed = error_of(problem, rehearsed, plain)
-    finer = fine_power(x[window], resolution) / fine_power(rehearsed[window], resolution)
-    del rehearsed
+
+    problem: Problem
+    plain: Tensor
+    sharp: Tensor
+    again: Problem
+    twin: Tensor
+
+    def squares(self, network: Estimator) -> Squares:
+        """Return what network and classical solution err in the rehearsal; a pass of the network."""
+        return squares_of(self.problem, network.estimate(self.again), self.twin, self.sharp)
+
+    def logs(self, network: Estimator, x: Tensor, seed: int = 0) -> Float64:
+        """Return what speaks against the answer `x` on the object's grid; a pass of the network.
+
+        Logarithms (z, y, x, len(FEATURES) + 1) of the errors of every region of the first view, and last
+        of the power of what is finer than the resolution in the answer, relative to the rehearsal's; of
+        all regions together.
+
+        Parameters
+        ----------
+        network : what rehearses: the bare one, as polish moves it by less than a rehearsal tells
+        """
+        window, resolution = window_of(self.problem), resolution_px(self.problem)
+        rehearsed = network.estimate(recorded_again(self.problem, self.plain, seed))
+        missed = error_of(self.problem, rehearsed, self.plain)
+        finer = fine_power(x[window], resolution) / fine_power(rehearsed[window], resolution)
+        del rehearsed
+        apart = error_of(self.problem, x, (self.plain + self.sharp - self.twin).clamp_min_(0))
+        errors = np.log(np.stack([missed, apart], axis=-1) + FLOOR)
+        detail = np.full((*missed.shape, 1), np.log(finer))
+        return np.concatenate([errors, detail], axis=-1)
+
+
+def rehearsal(problem: Problem, plain: Tensor, seed: int = 1) -> Rehearsal:
+    """Return the rehearsal of a recording with its classical solution; a short classical solution."""
     sharp, part = plain.clone(), recorded_part(problem)
-    sharp[part] = sharpened(plain[part], resolution)
-    again = recorded_again(problem, sharp, seed + 1)
-    twin = classical(again, TWIN_ITERATIONS)
-    squares = squares_of(problem, network.estimate(again), twin, sharp)
-    apart = error_of(problem, x, (plain + sharp - twin).clamp_min_(0))
-    del sharp, again, twin
-    errors = np.stack([missed, apart], axis=-1)
-    detail = np.full((*missed.shape, 1), np.log(finer))
-    return Evidence(np.concatenate([np.log(errors + FLOOR), detail], axis=-1), squares)
+    sharp[part] = sharpened(plain[part], resolution_px(problem))
+    again = recorded_again(problem, sharp, seed)
+    return Rehearsal(problem, plain, sharp, again, classical(again, TWIN_ITERATIONS))
 
 
 def fine_power(x: Tensor, resolution_px: Triple) -> float:

@@ -24,7 +24,7 @@ from pellucid.data.recording import open_recording
 from pellucid.data.writer import check_output_path
 from pellucid.errors import InputError, ParameterError
 from pellucid.networks import team
-from pellucid.networks.evidence import error_of, gather, squares_of
+from pellucid.networks.evidence import error_of, rehearsal, squares_of
 from pellucid.networks.features import classical
 from pellucid.networks.model import Architecture, RestorationNet, count_parameters
 from pellucid.networks.polish import Estimator
@@ -192,18 +192,19 @@ def calibrated(
     network: Estimator, parameters: TrainParameters, psf: Psf | PsfField, light: Light
 ) -> tuple[Trust, Share]:
     """The verdict and the cure, fitted on structures trained on and others, by the PSF and wrong ones."""
-    evidence, errors, true, held = [], [], [], []
+    logs, errors, rehearsed, true, held = [], [], [], [], []
     kinds = parameters.calibrated_on or tuple(BANK)
     for i in range(parameters.calibration):
         seed = parameters.seed + 2_000_003 + i
         case = calibration_case(psf, parameters.shape, light, seed, kinds)
         x, plain = network.estimate(case.problem), classical(case.problem)
-        evidence.append(gather(case.problem, network, x, plain))
+        evidence = rehearsal(case.problem, plain)
+        logs.append(evidence.logs(network, x))
         errors.append(error_of(case.problem, x, case.truth))
+        rehearsed.append(evidence.squares(network))
         true.append(squares_of(case.problem, x, plain, case.truth))
         held.append(case.kind)
-    trust = fit([e.logs for e in evidence], errors, held)
-    return trust, fit_share([e.rehearsed for e in evidence], true)
+    return fit(logs, errors, held), fit_share(rehearsed, true)
 
 
 def microscopes_of(psf: Psf | PsfField, shape: Shape) -> list[Extended]:
