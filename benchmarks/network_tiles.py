@@ -40,7 +40,8 @@ from pellucid.core.psf_theory import gaussian
 from pellucid.core.simulation import STRUCTURES, Camera, record
 from pellucid.data.psf_field_file import write_psf_field
 from pellucid.data.record import read_record
-from pellucid.networks.evidence import gather
+from pellucid.networks.evidence import rehearsal
+from pellucid.networks.features import classical
 from pellucid.networks.polish import Polished
 from pellucid.networks.structures import Light, simulate
 from pellucid.networks.trust import Trust, as_map
@@ -162,8 +163,8 @@ def other_verdict(folder: Path) -> np.ndarray:
     """The map in one piece whose rehearsals draw other noise."""
     network, psf, card = load_network(folder / "model")
     problem, _ = photon_problem(as_volume(pellucid.open(folder / "raw.ome.zarr").read()), psf)
-    evidence = gather(problem, network, network.estimate(problem), seed=1000)
-    return as_map(Trust.from_dict(card["trust"]).believable(evidence), SHAPE).numpy()
+    logs = rehearsal(problem, classical(problem), 1001).logs(network, network.estimate(problem), 1000)
+    return as_map(Trust.from_dict(card["trust"]).believable(logs), SHAPE).numpy()
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ RECIPE = {
     "output": "model", "psf": "psf.tif", "steps": 4, "validate_every": 2, "shape": "12,24,24",
     "patch": "8,16,16", "width": 8, "calibration": 2,
 }  # fmt: skip
-TRUST = {"weights": (0.4, 0.3, 0.3), "bias": 0.0, "spread": 0.3, "limit": 0.6}
+TRUST = {"weights": (0.5, 0.5), "bias": 0.0, "spread": 0.3, "limit": 0.6, "detail": 0.0}
 """As of a network that was taught for long: after a few steps all is wrong, and nothing is to be told."""
 
 
@@ -130,7 +130,8 @@ def test_verdict_and_cure_of_tiles_are_those_of_the_whole(folder, what):
     assert by_tiles("tiled.ome.zarr", *judged, "tiled-map.ome.zarr", **what) == 0
     assert restored("whole.ome.zarr", *judged, "whole-map.ome.zarr", **what) == 0
     maps = [believable(f"{name}-map.ome.zarr") for name in ("tiled", "whole")]
-    assert np.abs(maps[0] - maps[1]).max() < 0.1  # rehearsals draw their noise tile by tile
+    assert np.abs(maps[0] - maps[1]).max() < 0.25  # rehearsals draw their noise tile by tile
+    assert np.abs(maps[0] - maps[1]).mean() < 0.03
     assert np.corrcoef(maps[0].ravel(), maps[1].ravel())[0, 1] > 0.98
     assert maps[1].std() > 0.01
     tiled, whole = (read_record(f"{n}.ome.zarr")["statistics"]["volumes"][0] for n in ("tiled", "whole"))
@@ -188,19 +189,20 @@ def test_it_goes_on_to_the_same_bytes_here_and_on_a_cluster(folder, capsys, monk
             raise OutputError("the storage is gone")
         return write(self, key, core)
 
-    assert by_tiles("straight.ome.zarr") == 0
+    auto = ("--polish", "auto")
+    assert by_tiles("straight.ome.zarr", *auto) == 0
     with monkeypatch.context() as patch:
         patch.setattr(tiling_run.RestoredTiles, "write", failing_once)
-        assert by_tiles("out.ome.zarr") == 1
+        assert by_tiles("out.ome.zarr", *auto) == 1
         assert "go on with --resume" in capsys.readouterr().err
-        assert by_tiles("out.ome.zarr") == 1
+        assert by_tiles("out.ome.zarr", *auto) == 1
         assert "Go on with --resume" in capsys.readouterr().err
         assert by_tiles("out.ome.zarr", "--resume", "--polish", "1") == 1
         assert "polish was 'auto', is '1'".replace("'", '"') in capsys.readouterr().err
-        assert restored("out.ome.zarr", "--resume") == 0  # finds the tile itself
+        assert restored("out.ome.zarr", "--resume", *auto) == 0  # finds the tile itself
         assert "3/3 raw.ome.zarr t=0 c=0 tile 2" in capsys.readouterr().err  # counts what was kept
     assert len(made) == 4
-    assert by_tiles("shared.ome.zarr", "--cluster", "local:2") == 0
+    assert by_tiles("shared.ome.zarr", *auto, "--cluster", "local:2") == 0
     assert pixels("out.ome.zarr") == pixels("straight.ome.zarr") == pixels("shared.ome.zarr")
 
 
@@ -244,7 +246,7 @@ def test_a_dry_run_tells_the_plan_and_starts_nothing(folder, capsys):
     asked = ("--dry-run", "--verdict", "map.ome.zarr", "--fall-back", "--memory", "8GiB")
     assert by_tiles("out.ome.zarr", *asked) == 0
     said = capsys.readouterr().out
-    assert "polish       auto, falls back" in said
+    assert "polish       0, falls back" in said
     assert "to be used" in said
     assert "at the peak of a tile" in said
     assert "3 a volume, cores of 12 x 128 x 128" in said

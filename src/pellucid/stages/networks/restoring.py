@@ -28,7 +28,7 @@ from pellucid.data.writer import (
     check_output_path,
 )
 from pellucid.errors import InputError, OutputError, ParameterError, PellucidError, PlanError
-from pellucid.networks.evidence import gather
+from pellucid.networks.evidence import rehearsal
 from pellucid.networks.features import classical
 from pellucid.networks.model import Architecture, RestorationNet
 from pellucid.networks.polish import Polished
@@ -349,18 +349,18 @@ def answered(
 ) -> tuple[Tensor, Tensor | None, dict[str, Any]]:  # fmt: skip
     """Return the answer (z, y, x) in counts, the map of what to believe if asked for, and statistics."""
     problem, gain = photon_problem(as_volume(counts).to(device), psf)
-    answer = restorer(problem)
-    image, judged, stats = answer.image.cpu(), None, dict(answer.stats)
+    x, stats = restorer.polished(problem)
+    image, judged = problem.windowed(x).cpu(), None
     if verdict or fall_back:
         plain = classical(problem)
-        evidence = gather(problem, restorer, restorer.estimate(problem), plain)
+        evidence = rehearsal(problem, plain)
         if fall_back:
-            share = Share.from_dict(card["share"]).of(evidence)
+            share = Share.from_dict(card["share"]).of(evidence.squares(restorer.network))
             stats |= {"network_share": float(share.mean())}
             image = fallen_back(image, problem.windowed(plain).cpu(), share)
         if verdict:
             trust = Trust.from_dict(card["trust"])
-            believed = trust.believable(evidence)
+            believed = trust.believable(evidence.logs(restorer.network, x))
             stats |= {"believable": float(believed.mean()), "limit": trust.limit}
             stats |= {"doubtful_regions": int(trust.doubted(believed).sum())}
             judged = as_map(believed, image_shape(image))
