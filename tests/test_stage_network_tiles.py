@@ -97,7 +97,7 @@ def test_it_goes_on_to_the_same_bytes_here_and_on_a_cluster(folder, capsys, monk
         assert by_tiles("out.ome.zarr") == 1
         assert "Go on with --resume" in capsys.readouterr().err
         assert by_tiles("out.ome.zarr", "--resume", "--polish", "1") == 1
-        assert "polish was 'auto', is '1'".replace("'", '"') in capsys.readouterr().err
+        assert "polish was '0', is '1'".replace("'", '"') in capsys.readouterr().err
         assert restored("out.ome.zarr", "--resume") == 0  # finds the tile itself
         assert "3/3 raw.ome.zarr t=0 c=0 tile 2" in capsys.readouterr().err  # counts what was kept
     assert len(made) == 4
