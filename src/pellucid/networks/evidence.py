@@ -43,8 +43,8 @@ from pellucid.networks.training import window_of
 FEATURES = ("error of a rehearsal", "disagreement with the classical solution")
 
 TWIN_ITERATIONS = 3
-"""Iterations on the finest grid of a rehearsed classical solution; the recording's takes some nine. With
-four the cure is as good, with two not."""
+"""Iterations on the finest grid of a rehearsed classical solution, where that of the recording takes some
+nine: with four the cure is as good, with two not."""
 
 SHARPENING = 0.5
 """Power of what stands out of its neighbourhood by which the rehearsed object is sharper than the classical
