@@ -23,7 +23,7 @@ import scipy.fft
 import torch
 from torch import Tensor
 
-from networks import shrunk
+from networks import cured
 from pellucid.core.accelerated import Accelerated
 from pellucid.core.back_projectors import Matched
 from pellucid.core.deconvolution import blur_of, usable_psf
@@ -183,7 +183,7 @@ def compare(folder: Path, kinds: list[str]) -> None:
             ("recording", lambda o=o: o.image - o.background),
             ("network", lambda p=low_rank: p.windowed(network.estimate(p))),
             ("network, polished", lambda p=low_rank: Polished(network)(p).image),
-            ("network, shrunk", lambda p=low_rank: p.windowed(shrunk(network, share, p))),
+            ("network, cured", lambda p=low_rank: p.windowed(cured(network, share, p))),
             ("classical, low rank", lambda p=low_rank: Accelerated()(p).image),
             ("matched RL, scanned sheet", lambda e=example: matched(e.problem).image),
         ]

@@ -93,6 +93,14 @@ def test_momentum_keeps_the_light_and_the_sign():
     assert continued(x, before, 0.0) is x
 
 
+def test_momentum_may_become_as_small_as_a_climb_makes_it():
+    # Halved at every refusal: 20 ** (1 / beta) is no number below 0.03.
+    x, before = torch.rand(4, 5, 6) + 0.1, torch.rand(4, 5, 6) + 0.1
+    for beta in (0.05, 0.02, 0.0011):
+        p = continued(x, before, beta)
+        torch.testing.assert_close(p, x, rtol=5 * beta, atol=0)
+
+
 def test_widefield_haze_does_not_break_it():
     z, y, x = np.ogrid[-8:9, -10:11, -10:11]
     width = 2.0 + 0.9 * np.abs(z)

@@ -109,6 +109,15 @@ def test_the_number_means_the_same_everywhere(folder, capsys):
     np.testing.assert_array_equal(one.read(), two.read())
     assert main(["info", "data.xml#1", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["shape_tczyx"][:2] == [2, 2]
+    assert main(["info", "data.xml"]) == 0
+    said = capsys.readouterr().out
+    assert "data.xml: 2 views" in said
+    assert [line for line in said.splitlines() if line.startswith("view ")] == [
+        f"view {n}       angle {n}, tile 0, illumination 0" for n in range(2)
+    ]  # fmt: skip
+    assert main(["info", "data.xml", "--json"]) == 0
+    views = json.loads(capsys.readouterr().out)["views"]
+    assert views["angle 1, tile 0, illumination 0"]["path"].endswith("data.xml")
     shown = ["--psf", "psf.tif", "--dry-run", "--json"]
     assert main(["deconvolve", "data.xml#0", "data.h5#1", *shown, "-o", "sharp"]) == 0
     planned = json.loads(capsys.readouterr().out)["files"]

@@ -9,13 +9,10 @@ import torch
 from microscopes import LIGHT_SHEET, gaussian_psf
 from pellucid.core.operators import Blur
 from pellucid.core.problem import Problem
-from pellucid.core.psf import Psf, fwhm_px
 from pellucid.data.model_files import read_model, read_tensors, write_model, write_tensors
 from pellucid.errors import InputError, ParameterError
-from pellucid.networks.evidence import FEATURES, error_of, gather, recorded_again
 from pellucid.networks.features import (
     BORDER,
-    classical,
     inputs_of,
     on_object,
     positions_of,
@@ -23,25 +20,15 @@ from pellucid.networks.features import (
     whole,
 )
 from pellucid.networks.model import Architecture, RestorationNet, count_parameters
-from pellucid.networks.polish import Polished, smooth
+from pellucid.networks.polish import Polished
 from pellucid.networks.restorer import Network
-from pellucid.networks.share import Share, best_share, fallen_back, fit_share
-from pellucid.networks.structures import BANK, Light, simulate, specimen
+from pellucid.networks.structures import BANK, simulate, specimen
 from pellucid.networks.training import (
     RecordedPairs,
     Schedule,
     SimulatedPairs,
     Trainer,
     held_out_pairs,
-)
-from pellucid.networks.trust import (
-    ALARMS,
-    WRONG,
-    Trust,
-    calibration_case,
-    fit,
-    scores,
-    stretched,
 )
 from pellucid.networks.wiener import wiener_step
 
@@ -202,121 +189,6 @@ def test_polish_makes_the_recording_more_likely_and_repairs_darkness():
     assert float((gated - truth).norm()) < 0.5 * float((free - truth).norm())
 
 
-class Inventing:
-    """Sharpens as it should, and adds a bright block to every answer."""
-
-    def estimate(self, problem):
-        x = wiener_step(problem.observations[0].image - problem.observations[0].background, BLUR_WIDE)
-        x = smooth(x.clamp_min(0), 3)
-        x[:, :, : x.shape[2] // 3] += x.max() / 6
-        return x
-
-
-BLUR_WIDE = Blur(BLUR.psf, (16, 48, 48))
-
-
-def test_the_verdict_tells_inventions_from_truth():
-    light = Light((200.0, 400.0), (1.0, 2.0))
-    kinds = ["shells", "nuclei", "points", "nuclei", "shells"]
-    evidence, errors = [], []
-    for seed, kind in enumerate(kinds):
-        example = simulate((BLUR_WIDE,), kind, seed, light)
-        x, plain = Inventing().estimate(example.problem), classical(example.problem)
-        evidence.append(gather(example.problem, Inventing(), x, plain))
-        errors.append(error_of(example.problem, x, example.truth))
-    trust = fit(evidence[:4], errors[:4], kinds[:4])
-    believable = trust.believable(evidence[4])
-    assert scores(believable, errors[4] > WRONG)["auroc"] > 0.9
-    again = Trust.from_dict(json.loads(json.dumps(trust.as_dict())))
-    np.testing.assert_allclose(again.believable(evidence[4]), believable)
-    with pytest.raises(InputError, match="not complete"):
-        Trust.from_dict({"weights": [1.0]})
-    perfect = scores(np.array([0.9, 0.8, 0.1]), np.array([False, False, True]))
-    assert (perfect["auroc"], perfect["false_alarms"]) == (1.0, 0.0)
-
-
-def test_the_rehearsal_errs_about_as_much_as_the_answer():
-    example = simulate((BLUR_WIDE,), "nuclei", 3, Light((200.0, 200.0), (1.0, 1.0)))
-    x, plain = Inventing().estimate(example.problem), classical(example.problem)
-    off = error_of(example.problem, x, example.truth)
-    rehearsed, *others = np.moveaxis(gather(example.problem, Inventing(), x, plain), -1, 0)
-    assert np.median(np.abs(rehearsed - np.log(off))) < 0.3
-    # A right answer is contradicted less, but holds more than the recording says.
-    found = gather(example.problem, Inventing(), example.truth, plain)
-    _, apart, unsaid = np.moveaxis(found, -1, 0)
-    assert apart.mean() < others[0].mean() - 0.3
-    assert unsaid.mean() > others[1].mean()
-    assert (error_of(example.problem, x, 0 * x) == 1).all()
-    first, other = (recorded_again(example.problem, x, seed).observations[0].image for seed in (1, 2))
-    assert not torch.equal(first, other)
-
-
-def calibrated(seed, kinds, typical):
-    """Evidence that tells the error but for a spread, of recordings that err by about `typical`."""
-    rng = np.random.default_rng(seed)
-    evidence, errors = [], []
-    for _ in kinds:
-        true = rng.normal(np.log(typical), 0.4, (4, 4, 4)) + rng.normal(0, 0.2)
-        noise = rng.normal(0, (0.1, 0.2, 0.4), (4, 4, 4, len(FEATURES)))
-        evidence.append(true[..., None] - 0.1 + noise)
-        errors.append(np.exp(true))
-    return evidence, errors
-
-
-def test_probabilities_hold_where_more_is_wrong_or_less_than_in_the_calibration():
-    kinds = ["points", "shells", "points+nuclei", "nuclei"] * 8
-    trust = fit(*calibrated(1, kinds, 0.3), kinds)
-    assert trust.weights[0] > trust.weights[1] > trust.weights[2] >= 0
-    assert sum(trust.weights) == pytest.approx(1)
-    assert trust.bias == pytest.approx(0.1, abs=0.03)
-    shares = []
-    for seed, typical in enumerate((0.2, 0.3, 0.45)):
-        evidence, errors = calibrated(2 + seed, kinds, typical)
-        wrong = np.stack(errors) > WRONG
-        told = scores(trust.believable(np.stack(evidence)), wrong, trust.limit)
-        assert told["calibration_error"] < 0.03
-        assert told["auroc"] > 0.95
-        shares.append(told["wrong"])
-        ratio = np.stack(errors) / np.stack([trust.error(e) for e in evidence])
-        assert np.median(ratio) == pytest.approx(1, abs=0.05)
-    assert shares[2] > 4 * shares[0]
-
-
-def test_the_limit_is_that_of_the_structure_that_is_worst_when_it_is_left_out():
-    kinds = ["points", "shells", "nuclei"] * 6
-    evidence, errors = calibrated(7, kinds, 0.35)
-    before = fit(evidence, errors, kinds).limit
-    misleading = [e + 0.3 * (kind == "shells") for e, kind in zip(evidence, kinds, strict=True)]
-    trust = fit(misleading, errors, kinds)
-    assert trust.limit > before
-    shells = [i for i, kind in enumerate(kinds) if kind == "shells"]
-    doubt = trust.doubted(trust.believable(np.stack([misleading[i] for i in shells])))
-    assert doubt[np.stack([errors[i] for i in shells]) <= WRONG].mean() <= ALARMS
-
-
-def test_a_calibration_mixes_structures_and_microscopes():
-    psf = Psf.normalised(gaussian_psf((5, 5, 5), (3.0, 2.0, 2.0)))
-    light, kinds = Light((300.0, 300.0), (1.0, 1.0)), ("points", "shells")
-    cases = [calibration_case(psf, SHAPE, light, seed, kinds) for seed in range(12)]
-    assert {len(case.kind.split("+")) for case in cases} == {1, 2}
-    told = {tuple(case.problem.observations[0].operator.psf.shape) for case in cases}
-    assert len(told) > 1
-    for case in cases:
-        o = case.problem.observations[0]
-        pair = torch.stack([o.operator.forward(case.truth).ravel(), o.image.ravel()])
-        assert float(torch.corrcoef(pair)[0, 1]) > 0.6
-
-
-def test_doubted_regions_fall_back_to_the_classical_solution():
-    share = np.ones((2, 3, 3))
-    share[1, 2, 2] = 0
-    answer, plain = torch.zeros(16, 48, 48), torch.ones(16, 48, 48)
-    x = fallen_back(answer, plain, share)
-    assert x[15, 47, 47] == 1
-    assert x[:4].max() == x[:, :24].max() == 0
-    assert 0 < x[8, 40, 40] < 1
-
-
 def test_a_second_network_starts_from_an_answer_that_agrees_with_the_recording():
     problem = simulate((BLUR,), "points", 1).problem
     o = problem.observations[0]
@@ -327,13 +199,6 @@ def test_a_second_network_starts_from_an_answer_that_agrees_with_the_recording()
     assert left[1] < 0.3 * left[0]
     refining = filled(Architecture(width=8, refining=True), 1)
     assert Network(filled(), (refining,)).estimate(problem).shape == BLUR.domain_shape
-
-
-def test_stretched_psfs_are_as_wide_as_asked():
-    psf = Psf.normalised(gaussian_psf((15, 15, 15), (4.0, 3.0, 3.0)))
-    wide = stretched(psf, (1.5, 1.2, 1.2))
-    assert fwhm_px(wide) == pytest.approx((6.0, 3.6, 3.6), rel=0.03)
-    assert wide.values.sum() == pytest.approx(1.0)
 
 
 def test_model_files_refuse_what_is_not_a_model(tmp_path):
@@ -362,26 +227,3 @@ def test_model_files_refuse_what_is_not_a_model(tmp_path):
 def test_light_sheet_inputs_have_the_object_s_grid():
     blur = Blur(torch.from_numpy(LIGHT_SHEET.astype(np.float32)), (12, 20, 20))
     assert inputs_of(simulate((blur,), "nuclei", 1).problem).shape == (3, *blur.domain_shape)
-
-
-def test_the_share_of_a_network_is_what_would_have_been_best():
-    rng = np.random.default_rng(2)
-    examples = [simulate((BLUR_WIDE,), "shells", seed) for seed in range(3)]
-    plain = [classical(e.problem) for e in examples]
-    # One goes twice as far as it should, one the wrong way.
-    better = [c + 2 * (e.truth - c) for c, e in zip(plain, examples, strict=True)]
-    worse = [c - (e.truth - c) for c, e in zip(plain, examples, strict=True)]
-    evidence, best = [], []
-    for doubt, answers in ((0.0, better), (1.0, worse)):
-        for e, x in zip(examples, answers, strict=True):
-            best.append(best_share(e.problem, x, classical(e.problem), e.truth))
-            evidence.append(rng.normal(size=(*best[-1].share.shape, len(FEATURES))))
-            evidence[-1][..., 0] = doubt
-    np.testing.assert_allclose(best[0].share, 0.5, atol=1e-4)
-    np.testing.assert_allclose(best[-1].share, -0.5, atol=1e-4)
-    share = fit_share(evidence[1:], best[1:])
-    np.testing.assert_allclose(share.of(evidence[0]), 0.5, atol=0.1)
-    assert share.of(evidence[-1]).max() < 0.1
-    assert Share.from_dict(json.loads(json.dumps(share.as_dict()))) == share
-    with pytest.raises(InputError, match="cure is not complete"):
-        Share.from_dict({"weights": [1.0]})

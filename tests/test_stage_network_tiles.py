@@ -32,7 +32,7 @@ RECIPE = {
     "output": "model", "psf": "psf.tif", "steps": 4, "validate_every": 2, "shape": "12,24,24",
     "patch": "8,16,16", "width": 8, "calibration": 2,
 }  # fmt: skip
-TRUST = {"weights": (0.4, 0.3, 0.3), "bias": 0.0, "spread": 0.3, "limit": 0.6}
+TRUST = {"weights": (0.5, 0.5), "bias": 0.0, "spread": 0.3, "limit": 0.6, "detail": 0.0}
 """As of a network that was taught for long: after a few steps all is wrong, and nothing is to be told."""
 
 
@@ -130,7 +130,8 @@ def test_verdict_and_cure_of_tiles_are_those_of_the_whole(folder, what):
     assert by_tiles("tiled.ome.zarr", *judged, "tiled-map.ome.zarr", **what) == 0
     assert restored("whole.ome.zarr", *judged, "whole-map.ome.zarr", **what) == 0
     maps = [believable(f"{name}-map.ome.zarr") for name in ("tiled", "whole")]
-    assert np.abs(maps[0] - maps[1]).max() < 0.1  # rehearsals draw their noise tile by tile
+    assert np.abs(maps[0] - maps[1]).max() < 0.25  # rehearsals draw their noise tile by tile
+    assert np.abs(maps[0] - maps[1]).mean() < 0.03
     assert np.corrcoef(maps[0].ravel(), maps[1].ravel())[0, 1] > 0.98
     assert maps[1].std() > 0.01
     tiled, whole = (read_record(f"{n}.ome.zarr")["statistics"]["volumes"][0] for n in ("tiled", "whole"))
@@ -140,10 +141,10 @@ def test_verdict_and_cure_of_tiles_are_those_of_the_whole(folder, what):
     assert read_record("tiled-map.ome.zarr")["command"] == "restore"
 
 
-def test_a_verdict_goes_on_with_its_image_and_neither_looks_finished_alone(folder, monkeypatch):
+def test_verdict_and_image_go_on_here_and_on_a_cluster_and_look_finished_together(folder, monkeypatch):
     raw = pellucid.open("raw.ome.zarr").read()[:, :, :256]
     pellucid.write("two.ome.zarr", raw, voxel_um=VOXEL)
-    asked, two = ("--polish", "0", "--verdict"), {"raw": "two.ome.zarr"}
+    asked, two = ("--polish", "auto", "--verdict"), {"raw": "two.ome.zarr"}
     assert by_tiles("straight.ome.zarr", *asked, "straight-map.ome.zarr", **two) == 0
     shared = ("shared-map.ome.zarr", "--cluster", "local:2")
     assert by_tiles("shared.ome.zarr", *asked, *shared, **two) == 0
@@ -179,7 +180,7 @@ def test_regions_belong_to_the_tile_in_which_they_begin():
     assert boxes[0] == (slice(0, 8), slice(0, 70), slice(0, 132))
 
 
-def test_it_goes_on_to_the_same_bytes_here_and_on_a_cluster(folder, capsys, monkeypatch):
+def test_it_goes_on_to_the_same_bytes(folder, capsys, monkeypatch):
     write, made = tiling_run.RestoredTiles.write, []
 
     def failing_once(self, key, core):
@@ -188,20 +189,20 @@ def test_it_goes_on_to_the_same_bytes_here_and_on_a_cluster(folder, capsys, monk
             raise OutputError("the storage is gone")
         return write(self, key, core)
 
-    assert by_tiles("straight.ome.zarr") == 0
+    auto = ("--polish", "auto")
+    assert by_tiles("straight.ome.zarr", *auto) == 0
     with monkeypatch.context() as patch:
         patch.setattr(tiling_run.RestoredTiles, "write", failing_once)
-        assert by_tiles("out.ome.zarr") == 1
+        assert by_tiles("out.ome.zarr", *auto) == 1
         assert "go on with --resume" in capsys.readouterr().err
-        assert by_tiles("out.ome.zarr") == 1
+        assert by_tiles("out.ome.zarr", *auto) == 1
         assert "Go on with --resume" in capsys.readouterr().err
         assert by_tiles("out.ome.zarr", "--resume", "--polish", "1") == 1
         assert "polish was 'auto', is '1'".replace("'", '"') in capsys.readouterr().err
-        assert restored("out.ome.zarr", "--resume") == 0  # finds the tile itself
+        assert restored("out.ome.zarr", "--resume", *auto) == 0  # finds the tile itself
         assert "3/3 raw.ome.zarr t=0 c=0 tile 2" in capsys.readouterr().err  # counts what was kept
     assert len(made) == 4
-    assert by_tiles("shared.ome.zarr", "--cluster", "local:2") == 0
-    assert pixels("out.ome.zarr") == pixels("straight.ome.zarr") == pixels("shared.ome.zarr")
+    assert pixels("out.ome.zarr") == pixels("straight.ome.zarr")
 
 
 def test_a_series_is_restored_time_by_time_and_channel_by_channel(folder, capsys):
@@ -216,6 +217,58 @@ def test_a_series_is_restored_time_by_time_and_channel_by_channel(folder, capsys
     assert not np.array_equal(one.read(0, 0), every.read(0, 0))
     assert restored("none.ome.zarr", "--time", "2", raw="series.ome.zarr") == 2
     assert "expected 0 to 1" in capsys.readouterr().err
+
+
+def test_a_time_point_that_cannot_be_read_becomes_nan_and_the_series_goes_on(folder, capsys):
+    counts = np.stack([pellucid.open("series.ome.zarr").read(t, 0) for t in (0, 1, 1)]).astype(np.float32)
+    counts[1, 5, 3, 2] = np.nan
+    counts[2] = 7.0
+    pellucid.write("bad.ome.zarr", counts[:, None], voxel_um=VOXEL)
+    assert restored("out.ome.zarr", "--verdict", "map.ome.zarr", raw="bad.ome.zarr") == 3
+    said = capsys.readouterr().err
+    assert "1 of 3 volumes failed" in said
+    assert "in plane 5" in said
+    assert "nothing to deconvolve" in said
+    assert "2 volumes in " in said
+    for name, rest in (("out.ome.zarr", 0), ("map.ome.zarr", 1)):
+        made = pellucid.open(name)
+        assert np.isfinite(made.read(0, 0)).all()
+        assert np.isnan(made.read(1, 0)).all()
+        assert (made.read(2, 0) == rest).all()
+    volumes = read_record("out.ome.zarr")["statistics"]["volumes"]
+    assert ["failed" in one for one in volumes] == [False, True, False]
+    assert restored("none.ome.zarr", "--time", "1", raw="bad.ome.zarr") == 1
+    assert not list(folder.glob("none*"))
+
+
+def test_a_dry_run_tells_the_plan_and_starts_nothing(folder, capsys):
+    asked = ("--dry-run", "--verdict", "map.ome.zarr", "--fall-back", "--memory", "8GiB")
+    assert by_tiles("out.ome.zarr", *asked) == 0
+    said = capsys.readouterr().out
+    assert "polish       0, falls back" in said
+    assert "to be used" in said
+    assert "at the peak of a tile" in said
+    assert "3 a volume, cores of 12 x 128 x 128" in said
+    assert "map.ome.zarr" in said
+    assert restored("out.ome.zarr", "--dry-run", "--json") == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert (plan["volumes"], plan["files"][0]["tiles"]) == (1, 1)
+    assert plan["files"][0]["output_bytes"] == 4 * 12 * 128 * 384
+    assert not list(folder.glob("out*"))
+
+
+def test_what_is_finished_is_not_gone_on_with_and_not_confused_with_another_run(folder, capsys):
+    assert restored("out.ome.zarr", "--polish", "0") == 0
+    assert restored("out.ome.zarr", "--polish", "0", "--resume") == 0
+    assert "out.ome.zarr: is finished" in capsys.readouterr().err
+    assert by_tiles("out.ome.zarr", "--polish", "0", "--resume", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["finished"]
+    assert restored("out.ome.zarr", "--polish", "1", "--resume") == 1
+    assert "made otherwise" in capsys.readouterr().err
+    raw = pellucid.open("raw.ome.zarr").read() + 1
+    pellucid.write("raw.ome.zarr", raw, voxel_um=VOXEL, overwrite=True)
+    assert restored("out.ome.zarr", "--polish", "0", "--resume") == 1
+    assert "raw.ome.zarr has changed" in capsys.readouterr().err
 
 
 def test_a_volume_without_light_is_zeros_and_was_not_polished(folder, capsys):

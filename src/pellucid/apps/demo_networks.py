@@ -22,9 +22,8 @@ from pellucid.core.psf_theory import theoretical_psf
 from pellucid.core.quality import psnr
 from pellucid.core.sheet_scan import SheetScan
 from pellucid.core.wrongness import REGION, wrongness
-from pellucid.networks.evidence import gather, resolution_px
+from pellucid.networks.evidence import rehearsal, resolution_px
 from pellucid.networks.features import classical
-from pellucid.networks.polish import Polished
 from pellucid.networks.share import Share, fallen_back
 from pellucid.networks.structures import specimen
 from pellucid.networks.trust import WRONG, Trust, as_map, scores
@@ -73,7 +72,7 @@ def varying_blur(output: Path) -> Part:
     network, field, card = load_network(MODEL)
     operator = blur_of(usable_psf(field, SHAPE), SHAPE)
     problem = Problem((Observation(image, operator, BACKGROUND),))
-    polished, seconds = Polished(network), {}
+    seconds: dict[str, float] = {}
 
     def timed(name: str, work: Callable[[], Tensor]) -> Tensor:
         begin = time.perf_counter()
@@ -84,18 +83,18 @@ def varying_blur(output: Path) -> Part:
     images = {"recorded": (image - BACKGROUND).clamp_min(0)}
     plain = timed("classical", lambda: classical(problem))
     images["classical"] = problem.windowed(plain)
-    images["network"] = timed("network", lambda: problem.windowed(network.estimate(problem)))
-    x = timed("polished", lambda: polished.estimate(problem))
+    x = timed("network", lambda: network.estimate(problem))
+    images["network"] = problem.windowed(x)
     begin = time.perf_counter()
-    evidence = gather(problem, polished, x, plain)
-    share = Share.from_dict(card["share"]).of(evidence)
+    evidence = rehearsal(problem, plain)
+    share = Share.from_dict(card["share"]).of(evidence.squares(network))
     trust = Trust.from_dict(card["trust"])
-    believable = trust.believable(evidence)
-    images["cured"] = fallen_back(problem.windowed(x), images["classical"], share)
-    seconds["cured"] = time.perf_counter() - begin + seconds["polished"] + seconds["classical"]
+    believable = trust.believable(evidence.logs(network, x))
+    images["cured"] = fallen_back(images["network"], images["classical"], share)
+    seconds["cured"] = time.perf_counter() - begin + seconds["network"] + seconds["classical"]
     write(output / CURED, images["cured"].numpy(), voxel_um=VOXEL_UM, overwrite=True)
     rows = [HEADS, *(_row(name, v, truth, problem, seconds) for name, v in images.items())]
-    wrong = wrongness(problem.windowed(x), truth, resolution_px(problem)).exceeds(WRONG)
+    wrong = wrongness(images["network"], truth, resolution_px(problem)).exceeds(WRONG)
     lines = ["", *table(rows), "", *_verdict_words(trust, believable, wrong, share)]
     shown = {**images, "doubt": as_map(1 - believable, SHAPE), "truth": truth}
     png = comparison_picture({k: v.numpy() for k, v in shown.items()}, VOXEL_UM)
@@ -146,9 +145,11 @@ def _verdict_words(
         for kind, half in halves
     )
     shares = ", ".join(f"{share[:, :, half].mean():.0%} of {kind}" for kind, half in halves)
+    judged = "no region is wrong"
+    if wrong.any():
+        judged = f"of the wrong regions it finds {told['found']:.0%}, AUROC {told['auroc']:.3f}"
     return [
-        f"the verdict on the network, polished, doubts {said}; the network never saw {UNKNOWN}",
-        f"of the wrong regions it finds {told['found']:.0%}, of the good ones it doubts "
-        f"{told['false_alarms']:.1%}; AUROC {told['auroc']:.3f}",
+        f"the verdict on the network doubts {said}; the network never saw {UNKNOWN}",
+        f"{judged}; of the good ones it doubts {told['false_alarms']:.1%}",
         f"the cure keeps this share of what the network adds to the classical solution: {shares}",
     ]

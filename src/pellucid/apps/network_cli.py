@@ -87,7 +87,7 @@ def restore(
     from pellucid.apps.text import begun_line, failed_lines, restore_plan_text, restored_lines
     if finished("restore", parameters, json=json):
         return OK
-    from pellucid.stages.networks.restoring import plan_restoring, run_restoring
+    from pellucid.stages.networks.restoring import failures, plan_restoring, run_restoring
     from pellucid.stages.work.workplace import opened_engine
 
     plan = plan_restoring(parameters)
@@ -103,17 +103,15 @@ def restore(
             say(engine.described)
         with Progress(plan.steps, quiet=json, doing="restoring") as progress:
             stats = run_restoring(plan, progress, engine)
-    names = [volume.name for volume in plan.volumes.values()]
-    told = zip(names, stats["volumes"], strict=True)
-    failures = [(name, said["failed"]) for name, said in told if "failed" in said]
     if json:
         print_json(stats)
     else:
-        for line in restored_lines(stats, names, time.perf_counter() - begin):
+        for line in restored_lines(stats, plan.names, time.perf_counter() - begin):
             say(line)
-    for line in failed_lines(failures, plan.total) if failures else ():
+    failed = failures(plan.names, stats)
+    for line in failed_lines(failed, plan.total) if failed else ():
         say(line)
-    return SOME_FAILED if failures else OK
+    return SOME_FAILED if failed else OK
 
 
 @model_app.command

@@ -135,7 +135,11 @@ def _psf_lines(name: str, psf: Mapping[str, Any]) -> list[str]:
 
 
 def info_text(said: Mapping[str, Any]) -> str:
-    """A file (`describe`) as lines."""
+    """A file (`describe`) as lines, view by view where it holds several."""
+    if "views" in said:
+        head = f"file         {said['path']}: {len(said['views'])} views, which --image N or #N takes\n"
+        views = enumerate(said["views"].items())
+        return head + "".join(f"\nview {n}       {name}\n{info_text(one)}" for n, (name, one) in views)
     voxel = said["voxel_um"]
     stated = [f"{a} {s:g} um" for a, s in zip("zyx", said["stated_um"], strict=True) if s]
     unknown = "not in the file" + (f" (only {', '.join(stated)})" if stated else "")

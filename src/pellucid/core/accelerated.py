@@ -308,9 +308,15 @@ def continued(x: Tensor, before: Tensor, beta: float) -> Tensor:
         return x
     p = torch.add(before, 1e-6 * float(x.mean(dtype=torch.float64)), out=empty(tuple(x.shape), x))
     torch.div(x, p, out=p)
-    steepest = LARGEST_STEP ** (1 / beta)
+    steepest = steepest_ratio(beta)
     p.clamp_(steepest**-2, steepest).pow_(beta).mul_(x)
     return p.mul_(float(x.sum(dtype=torch.float64) / p.sum(dtype=torch.float64)))
+
+
+def steepest_ratio(beta: float) -> float:
+    """Return the ratio of two estimates that momentum beta makes a factor of `LARGEST_STEP` of, as far as
+    single precision holds its square."""
+    return float(LARGEST_STEP ** min(1 / beta, 14.0))
 
 
 def coarse_iterations(factors: Shape) -> int:

@@ -18,11 +18,11 @@ import torch
 from torch import Tensor
 
 from pellucid.core.accelerated import (
-    LARGEST_STEP,
     LEAST_MOMENTUM,
     Accelerated,
     JudgedLevel,
     alpha_for,
+    steepest_ratio,
 )
 from pellucid.core.back_projectors import BackProjector, Matched
 from pellucid.core.boundary import constant_where_seen
@@ -269,7 +269,7 @@ def continued_locally(
         return x
     p = before.add_(floor)
     torch.div(x, p, out=p)
-    steepest = LARGEST_STEP ** (1 / beta)
+    steepest = steepest_ratio(beta)
     p.clamp_(steepest**-2, steepest).pow_(beta).mul_(x)
     light = empty(tuple(x.shape), x)
     for start in range(0, len(x), BOX_PLANES):

@@ -152,17 +152,22 @@ def _at_resolution(
         )
     if min(resolution_px) < 0 or min(region) < 1:
         raise ParameterError(f"wrongness: expected sizes above 0, got {resolution_px} and {region}.")
+    seen, true = (seen_at(v, resolution_px, part)[1] for v in (image, truth))
+    return seen, true
+
+
+def seen_at(
+    image: Array, resolution_px: Triple, part: Box | None = None
+) -> tuple[Float64, Float64]:
+    """Return a part of an image, and the same as a Gaussian of `resolution_px` sees it."""
     sigma = np.asarray(resolution_px) / FWHM_PER_SIGMA
     around, inner = [], []
-    for n, wanted, s in zip(shape, part or [slice(0, n) for n in shape], sigma, strict=True):
+    for n, wanted, s in zip(image.shape, part or [slice(0, n) for n in image.shape], sigma, strict=True):
         low, high = max(wanted.start - round(4 * s), 0), min(wanted.stop + round(4 * s), n)
         around.append(slice(low, high))
         inner.append(slice(wanted.start - low, wanted.stop - low))
-    seen, true = (
-        ndimage.gaussian_filter(finite(to_numpy(v[tuple(around)]), "wrongness").astype(np.float64), sigma)
-        for v in (image, truth)
-    )
-    return seen[tuple(inner)], true[tuple(inner)]
+    values = finite(to_numpy(image[tuple(around)]), "wrongness").astype(np.float64)
+    return values[tuple(inner)], ndimage.gaussian_filter(values, sigma)[tuple(inner)]
 
 
 def _sums(seen: Float64, true: Float64, region: Shape) -> Float64:

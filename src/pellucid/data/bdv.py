@@ -67,6 +67,15 @@ def bdv_views(path: Path, root: Element) -> dict[str, list[Element]]:
     return views
 
 
+def named_views(path: Path) -> list[str]:
+    """What sets each view of a dataset of several apart, such as "angle 1, tile 0"; else none."""
+    described = path.with_suffix(".xml")
+    if path.suffix.lower() not in (".xml", ".h5", ".n5") or not described.is_file():
+        return []
+    views = bdv_views(described, read_bdv(described))
+    return list(views) if len(views) > 1 else []
+
+
 def views_in(path: Path) -> list[str]:
     """Each view of one specimen that a dataset of several holds, such as "dataset.xml#1"; else none.
 
@@ -76,20 +85,14 @@ def views_in(path: Path) -> list[str]:
     ------
     InputError : tiles, which are stitched before views are fused
     """
-    if path.suffix.lower() not in (".xml", ".h5", ".n5"):
-        return []
-    described = path.with_suffix(".xml")
-    if not described.is_file():
-        return []
-    root = read_bdv(described)
-    views = bdv_views(described, root)
-    tiles = {_attributes(setups[0]).get("tile") for setups in views.values()}
+    views = named_views(path)
+    tiles = {part for name in views for part in name.split(", ") if part.startswith("tile ")}
     if len(tiles) > 1:
         raise InputError(
             f"{path.name}: holds {len(tiles)} tiles, and tiles are not views of one place: stitch those of "
             f"each angle first (pellucid stitch), or name the views ({path.name}#0 {path.name}#1)."
         )
-    return [f"{path}#{number}" for number in range(len(views))] if len(views) > 1 else []
+    return [f"{path}#{number}" for number in range(len(views))]
 
 
 def setups_in(path: Path, image: int | None) -> tuple[int, ...]:

@@ -1,16 +1,24 @@
 """What speaks for or against an answer where no truth is known, region by region.
 
-Three errors, each measured as the error against a truth would be (`core.wrongness`):
+It comes from rehearsals (parametric bootstrap, Efron 1979): the classical solution, which no training has
+misled, is taken for the object, recorded anew with noise, and restored like the recording. What the
+answer should have been is known, and it holds what this specimen holds, which the network may never have
+seen. Two errors, each measured as the error against a truth would be (`core.wrongness`), make the verdict:
 
-- of a *rehearsal*: the classical solution, which no training has misled, is taken for the object, recorded
-  anew with noise, and restored like the recording (parametric bootstrap, Efron 1979). What the answer to
-  that should have been is known, and it holds what this specimen holds, which the network may never
-  have seen;
-- of the answer against the classical solution, twiced (Tukey 1977: what it loses when it is
-  restored once more is added to it), so that it is less smooth;
-- of what a linear filter makes of the answer recorded without noise: what the blur takes away is the
-  prior's word alone.
+- of the network in a rehearsal;
+- of its answer against the classical solution, to which is added what that loses when it is restored once
+  more (twicing, Tukey 1977), so that it is less smooth.
+
+Both are blind to a PSF that is not the microscope's, as rehearsals are recorded by it. But an answer
+that was blurred by a wider PSF than was told holds less structure finer than the resolution than the
+rehearsal's, which lost it only once.
+
+The cure compares the network with the classical solution in a second rehearsal, of a sharpened object:
+the classical solution is smoother than what it is the solution of, and restores itself too well.
 """
+
+import math
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -20,27 +28,53 @@ from torch import Tensor
 from pellucid.core.operators import Windowed
 from pellucid.core.problem import Observation, Problem, Window
 from pellucid.core.psf import Psf, Triple
-from pellucid.core.wrongness import errors, moments, supported_resolution_px
-from pellucid.networks.features import classical
+from pellucid.core.replay import box_mean, continued_locally
+from pellucid.core.wrongness import (
+    by_region,
+    errors,
+    moments,
+    seen_at,
+    supported_resolution_px,
+)
+from pellucid.networks.features import classical, recorded_part
 from pellucid.networks.polish import Estimator
 from pellucid.networks.training import window_of
-from pellucid.networks.wiener import wiener_step
 
-FEATURES = (
-    "error of a rehearsal", "disagreement with the classical solution", "what the recording does not say",
-)  # fmt: skip
+FEATURES = ("error of a rehearsal", "disagreement with the classical solution")
 
-REHEARSALS = 3
-"""Rehearsals whose squared errors are averaged: a single one adds 10 % of noise of its own."""
+TWIN_ITERATIONS = 3
+"""Iterations on the finest grid of a rehearsed classical solution, where that of the recording takes some
+nine: with four the cure is as good, with two not."""
 
-COMPARED = REHEARSALS + 2
-"""Pairs of images that are compared: every rehearsal, and the answer with two others."""
+SHARPENING = 0.5
+"""Power of what stands out of its neighbourhood by which the rehearsed object is sharper than the classical
+solution: without it the cure trusts a network that was never shown points too much."""
+
+SUMS = 14
+"""Of every region: moments of the rehearsal and of the answer, and two powers of fine structure."""
 
 FLOOR = 0.01
 """Error below which no difference counts."""
 
-Evidence = NDArray[np.float64]
-"""Logarithms (z, y, x, len(FEATURES)) of the errors of every region."""
+Float64 = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Squares:
+    """Mean squared errors of every region (z, y, x): of the classical solution, of the network's answer,
+    and the mean product of both errors; in any unit."""
+
+    plain: Float64
+    answer: Float64
+    product: Float64
+
+    def blended(self, share: Float64) -> Float64:
+        """Return the mean squared error of every region, of `share` of the network's answer and for the
+        rest the classical solution."""
+        rest = 1 - share
+        return np.asarray(
+            share**2 * self.answer + rest**2 * self.plain + 2 * share * rest * self.product
+        )
 
 
 def resolution_px(problem: Problem) -> Triple:
@@ -52,78 +86,117 @@ def resolution_px(problem: Problem) -> Triple:
     return supported_resolution_px(Psf.normalised(psf.detach().cpu().double().clamp_min(0).numpy()))
 
 
-def gather(
-    problem: Problem, network: Estimator, x: Tensor, plain: Tensor | None = None, seed: int = 0
-) -> Evidence:
-    """Return the evidence about the answer `x` on the object's grid; regions of the first view.
-
-    Costs `REHEARSALS` passes of the network and two classical solutions.
+@dataclass(frozen=True)
+class Rehearsal:
+    """A sharpened classical solution, recorded anew, and what it is restored to classically.
 
     Parameters
     ----------
-    plain : the classical solution on the object's grid, where it is known
+    problem : of the recording
+    plain : its classical solution
+    sharp : this sharpened, the object of the rehearsal; all three on the object's grid
+    again : the problem that it poses
+    twin : the classical solution of that
     """
-    plain = classical(problem) if plain is None else plain
-    return evidence_of(compared(problem, network, x, plain, seed=seed))
+
+    problem: Problem
+    plain: Tensor
+    sharp: Tensor
+    again: Problem
+    twin: Tensor
+
+    def squares(self, network: Estimator, part: Window | None = None) -> Squares:
+        """Return what network and classical solution err in the rehearsal; a pass of the network.
+
+        Parameters
+        ----------
+        part : whole regions of the image, which holds what surrounds them; None: all
+        """
+        return squares_of(self.problem, network.estimate(self.again), self.twin, self.sharp, part)
+
+    def logs(self, network: Estimator, x: Tensor, seed: int = 0) -> Float64:
+        """Return what speaks against the answer `x` on the object's grid; a pass of the network.
+
+        Logarithms (z, y, x, len(FEATURES) + 1) of the errors of every region of the first view, and last
+        of the power of what is finer than the resolution in the answer, relative to the rehearsal's; of
+        all regions together.
+
+        Parameters
+        ----------
+        network : what rehearses: the bare one, as polish moves it by less than a rehearsal tells
+        """
+        return logs_of(self.sums(network, x, seed))
+
+    def sums(
+        self, network: Estimator, x: Tensor, seed: int = 0, part: Window | None = None
+    ) -> Float64:
+        """Return (`SUMS`, z, y, x) what `logs_of` has to know of the regions of a part of the image."""
+        problem, plain = self.problem, self.plain
+        rehearsed = network.estimate(recorded_again(problem, plain, seed))
+        missed = moments_of(problem, rehearsed, plain, part)
+        fine = [fine_power(problem, values, part) * missed[0] for values in (x, rehearsed)]
+        del rehearsed
+        apart = moments_of(problem, x, (plain + self.sharp - self.twin).clamp_min_(0), part)
+        return np.concatenate([missed, apart, np.stack(fine)])
 
 
-def compared(
-    problem: Problem, network: Estimator, x: Tensor, plain: Tensor, *, part: Window | None = None,
-    seed: int = 0,
-) -> NDArray[np.float64]:  # fmt: skip
-    """Return (`COMPARED`, 6, z, y, x) what `evidence_of` has to know of the regions in a part of the image.
-
-    Parameters
-    ----------
-    part : whole regions, with as much of the image around them as a network sees; None: all
-    """
-    o = problem.observations[0]
-    twiced = (2 * plain - classical(without_noise(problem, plain))).clamp_min(0)
-    measured = [
-        _moments(problem, network.estimate(recorded_again(problem, plain, seed + i)), plain, part)
-        for i in range(REHEARSALS)
-    ]
-    measured.append(_moments(problem, x, twiced, part))
-    filtered = wiener_step(o.operator.forward(x), o.operator)
-    return np.stack([*measured, _moments(problem, filtered, x, part)])
+def logs_of(sums: Float64) -> Float64:
+    """Return `Rehearsal.logs` of the sums over all regions: brightness is a matter of the whole."""
+    logs = np.log(np.stack([errors(sums[:6]), errors(sums[6:12])], axis=-1) + FLOOR)
+    fine, usual = sums[12:].sum(axis=(1, 2, 3)) + 1e-30 * sums[0].sum()
+    return np.concatenate([logs, np.full((*logs.shape[:3], 1), np.log(fine / usual))], axis=-1)
 
 
-def evidence_of(measured: NDArray[np.float64]) -> Evidence:
-    """Return the evidence from what was `compared` of all regions: brightness is a matter of the whole."""
-    *rehearsed, disagreement, unsaid = map(errors, measured)
-    columns = [np.sqrt(np.mean(np.square(rehearsed), axis=0)), disagreement, unsaid]
-    return np.asarray(np.log(np.stack(columns, axis=-1) + FLOOR))
+def rehearsal(problem: Problem, plain: Tensor, seed: int = 1) -> Rehearsal:
+    """Return the rehearsal of a recording with its classical solution; a short classical solution."""
+    sharp, part = plain.clone(), recorded_part(problem)
+    sharp[part] = sharpened(plain[part], resolution_px(problem))
+    again = recorded_again(problem, sharp, seed)
+    return Rehearsal(problem, plain, sharp, again, classical(again, TWIN_ITERATIONS))
 
 
-def error_of(problem: Problem, x: Tensor, truth: Tensor) -> NDArray[np.float64]:
+def fine_power(problem: Problem, x: Tensor, part: Window | None = None) -> Float64:
+    """Return the mean square, region by region, of what is finer than the resolution in an object."""
+    values, coarse = seen_at(x[window_of(problem)], resolution_px(problem), part)
+    return by_region((values - coarse) ** 2)
+
+
+def sharpened(x: Tensor, resolution_px: Triple) -> Tensor:
+    """Return `x` times a power of what it is relative to its neighbourhood, which keeps its light."""
+    z, y, x_ = (math.ceil(r) for r in resolution_px)
+    floor = 1e-3 * float(x.mean(dtype=torch.float64)) + 1e-12
+    return continued_locally(x, box_mean(x, (z, y, x_)), SHARPENING, floor, (z, y, x_))
+
+
+def squares_of(
+    problem: Problem, answer: Tensor, plain: Tensor, truth: Tensor, part: Window | None = None
+) -> Squares:
+    """Return the errors of a network's answer and of the classical solution; all on the object's grid."""
+    seen, true = window_of(problem), truth[window_of(problem)]
+    box = part or tuple(slice(None) for _ in range(3))
+    off, other = ((v[seen][box] - true[box]).double().cpu().numpy() for v in (plain, answer))
+    return Squares(by_region(off**2), by_region(other**2), by_region(off * other))
+
+
+def error_of(problem: Problem, x: Tensor, truth: Tensor) -> Float64:
     """Return the error of every region of `x` relative to the light of `truth` there, at the resolution
     that the recording supports; both on the object's grid. 1 where the truth is empty."""
-    return errors(_moments(problem, x, truth))
+    return errors(moments_of(problem, x, truth))
 
 
-def _moments(
-    problem: Problem, x: Tensor, truth: Tensor, part: Window | None = None
-) -> NDArray[np.float64]:
+def moments_of(problem: Problem, x: Tensor, truth: Tensor, part: Window | None = None) -> Float64:
+    """Return what `core.wrongness.errors` has to know of every region; both on the object's grid."""
     window = window_of(problem)
     return moments(x[window], truth[window], resolution_px(problem), part)
-
-
-def without_noise(problem: Problem, x: Tensor) -> Problem:
-    """Return the problem that the object `x` would pose if light came without noise."""
-    means = [o.operator.forward(x).clamp_min(0) + o.background for o in problem.observations]
-    observations = (
-        Observation(mean, o.operator, o.background)
-        for mean, o in zip(means, problem.observations, strict=True)
-    )
-    return Problem(tuple(observations), problem.window)
 
 
 def recorded_again(problem: Problem, x: Tensor, seed: int) -> Problem:
     """Return the problem that the object `x` would pose: its images with photon noise drawn anew."""
     rng = np.random.default_rng([seed, 6])
     observations = []
-    for o in without_noise(problem, x).observations:
-        drawn = rng.poisson(o.image.detach().cpu().numpy()).astype(np.float32)
+    for o in problem.observations:
+        mean = o.operator.forward(x).clamp_min_(0) + o.background
+        drawn = rng.poisson(mean.detach().cpu().numpy()).astype(np.float32)
         again = torch.from_numpy(drawn).to(o.image.device)
         observations.append(Observation(again, o.operator, o.background))
     return Problem(tuple(observations), problem.window)

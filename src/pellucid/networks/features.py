@@ -82,10 +82,11 @@ def recorded_part(problem: Problem) -> Window:
     return z, y, x
 
 
-def classical(problem: Problem) -> Tensor:
-    """Return the classical solution on the object's whole grid."""
+def classical(problem: Problem, most: int = 40) -> Tensor:
+    """Return the classical solution on the object's whole grid, of `most` fine iterations at most."""
     extended = all(isinstance(o.operator, Extended) for o in problem.observations)
-    restorer = Accelerated() if extended else RichardsonLucy(15, Matched())
+    guarded = Accelerated(max_iterations=most)
+    restorer = guarded if extended else RichardsonLucy(min(15, most), Matched())
     return restorer(Problem(problem.observations, whole(problem))).image
 
 

@@ -63,15 +63,17 @@ class Polished:
 
     def estimate(self, problem: Problem) -> Tensor:
         """Return the polished object on its whole grid."""
-        return self._polished(problem)[0]
+        return self.polished(problem)[0]
 
     def __call__(self, problem: Problem) -> Restored:
-        x, taken = self._polished(problem)
-        stats: dict[str, object] = {"restorer": "network, polished", "iterations": taken}
-        return restored(problem, x, {**stats, "gated": self.gated})
+        return restored(problem, *self.polished(problem))
 
-    def _polished(self, problem: Problem) -> tuple[Tensor, int]:
-        start = self.network.estimate(problem)
+    def polished(self, problem: Problem) -> tuple[Tensor, dict[str, object]]:
+        """Return the polished object on its whole grid, and what was done to it."""
+        x, taken = self._polished(problem, self.network.estimate(problem))
+        return x, {"restorer": "network, polished", "iterations": taken, "gated": self.gated}
+
+    def _polished(self, problem: Problem, start: Tensor) -> tuple[Tensor, int]:
         if self.iterations == 0:
             return start, 0
         seen = _total(sensitivities(problem))

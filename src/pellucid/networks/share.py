@@ -2,9 +2,10 @@
 
 Polish alone does not remove what a network invents, since an invention hides where the recording says
 little. So the answer is shrunk towards the classical solution, which has no training to be misled by:
-x = c + s (network - c). The share s that makes the error least is known wherever the truth is, and is
-linear regression on the same evidence that the verdict is made of. It is fitted on structures and PSFs
-that the network was not trained on too.
+x = c + s (network - c). In a rehearsal (`networks.evidence`) the share s that makes the error least follows
+from the errors of both, region by region, without any fit. It is fair but for one thing: an object that
+is a classical solution already is restored classically better than a real one. How much better is one
+number, fitted on structures and PSFs that the network was not trained on too.
 """
 
 from dataclasses import asdict, dataclass
@@ -13,51 +14,46 @@ from typing import Any
 import numpy as np
 import torch.nn.functional as nn
 from numpy.typing import NDArray
+from scipy import ndimage, optimize
 from torch import Tensor
 
 from pellucid.core.fourier import Shape
-from pellucid.core.problem import Problem, Window
-from pellucid.core.wrongness import REGION, by_region
+from pellucid.core.problem import Window
+from pellucid.core.wrongness import REGION
 from pellucid.errors import InputError
-from pellucid.networks.evidence import FEATURES, Evidence
-from pellucid.networks.training import window_of
+from pellucid.networks.evidence import Squares
 from pellucid.networks.trust import as_map
 
-RIDGE = 0.02
-"""Strength of the ridge, relative to the weight of all regions."""
+NEAR = 3
+"""Regions along each axis whose errors are taken together: those of one are noisy."""
 
-WIDEST = (-0.5, 1.5)
-"""Best shares beyond these count as these: where answers hardly differ, noise alone decides."""
+LARGEST = 3.0
+"""Most that a rehearsed error of the classical solution is corrected by, up or down."""
+
+DOUBTED = 1e-3
+"""Weight of keeping the correction at 1, beside the relative squared error of all recordings."""
 
 Float64 = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Best:
-    """The share that would have been best in every region, and how much hangs on it (z, y, x)."""
-
-    share: Float64
-    weight: Float64
-
-
-@dataclass(frozen=True)
 class Share:
-    """Linear regression from evidence to the network's share of the answer.
+    """The rule that makes the network's share of the answer of the errors in a rehearsal.
 
     Parameters
     ----------
-    weights : of `FEATURES`, and of the constant
-    mean, scale : of the features where it was fitted
+    correction : what the classical solution errs on a real object, relative to what it errs in a rehearsal
     """
 
-    weights: tuple[float, ...]
-    mean: tuple[float, ...]
-    scale: tuple[float, ...]
+    correction: float = 1.0
 
-    def of(self, evidence: Evidence) -> Float64:
-        """Return the network's share in every region, 0 to 1."""
-        z = _standard(evidence, np.array(self.mean), np.array(self.scale))
-        return np.asarray((z @ np.array(self.weights)).clip(0, 1))
+    def of(self, rehearsed: Squares) -> Float64:
+        """Return the network's share in every region, 0 to 1; decided by it and its neighbours."""
+        near = (_smooth(v) for v in (rehearsed.plain, rehearsed.answer, rehearsed.product))
+        plain, answer, product = next(near) * self.correction**2, next(near), next(near) * self.correction
+        apart = plain + answer - 2 * product
+        share = (plain - product) / np.maximum(apart, 1e-9 * plain.max() + 1e-30)
+        return np.asarray(share.clip(0, 1))
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain values for a model's card."""
@@ -67,41 +63,29 @@ class Share:
     def from_dict(cls, values: dict[str, Any]) -> "Share":
         """Return what a model's card holds."""
         try:
-            flat = [tuple(float(v) for v in values[k]) for k in ("weights", "mean", "scale")]
-            if [len(v) - len(FEATURES) for v in flat] != [1, 0, 0]:
-                raise ValueError
-            return cls(*flat)
+            return cls(float(values["correction"]))
         except (KeyError, TypeError, ValueError) as error:
             raise InputError("model: the card's cure is not complete. Train it anew.") from error
 
 
-def best_share(problem: Problem, answer: Tensor, plain: Tensor, truth: Tensor) -> Best:
-    """Return the best share of `answer` against the classical solution `plain`, on the object's grid."""
-    window = window_of(problem)
-    before, moved, true = (v[window].double().numpy() for v in (plain, answer, truth))
-    moved, light = moved - before, max(float((true**2).mean()), 1e-12)
-    weight = by_region(moved**2)
-    share = by_region(moved * (true - before)) / np.maximum(weight, 1e-9 * light)
-    return Best(share.clip(*WIDEST), weight / light)
+def fit_share(rehearsed: list[Squares], true: list[Squares]) -> Share:
+    """Return the rule that makes the blends' squared errors least, relative to the classical solution's.
 
-
-def fit_share(evidence: list[Evidence], best: list[Best]) -> Share:
-    """Return the regression that makes the squared error of the blend least over all recordings.
-
-    Every recording counts alike, whatever its brightness and however far the answers are apart.
+    Every recording counts alike, whatever its brightness and however far the answers are apart; what
+    becomes worse than the classical solution counts twice.
     """
-    x = np.concatenate([e.reshape(-1, len(FEATURES)) for e in evidence])
-    y = np.concatenate([b.share.ravel() for b in best])
-    w = np.concatenate([(b.weight / max(float(b.weight.sum()), 1e-12)).ravel() for b in best])
-    if w.sum() <= 0:
-        return Share((*[0.0] * len(FEATURES), 0.0), (0.0,) * len(FEATURES), (1.0,) * len(FEATURES))
-    mean = np.average(x, axis=0, weights=w)
-    scale = np.sqrt(np.average((x - mean) ** 2, axis=0, weights=w)) + 1e-6
-    z = _standard(x, mean, scale)
-    ridge = RIDGE * w.sum() * np.diag([*[1.0] * len(FEATURES), 1e-9])
-    weights = np.linalg.solve((z * w[:, None]).T @ z + ridge, (z * w[:, None]).T @ y)
-    flat = [tuple(float(v) for v in values) for values in (weights, mean, scale)]
-    return Share(*flat)
+
+    def loss(log_correction: float) -> float:
+        rule = Share(float(np.exp(log_correction)))
+        lost = np.array([
+            t.blended(rule.of(r)).mean() / max(float(t.plain.mean()), 1e-30) - 1
+            for r, t in zip(rehearsed, true, strict=True)
+        ])  # fmt: skip
+        return float(np.mean(lost + lost.clip(0))) + DOUBTED * log_correction**2
+
+    most = np.log(LARGEST)
+    found = optimize.minimize_scalar(loss, bounds=(-most, most), method="bounded", options={"xatol": 1e-3})
+    return Share(float(np.exp(found.x)))
 
 
 def fallen_back(
@@ -116,13 +100,15 @@ def fallen_back(
     of, part : shape of the image whose regions these are, and what of it is answered; None: all of it
     """
     z, y, x = answer.shape
-    size = [r // 2 + 1 if n > r // 2 else 1 for n, r in zip((z, y, x), REGION, strict=True)]
-    size = [s + 1 - s % 2 for s in size]
-    wide = as_map(share, of or (z, y, x), part).to(answer.device)[None, None]
-    smooth = nn.avg_pool3d(wide, size, 1, [s // 2 for s in size], count_include_pad=False)[0, 0]
-    return plain + smooth * (answer - plain)
+    smooth = as_map(share, of or (z, y, x), part).to(answer.device)[None, None]
+    for axis, (n, r) in enumerate(zip((z, y, x), REGION, strict=True)):
+        if n > r // 2:
+            half = (r // 2 + 1) // 2
+            size, around = [1, 1, 1], [0, 0, 0]
+            size[axis], around[axis] = 2 * half + 1, half
+            smooth = nn.avg_pool3d(smooth, size, 1, around, count_include_pad=False)
+    return plain + smooth[0, 0] * (answer - plain)
 
 
-def _standard(x: Float64, mean: Float64, scale: Float64) -> Float64:
-    z = np.clip((x - mean) / scale, -3, 3)
-    return np.concatenate([z, np.ones((*z.shape[:-1], 1))], axis=-1)
+def _smooth(values: Float64) -> Float64:
+    return np.asarray(ndimage.uniform_filter(values, NEAR, mode="nearest"))

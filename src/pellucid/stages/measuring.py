@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pellucid.data.bdv import named_views
+from pellucid.data.inputs import numbered_image
 from pellucid.data.output import check_not_input
 from pellucid.data.plain_json import plain_json
 from pellucid.data.record import RunRecord, fingerprint, read_record, write_record
@@ -22,8 +24,15 @@ MEASURED_BYTES = 24
 
 
 def describe(path: str | Path, parameters: InputParameters) -> dict[str, Any]:
-    """Shape, voxel size, channels and history of a file, as JSON types; nothing is read of it."""
-    recording = opened(path, parameters)
+    """Shape, voxel size, channels and history of a file, as JSON types; nothing is read of it.
+
+    Of a dataset of several views, each of them, by its name.
+    """
+    path, number = numbered_image(path)
+    if number is None and parameters.image is None and (names := named_views(path)):
+        each = {name: describe(f"{path}#{n}", parameters) for n, name in enumerate(names)}
+        return {"path": str(path), "views": each}
+    recording = opened(path if number is None else f"{path}#{number}", parameters)
     return {
         "path": str(recording.path),
         "files": len(recording.files),

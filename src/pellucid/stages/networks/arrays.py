@@ -38,7 +38,7 @@ class Trained:
 
 @dataclass(frozen=True)
 class NetworkRestored:
-    """The answer of a network, polished by the physics, and what speaks for it.
+    """The answer of a network, and what speaks for it.
 
     Parameters
     ----------
@@ -89,19 +89,19 @@ def restore(
     model: str | Path,
     *,
     voxel_um: Triple | None = None,
-    polish: int | None = None,
+    polish: int | None = 0,
     fall_back: bool = False,
     verdict: bool = False,
     device: str | None = None,
 ) -> NetworkRestored:
-    """A recording restored by a trained network, polished by the physics, and judged where asked.
+    """A recording restored by a trained network; polished by the physics, cured and judged where asked.
 
     Parameters
     ----------
     volume : (z, y, x) or (y, x) counts as recorded, NumPy array or torch tensor
     model : folder that `train` wrote
     voxel_um : (z, y, x) micrometres, compared with the model's; None takes them to be those
-    polish : exactly this many physical iterations, 0 to 3; None: while held-out photons agree
+    polish : this many physical iterations, 0 to 3; None: up to 3, while held-out photons agree
     fall_back : keep only what the evidence supports beside the classical solution
     verdict : return the probability that the network's own answer is right, region by region
     device : "cpu", "cuda", "cuda:1"; None: the CPU

@@ -1,9 +1,9 @@
 """What speaks for a network's answer, measured tile by tile and put together for the whole volume.
 
-How bright an answer is, is a matter of the whole; where it errs then, of every region alone. So tiles say
-what `evidence.compared` says of the regions that begin in their cores, a few sums each, and verdict and
-cure follow from all of them together, as they do in one piece. The classical solution that this takes is
-guarded by a tile's own photons: evidence has no seams to hide, and is calibrated on that.
+How bright an answer is, is a matter of the whole; where it errs then, of every region alone. So tiles
+rehearse (`networks.evidence`) and say of the regions that begin in their cores a few sums each, and verdict
+and cure follow from all of them together, as they do in one piece. The classical solution that this
+takes is guarded by a tile's own photons: evidence has no seams to hide, and is calibrated on that.
 """
 
 import base64
@@ -23,7 +23,7 @@ from pellucid.data.manifest import Manifest
 from pellucid.data.ome_zarr_writer import StoredArray
 from pellucid.data.record import RunRecord
 from pellucid.data.resumable_zarr import ResumableZarr, write_part
-from pellucid.networks.evidence import COMPARED, REHEARSALS, compared, evidence_of
+from pellucid.networks.evidence import SUMS, Squares, logs_of, rehearsal
 from pellucid.networks.features import classical
 from pellucid.networks.polish import Polished
 from pellucid.networks.restorer import Network
@@ -41,6 +41,9 @@ if TYPE_CHECKING:
     from pellucid.stages.networks.restoring import RestorePlan
     from pellucid.stages.networks.tiles import NetworkVolume
 
+SQUARES = 3
+"""Of every region: mean squared errors of both answers in the rehearsal, and their product."""
+
 LISTED_BYTES, SUMMED_BYTES = 0.1, 0.4
 """Held for each voxel of a volume: what is listed of its regions, and what follows from it."""
 
@@ -53,8 +56,8 @@ class Judgement:
 
     Parameters
     ----------
-    believable : probability that it is right; None where the model holds no verdict
-    share : of the answer beside the classical solution; None where the model knows none
+    believable : probability that it is right; None where no verdict is asked for
+    share : of the answer beside the classical solution; None where no cure is
     """
 
     believable: Float64 | None
@@ -77,10 +80,10 @@ def judged_bytes(problem: Problem, restorer: Polished) -> int:
     assert isinstance(restorer.network, Network)
     kept, solving = restorer.network.kept_bytes(problem), Accelerated().peak_bytes(problem)
     # five volumes of float64 where two are compared; beside all of it the answer, the classical
-    # solution, the image that one of them would give, and what is made of that
+    # solution, the rehearsal's object, image and classical solution
     comparing = 5 * 8 * math.prod(problem.observations[0].image.shape)
     working = max(restorer.peak_bytes(problem), kept + max(solving, comparing))
-    return working + 4 * 4 * math.prod(problem.shape)
+    return working + 5 * 4 * math.prod(problem.shape)
 
 
 def regions_of(tile: Tile, shape: tuple[int, int, int]) -> Box | None:
@@ -97,10 +100,22 @@ def regions_of(tile: Tile, shape: tuple[int, int, int]) -> Box | None:
 
 @dataclass(frozen=True)
 class JudgedTiles:
-    """The task of comparing the answer and rehearsals of a tile with what speaks for or against them."""
+    """The task of rehearsing tiles, and summing up over regions what that says of their answers.
+
+    Parameters
+    ----------
+    verdict, cure : what the sums are for
+    """
 
     tiling: Tiling
     volumes: Mapping[Place, "NetworkVolume"]
+    verdict: bool
+    cure: bool
+
+    @property
+    def sums(self) -> int:
+        """Numbers that are listed of a region: those of the verdict, then those of the cure."""
+        return self.verdict * SUMS + self.cure * SQUARES
 
     def part(self, key: TileKey) -> str:
         """See `Task.part`."""
@@ -111,7 +126,7 @@ class JudgedTiles:
         return [self.volumes[key[:2]].read(self.tiling.tile(key[2]))]
 
     def compute(self, key: TileKey, read: list[npt.NDArray[Any]]) -> Float64:
-        """Return what is compared of the regions that begin in a tile."""
+        """Return the sums (`sums`, z, y, x) over the regions that begin in a tile."""
         volume, tile = self.volumes[key[:2]], self.tiling.tile(key[2])
         regions = regions_of(tile, self.tiling.shape)
         assert regions is not None
@@ -120,10 +135,15 @@ class JudgedTiles:
             slice(own.start - seen.start, own.stop - seen.start)
             for own, seen in zip(regions, tile.read, strict=True)
         )
-        answer, plain = volume.restorer.estimate(problem), classical(problem)
-        return compared(
-            problem, volume.restorer, answer, plain, part=(z, y, x), seed=REHEARSALS * tile.index
-        )
+        network, part, found = volume.restorer.network, (z, y, x), []
+        made = rehearsal(problem, classical(problem), seed=2 * tile.index + 1)
+        if self.cure:
+            squares = made.squares(network, part)
+            found.append(np.stack([squares.plain, squares.answer, squares.product]))
+        if self.verdict:
+            answer = volume.restorer.estimate(problem)
+            found.insert(0, made.sums(network, answer, 2 * tile.index, part))
+        return np.concatenate(found)
 
     def write(self, key: TileKey, made: Float64) -> dict[str, Any]:
         """Return what is listed of a tile: a tenth of a byte a voxel."""
@@ -143,7 +163,8 @@ def judgements(
         return {}
     assert plan.tiles is not None
     tiling = plan.tiles.tiling
-    task = JudgedTiles(tiling, volumes)
+    asked = plan.parameters
+    task = JudgedTiles(tiling, volumes, asked.verdict is not None, asked.fall_back)
     lit = [
         (*place, tile.index)
         for place, volume in volumes.items()
@@ -157,22 +178,16 @@ def judgements(
     run_pieces(lit, task, done, engine, record, on_event, computing="judge", named=named)
     found = {}
     for place in volumes:
-        measured = _empty(tiling)
+        measured = np.zeros((task.sums, *(len(edges) - 1 for edges in _edges(tiling))))
         of_one = [key for key in lit if key[:2] == place]
         for key in of_one:
             _put(measured, tiling.tile(key[2]), done.facts(task.part(key))["sums"], tiling)
-        found[place] = _judged(plan.card, measured, lit=bool(of_one))
+        found[place] = _judged(plan.card, task, measured, lit=bool(of_one))
     return found
 
 
-def _empty(tiling: Tiling) -> Float64:
-    """Sums over regions without light."""
-    sizes = np.ones(())
-    for n, r in zip(tiling.shape, REGION, strict=True):
-        sizes = np.multiply.outer(sizes, np.diff(region_edges(n, r)))
-    measured = np.zeros((COMPARED, 6, *sizes.shape))
-    measured[:, 0] = sizes
-    return measured
+def _edges(tiling: Tiling) -> list[list[int]]:
+    return [region_edges(n, r) for n, r in zip(tiling.shape, REGION, strict=True)]
 
 
 def _put(measured: Float64, tile: Tile, sums: str, tiling: Tiling) -> None:
@@ -182,20 +197,25 @@ def _put(measured: Float64, tile: Tile, sums: str, tiling: Tiling) -> None:
         slice(own.start // r, own.start // r + len(region_edges(own.stop - own.start, r)) - 1)
         for own, r in zip(regions, REGION, strict=True)
     )
-    mine = measured[:, :, z, y, x]
+    mine = measured[:, z, y, x]
     mine[...] = np.frombuffer(base64.b64decode(sums), "<f4").reshape(mine.shape)
 
 
-def _judged(card: dict[str, Any], measured: Float64, *, lit: bool) -> Judgement:
+def _judged(card: dict[str, Any], task: JudgedTiles, measured: Float64, *, lit: bool) -> Judgement:
+    grid = measured.shape[1:]
     if not lit:  # what is dark is told rightly
-        return Judgement(np.ones(measured.shape[2:]), np.ones(measured.shape[2:]))
-    evidence = evidence_of(measured)
+        return Judgement(np.ones(grid), np.ones(grid))
     believable, share, limit = None, None, 0.5
-    if card.get("share") is not None:
-        share = Share.from_dict(card["share"]).of(evidence)
-    if card.get("trust") is not None:
-        trust = Trust.from_dict(card["trust"])
-        believable, limit = trust.believable(evidence), trust.limit
+    if task.cure:
+        plain, answer, product = measured[-SQUARES:]
+        share = Share.from_dict(card["share"]).of(Squares(plain, answer, product))
+    if task.verdict:
+        trust, sums = Trust.from_dict(card["trust"]), measured[:SUMS]
+        sizes = np.ones(())
+        for edges in _edges(task.tiling):
+            sizes = np.multiply.outer(sizes, np.diff(edges))
+        sums[0] = sums[6] = sizes  # of regions without light too
+        believable, limit = trust.believable(logs_of(sums)), trust.limit
     return Judgement(believable, share, limit)
 
 

@@ -75,7 +75,7 @@ class RestoreParameters(Parameters):
     input: Path = Field(description="A recording.")
     model: Path = Field(description="Folder of a model.")
     output: Path = Field(description=".ome.zarr, .ome.tif or .tif.")
-    polish: Polish = Field("auto", description="Physical iterations after the network.")
+    polish: Polish = Field("0", description="Physical iterations after the network.")
     verdict: Path | None = Field(None, description="Where to write the map of what to believe.")
     voxel_um: SpacingUm = Field(None, description="Overrides what the file says.")
     modality: str | None = Field(None, description="Refuse a model of another modality.")

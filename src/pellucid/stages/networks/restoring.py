@@ -1,6 +1,7 @@
 """Restoration of a recording by a model: the answer, its polish, its verdict, its record."""
 
 import time
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,7 +28,7 @@ from pellucid.data.writer import (
     check_output_path,
 )
 from pellucid.errors import InputError, OutputError, ParameterError, PellucidError, PlanError
-from pellucid.networks.evidence import gather
+from pellucid.networks.evidence import rehearsal
 from pellucid.networks.features import classical
 from pellucid.networks.model import Architecture, RestorationNet
 from pellucid.networks.polish import Polished
@@ -60,7 +61,7 @@ from pellucid.stages.work.events import (
     Warned,
     ignore,
 )
-from pellucid.stages.work.resources import describe_device, failure
+from pellucid.stages.work.resources import describe_device, failure, return_freed_memory
 from pellucid.stages.work.workplace import opened_engine
 
 
@@ -178,6 +179,11 @@ class RestorePlan:
         return self.parameters.fall_back or self.parameters.verdict is not None
 
     @property
+    def names(self) -> list[str]:
+        """Of the volumes, for people."""
+        return [volume.name for volume in self.volumes.values()]
+
+    @property
     def total(self) -> int:
         """Number of (z, y, x) volumes."""
         return len(self.times) * len(self.channels)
@@ -272,10 +278,17 @@ def restore(parameters: RestoreParameters) -> dict[str, Any]:
         return run_restoring(plan, ignore, engine)
 
 
+def failures(names: Sequence[str], stats: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Volumes that could not be restored, and why, of the statistics of a run."""
+    told = zip(names, stats["volumes"], strict=True)
+    return [(name, said["failed"]) for name, said in told if "failed" in said]
+
+
 def run_restoring(
     plan: RestorePlan, on_event: OnEvent = ignore, engine: Engine = InProcess()
 ) -> dict[str, Any]:
     """Carry out `plan`; returns the statistics, with those of every volume."""
+    return_freed_memory()
     parameters = plan.parameters
     record = RunRecord("restore", parameters.plain())
     record.inputs = [fingerprint(path) for path in (*plan.recording.files, parameters.model)]
@@ -336,18 +349,18 @@ def answered(
 ) -> tuple[Tensor, Tensor | None, dict[str, Any]]:  # fmt: skip
     """Return the answer (z, y, x) in counts, the map of what to believe if asked for, and statistics."""
     problem, gain = photon_problem(as_volume(counts).to(device), psf)
-    answer = restorer(problem)
-    image, judged, stats = answer.image.cpu(), None, dict(answer.stats)
+    x, stats = restorer.polished(problem)
+    image, judged = problem.windowed(x).cpu(), None
     if verdict or fall_back:
         plain = classical(problem)
-        evidence = gather(problem, restorer, restorer.estimate(problem), plain)
+        evidence = rehearsal(problem, plain)
         if fall_back:
-            share = Share.from_dict(card["share"]).of(evidence)
+            share = Share.from_dict(card["share"]).of(evidence.squares(restorer.network))
             stats |= {"network_share": float(share.mean())}
             image = fallen_back(image, problem.windowed(plain).cpu(), share)
         if verdict:
             trust = Trust.from_dict(card["trust"])
-            believed = trust.believable(evidence)
+            believed = trust.believable(evidence.logs(restorer.network, x))
             stats |= {"believable": float(believed.mean()), "limit": trust.limit}
             stats |= {"doubtful_regions": int(trust.doubted(believed).sum())}
             judged = as_map(believed, image_shape(image))

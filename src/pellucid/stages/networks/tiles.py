@@ -60,7 +60,7 @@ from pellucid.stages.pieces.volume_statistics import Place, VolumeStatistics, me
 from pellucid.stages.work.cluster_choice import Workplace
 from pellucid.stages.work.engine import Engine
 from pellucid.stages.work.events import FileDone, OnEvent, Warned
-from pellucid.stages.work.resources import describe_device, return_freed_memory
+from pellucid.stages.work.resources import describe_device
 
 if TYPE_CHECKING:
     from pellucid.stages.networks.restoring import RestorePlan
@@ -185,7 +185,6 @@ def run_network_tiles(
     PellucidError : reading or writing failed; what is finished stays, and can be gone on with
     """
     assert plan.tiles is not None
-    return_freed_memory()
     tiling, verdict = plan.tiles.tiling, plan.parameters.verdict
     writer = _writer(plan, record, resumed=False)
     with going_on(writer, "tile"):

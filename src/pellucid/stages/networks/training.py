@@ -24,12 +24,12 @@ from pellucid.data.recording import open_recording
 from pellucid.data.writer import check_output_path
 from pellucid.errors import InputError, ParameterError
 from pellucid.networks import team
-from pellucid.networks.evidence import error_of, gather
+from pellucid.networks.evidence import error_of, rehearsal, squares_of
 from pellucid.networks.features import classical
 from pellucid.networks.model import Architecture, RestorationNet, count_parameters
-from pellucid.networks.polish import Estimator, Polished
+from pellucid.networks.polish import Estimator
 from pellucid.networks.restorer import Network
-from pellucid.networks.share import Share, best_share, fit_share
+from pellucid.networks.share import Share, fit_share
 from pellucid.networks.structures import BANK, Light
 from pellucid.networks.training import (
     Pair,
@@ -81,7 +81,7 @@ def _trained(parameters: TrainParameters, device: str, on_look: OnLook) -> Path:
     if not team.is_first():
         return parameters.output
     nets = (network.weights, *network.refining)
-    trust, share = calibrated(Polished(network), parameters, psf, light)
+    trust, share = calibrated(network, parameters, psf, light)
     card = {
         "networks": [net.architecture.as_dict() for net in nets],
         "parameters": sum(count_parameters(net) for net in nets),
@@ -192,18 +192,19 @@ def calibrated(
     network: Estimator, parameters: TrainParameters, psf: Psf | PsfField, light: Light
 ) -> tuple[Trust, Share]:
     """The verdict and the cure, fitted on structures trained on and others, by the PSF and wrong ones."""
-    evidence, errors, best, held = [], [], [], []
+    logs, errors, rehearsed, true, held = [], [], [], [], []
     kinds = parameters.calibrated_on or tuple(BANK)
     for i in range(parameters.calibration):
         seed = parameters.seed + 2_000_003 + i
         case = calibration_case(psf, parameters.shape, light, seed, kinds)
-        x = network.estimate(case.problem)
-        plain = classical(case.problem)
-        evidence.append(gather(case.problem, network, x, plain))
+        x, plain = network.estimate(case.problem), classical(case.problem)
+        evidence = rehearsal(case.problem, plain)
+        logs.append(evidence.logs(network, x))
         errors.append(error_of(case.problem, x, case.truth))
-        best.append(best_share(case.problem, x, plain, case.truth))
+        rehearsed.append(evidence.squares(network))
+        true.append(squares_of(case.problem, x, plain, case.truth))
         held.append(case.kind)
-    return fit(evidence, errors, held), fit_share(evidence, best)
+    return fit(logs, errors, held), fit_share(rehearsed, true)
 
 
 def microscopes_of(psf: Psf | PsfField, shape: Shape) -> list[Extended]:

@@ -193,7 +193,8 @@ def _run_restore(plan: network_restoring.RestorePlan, on_event: OnEvent) -> Ran:
     with opened_engine(plan.parameters.cluster) as engine:
         stats = network_restoring.run_restoring(plan, on_event, engine)
     output = plan.parameters.output.expanduser()
-    return Ran(stats, [output], [output.with_name(output.name + ".pellucid.json")])
+    failed = network_restoring.failures(plan.names, stats)
+    return Ran(stats, [output], [output.with_name(output.name + ".pellucid.json")], failed)
 
 
 def _measure(parameters: Any) -> Work:
