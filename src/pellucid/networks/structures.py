@@ -5,12 +5,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from scipy import ndimage
 from torch import Tensor
 
 from pellucid.core.operators import LinearOperator
 from pellucid.core.problem import Observation, Problem, Window
-from pellucid.core.simulation import STRUCTURES, Shape, Volume
+from pellucid.core.simulation import STRUCTURES, Shape, Volume, filaments
 from pellucid.errors import ParameterError
 
 
@@ -66,7 +67,7 @@ def grains(shape: Shape, seed: int, *, count: int | None = None) -> Volume:
 def vessels(shape: Shape, seed: int, *, count: int | None = None) -> Volume:
     """Return (z, y, x) thick tubes, solid, hollow or both, like vessels or neurites; 0 to about 1."""
     rng = np.random.default_rng([seed, 9])
-    distance, _ = _around(STRUCTURES["filaments"](shape, seed, count=count) > 0.1)
+    distance, _ = _around(filaments(shape, seed, count=count) > 0.1)
     radius = rng.uniform(2, 6) * np.exp(0.2 * _random_field(shape, seed, None, 2))
     wall, solid = np.exp(-0.5 * (distance - radius) ** 2), 1 / (1 + np.exp(2 * (distance - radius)))
     hollow = rng.choice([0.0, 0.5, 1.0])
@@ -100,7 +101,7 @@ def cells(shape: Shape, seed: int, *, count: int | None = None) -> Volume:
     return _unit_peak(rng.uniform(0.3, 1.0, shape)[nearest] * body * (1 - dark) * texture)
 
 
-def _scattered(shape: Shape, rng: np.random.Generator, count: int | None, per: int) -> Volume:
+def _scattered(shape: Shape, rng: np.random.Generator, count: int | None, per: int) -> NDArray[np.bool_]:
     """Return True at random voxels, by default one `per` so many."""
     count = max(3, int(np.prod(shape)) // per) if count is None else count
     seeds = np.zeros(shape, dtype=bool)
@@ -108,7 +109,7 @@ def _scattered(shape: Shape, rng: np.random.Generator, count: int | None, per: i
     return seeds
 
 
-def _around(seeds: Volume) -> tuple[Volume, tuple[Volume, ...]]:
+def _around(seeds: NDArray[np.bool_]) -> tuple[Volume, tuple[NDArray[np.intp], ...]]:
     """Return the distance of every voxel to the nearest of the `seeds`, and the index of that."""
     distance, nearest = ndimage.distance_transform_edt(~seeds, return_indices=True)
     return distance, tuple(nearest)

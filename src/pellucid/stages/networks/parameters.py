@@ -62,7 +62,7 @@ class TrainParameters(Parameters):
     reuse: int = Field(3, ge=1, description="Steps that one simulated recording serves.")
     learning_rate: float = Field(2e-3, gt=0, description="At the start.")
     validate_every: int = Field(100, ge=1, description="Steps between looks and checkpoints.")
-    patience: int = Field(10, ge=1, description="Looks without a new best that end it.")
+    patience: int = Field(20, ge=1, description="Looks without a new best that end it.")
     passes: int = Field(1, ge=1, le=4, description="Networks, each refining the answer before it.")
     width: int = Field(16, ge=4, le=64, description="Features of the network.")
     calibration: int = Field(40, ge=2, description="Recordings that the verdict is fitted on.")
