@@ -101,7 +101,7 @@ def _deconvolve(parameters: DeconvolveParameters, *, dry_run: bool, json: bool) 
     from pellucid.apps.text import begun_lines, failed_lines, plan_text
     from pellucid.stages.deconvolution.deconvolve import run
     from pellucid.stages.deconvolution.planning import plan_deconvolution
-    from pellucid.stages.work.cluster_choice import opened_engine
+    from pellucid.stages.work.workplace import opened_engine
 
     plan = plan_deconvolution(parameters)
     if dry_run:

@@ -54,7 +54,7 @@ def _fuse(parameters: FuseParameters, *, dry_run: bool, json: bool) -> int:
     from pellucid.stages.deskewing.projecting import movie_is_possible
     from pellucid.stages.fusion.fusing import run_fusion
     from pellucid.stages.fusion.planning import plan_fusion
-    from pellucid.stages.work.cluster_choice import opened_engine
+    from pellucid.stages.work.workplace import opened_engine
 
     plan = plan_fusion(parameters)
     if dry_run:

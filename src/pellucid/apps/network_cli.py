@@ -81,7 +81,7 @@ def restore(
         print(as_yaml(parameters), end="")
         return OK
     from pellucid.stages.networks.restoring import plan_restoring, run_restoring
-    from pellucid.stages.work.cluster_choice import opened_engine
+    from pellucid.stages.work.workplace import opened_engine
 
     plan = plan_restoring(parameters)
     with opened_engine(parameters.cluster) as engine:

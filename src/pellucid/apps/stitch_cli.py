@@ -99,7 +99,7 @@ def _stitch_sharply(
     from pellucid.apps.text import begun_lines as sharpening_lines
     from pellucid.apps.text import plan_text as deconvolution_text
     from pellucid.stages.stitching.mosaic_deconvolving import plan_mosaic, run_mosaic
-    from pellucid.stages.work.cluster_choice import opened_engine
+    from pellucid.stages.work.workplace import opened_engine
 
     shared = {name: getattr(parameters, name) for name in ("inputs", "output", "overwrite", "ome_zarr")}
     background = {} if parameters.background is None else {"background": parameters.background}

@@ -42,9 +42,10 @@ from pellucid.stages.pieces.piece_choice import fits_in_one, gib, goes_on, workp
 from pellucid.stages.pieces.tile_plan import TilePlan
 from pellucid.stages.pieces.volume_statistics import LazyVolume, Place
 from pellucid.stages.selection import chosen, time_step_s
-from pellucid.stages.work.cluster_choice import Workplace, opened_engine
+from pellucid.stages.work.cluster_choice import Workplace
 from pellucid.stages.work.engine import Engine, InProcess
 from pellucid.stages.work.events import FileDone, OnEvent, VolumeDone, ignore
+from pellucid.stages.work.workplace import opened_engine
 
 
 def load_network(folder: Path) -> tuple[Network, Psf | PsfField, dict[str, Any]]:

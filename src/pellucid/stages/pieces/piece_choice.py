@@ -7,8 +7,9 @@ from typing import Any, Protocol
 from pellucid.data.resumable_zarr import manifest_path
 from pellucid.errors import OutputError, PlanError
 from pellucid.stages.pieces.tile_plan import BESIDE_BYTES, MARGIN, TilePlan
-from pellucid.stages.work.cluster_choice import Workplace, workplace
+from pellucid.stages.work.cluster_choice import Workplace
 from pellucid.stages.work.resources import available_bytes, resident_bytes, resolve_device
+from pellucid.stages.work.workplace import workplace
 
 TILES_OF_A_WORKER = 2
 """At least, so that none waits long for the last."""
