@@ -123,7 +123,7 @@ class RestorationNet(torch.nn.Module):
         fine, deep = self._encoded(padded, places)
         fine = fine + self.up(deep)
         for look in self.fine:
-            fine = fine + nn.relu(look(fine))
+            fine = fine + look(fine).relu_()
         # Views share the start: the mean of theirs.
         start = padded[:, 1 :: self.architecture.channels].mean(dim=1)
         speaks = self.judge(fine).float().square()
@@ -171,4 +171,4 @@ def _plus_blocks(
     a, b, c = block
     cells = features.reshape(n, a, b, c, z, y, x).permute(0, 4, 1, 5, 2, 6, 3)
     share = kept.reshape(n, z, 1, y, 1, x, 1)
-    return (start.reshape(cells.shape) * share + cells).reshape(start.shape)
+    return (start.reshape(cells.shape) * share).add_(cells).reshape(start.shape)
