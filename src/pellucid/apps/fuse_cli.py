@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from pellucid.apps.options import as_yaml, asked, options_of
+from pellucid.apps.options import as_yaml, asked, finished, options_of
 from pellucid.apps.terminal import OK, SOME_FAILED, Progress, print_json, say
 from pellucid.stages.fusion.parameters import FuseParameters
 
@@ -45,6 +45,8 @@ def fuse(
     parameters = asked(FuseParameters, "fuse", config, options, inputs, output)
     if print_config:
         print(as_yaml(parameters), end="")
+        return OK
+    if finished("fuse", parameters, json=json):
         return OK
     return _fuse(parameters, dry_run=dry_run, json=json)
 

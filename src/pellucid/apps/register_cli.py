@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from pellucid.apps.options import as_yaml, asked, options_of
+from pellucid.apps.options import as_yaml, asked, finished, options_of
 from pellucid.apps.terminal import ERROR, OK, SOME_FAILED, Progress, print_json, say
 from pellucid.stages.parameters import RegisterParameters
 
@@ -44,6 +44,8 @@ def register(
     parameters = asked(RegisterParameters, "register", config, options, inputs, output)
     if print_config:
         print(as_yaml(parameters), end="")
+        return OK
+    if finished("register", parameters, json=json):
         return OK
     return _register(parameters, dry_run=dry_run, json=json)
 
