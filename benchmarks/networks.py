@@ -51,18 +51,16 @@ from pellucid.networks.trust import (
     recorded,
     scores,
 )
+from pellucid.stages.networks.parameters import MIXTURE, STOPPING
 
 SHAPE = (32, 64, 64)
 TRAINED_ON = {
     "filaments": ("points", "meshes"),
     "shells": ("nuclei", "points"),
-    "filaments+nuclei": ("shells", "meshes"),
+    "filaments+nuclei": STOPPING,
 }
-"""What is trained on, and the structures that stop the training."""
-
-
-MIXTURE = ("filaments", "nuclei", "points", "filaments+nuclei", "points+nuclei")
-"""What the model of several structures is trained on; shells and meshes are held out."""
+"""What is trained on, and the structures that stop the training; filaments+nuclei stands for the recipe's
+own mixture."""
 
 
 def operator(sheet_um: float = 2.0, shape: tuple[int, int, int] = SHAPE) -> Blur:

@@ -19,7 +19,7 @@ import tifffile
 import torch
 from torch import Tensor
 
-from networks import MIXTURE, SHAPE
+from networks import SHAPE
 from networks_varying import timed
 from pellucid.core.accelerated import thinned
 from pellucid.core.deconvolution import usable_psf
@@ -34,6 +34,7 @@ from pellucid.networks.model import Architecture, RestorationNet
 from pellucid.networks.polish import Polished
 from pellucid.networks.restorer import Network
 from pellucid.networks.training import Schedule, SimulatedPairs, Trainer, held_out_pairs
+from pellucid.stages.networks.parameters import MIXTURE, STOPPING
 from pellucid.stages.networks.training import photon_problem
 
 PLANE_STEP = 5
@@ -89,7 +90,7 @@ def trained(psf: Psf, steps: int) -> tuple[Network, float]:
     supply = SimulatedPairs((Blur(kernel, SHAPE),), MIXTURE, seed=1)
     net = RestorationNet(Architecture(), 0)
     schedule = Schedule(steps=steps, reuse=3, validate_every=100, patch=(24, 32, 32))
-    trainer = Trainer(net, supply, held_out_pairs(supply, ("shells", "meshes"), 4), schedule)
+    trainer = Trainer(net, supply, held_out_pairs(supply, STOPPING, 4), schedule)
     trainer.run()
     net.load_state_dict(trainer.best)
     return Network(net.eval()), min(row["held_out"] for row in trainer.curve)
@@ -109,7 +110,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("data", type=Path)
-    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--only", nargs="+", choices=list(RECORDINGS), default=list(RECORDINGS))
     asked = parser.parse_args()
     torch.set_num_threads(1)

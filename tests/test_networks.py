@@ -29,6 +29,7 @@ from pellucid.networks.training import (
     SimulatedPairs,
     Trainer,
     held_out_pairs,
+    relative_error,
 )
 from pellucid.networks.wiener import wiener_step
 
@@ -72,6 +73,31 @@ def test_the_network_is_small_homogeneous_and_takes_any_size():
         assert out.shape == (1, 7, 18, 21)
         torch.testing.assert_close(net(37 * inputs), 37 * out, rtol=1e-4, atol=1e-4)
         assert torch.equal(net(inputs), out)
+
+
+def test_a_start_can_be_withheld():
+    net = filled()
+    inputs = torch.rand(1, 3, 8, 16, 16, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        net.judge.weight[1] = 0  # nothing speaks against the start
+        net.tail.weight.zero_()
+        torch.testing.assert_close(net(inputs), inputs[:, 1])
+        net.judge.weight[:] = net.judge.weight.flip(0)
+        assert float(net(inputs).abs().max()) == 0
+
+
+def test_every_patch_asks_for_the_same_part_of_its_error():
+    generator = torch.Generator().manual_seed(0)
+    truth, off = (torch.rand(2, 4, 8, 8, generator=generator) for _ in range(2))
+    inputs = 1 + torch.rand(2, 3, 4, 8, 8, generator=generator)
+
+    def error(*shares):
+        part = torch.tensor([*map(float, shares)])[:, None, None, None]
+        return float(relative_error(truth + part * off, truth, inputs))
+
+    # a tenth less of a large error is worth what a tenth less of a small one is
+    assert error(9, 0.1) == pytest.approx(error(10, 0.09), abs=1e-3)
+    assert error(10, 0.1) - error(9, 0.1) == pytest.approx(-np.log(0.9), abs=1e-3)
 
 
 def test_nothing_reaches_farther_than_the_receptive_radius():

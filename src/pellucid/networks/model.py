@@ -12,11 +12,17 @@ from torch import Tensor
 from pellucid.errors import ParameterError
 from pellucid.networks.features import Start, channels
 
-COARSE = 3
+COARSE = 2
 """Convolutions on blocks of 4 x 4 x 4 voxels."""
+
+FINE = 2
+"""Convolutions on blocks of 2 x 2 x 2 voxels, once they know of their surroundings."""
 
 LEAK = 0.1
 """Slope of the last rectifier in training, so that a dark voxel can still learn."""
+
+TINY = 1e-12
+"""Squared photons, so that nothing is shared out where there is nothing."""
 
 
 @dataclass(frozen=True)
@@ -60,11 +66,14 @@ class Architecture:
 class RestorationNet(torch.nn.Module):
     """Few features of blocks of 2 x 2 x 2 voxels, more of blocks of 4 x 4 x 4: what its start lacks.
 
+    Where the start is little but noise, in diffuse light, it is not corrected voxel by voxel but withheld:
+    of every block the share a^2 / (a^2 + b^2) is kept, a and b features that speak for and against it.
+
     Homogeneous of degree one: net(k inputs) = k net(inputs), because there are no biases and no
     normalisation (Mohan et al. 2020, for denoising), so that it meets any brightness with the same
     answer and any tile with the same rule. Blocks of voxels become features first and last
-    (Shi et al. 2016), and all that looks around does so on blocks of blocks, but for the last
-    convolution. An output voxel sees inputs within `receptive_radius` voxels.
+    (Shi et al. 2016); the surroundings are looked at on blocks of blocks, and then with them known on
+    blocks. An output voxel sees inputs within `receptive_radius` voxels.
     """
 
     def __init__(self, architecture: Architecture = Architecture(), seed: int = 0) -> None:
@@ -83,6 +92,8 @@ class RestorationNet(torch.nn.Module):
                 [conv(deep, deep, size, padding=around) for _ in range(COARSE)]
             )
             self.up = torch.nn.ConvTranspose3d(deep, w, self.block, stride=self.block, bias=False)
+            self.fine = torch.nn.ModuleList([conv(w, w, size, padding=around) for _ in range(FINE)])
+            self.judge = conv(w, 2, 1)
             self.tail = conv(w, cells, size, padding=around)
             self.place = torch.nn.Linear(3, deep) if a.positioned else None
         torch.nn.init.zeros_(self.tail.weight)
@@ -94,10 +105,10 @@ class RestorationNet(torch.nn.Module):
     def receptive_radius(self) -> tuple[int, int, int]:
         """Voxels (z, y, x) beyond which an input does not reach an output.
 
-        One convolution at half resolution and three at a quarter reach 2 + 3 * 4 voxels, and the blocks
-        up to one of 4 less 1 more.
+        Three convolutions at half resolution and two at a quarter reach 3 * 2 + 2 * 4 voxels, and the
+        blocks up to one of 4 less 1 more.
         """
-        reach = 2 + 4 * COARSE + 3
+        reach = 2 * (FINE + 1) + 4 * COARSE + 3
         return (reach, reach, reach) if self.architecture.volumetric else (0, reach, reach)
 
     def forward(self, inputs: Tensor, places: Tensor | None = None) -> Tensor:
@@ -110,10 +121,14 @@ class RestorationNet(torch.nn.Module):
         z, y, x = inputs.shape[2:]
         padded = _padded(inputs, self._step)
         fine, deep = self._encoded(padded, places)
-        missing = self.tail(fine + self.up(deep))
+        fine = fine + self.up(deep)
+        for look in self.fine:
+            fine = fine + look(fine).relu_()
         # Views share the start: the mean of theirs.
         start = padded[:, 1 :: self.architecture.channels].mean(dim=1)
-        out = _plus_blocks(start, missing, self.block)
+        speaks = self.judge(fine).float().square()
+        kept = speaks[:, 0] / (speaks[:, 0] + speaks[:, 1]).clamp_min(TINY)
+        out = _plus_blocks(start, kept, self.tail(fine), self.block)
         out = nn.leaky_relu(out, LEAK) if self.training else out.relu_()
         return out[:, :z, :y, :x]
 
@@ -148,9 +163,12 @@ def _padded(values: Tensor, multiple: list[int]) -> Tensor:
     return nn.pad(values, pads, mode="replicate") if any(wanted) else values
 
 
-def _plus_blocks(start: Tensor, features: Tensor, block: tuple[int, int, int]) -> Tensor:
-    """Return the start plus the features of every block laid out as its voxels."""
+def _plus_blocks(
+    start: Tensor, kept: Tensor, features: Tensor, block: tuple[int, int, int]
+) -> Tensor:
+    """Return the share `kept` of the start of every block, plus its features laid out as its voxels."""
     n, _, z, y, x = features.shape
     a, b, c = block
     cells = features.reshape(n, a, b, c, z, y, x).permute(0, 4, 1, 5, 2, 6, 3)
-    return (start.reshape(cells.shape) + cells).reshape(start.shape)
+    share = kept.reshape(n, z, 1, y, 1, x, 1)
+    return (start.reshape(cells.shape) * share).add_(cells).reshape(start.shape)

@@ -66,8 +66,8 @@ class Network:
             3 * math.prod(closed_grid(o.operator)[1]) if isinstance(o.operator, Windowed) else 8 * whole
             for o in problem.observations
         )
-        # the inputs in another order, and in bfloat16; features before and after their rectifier
-        features = 1.5 * inputs + 2 * a.width / math.prod(self.weights.block) * part
+        # the inputs in another order, and in bfloat16; features, what looks at them, and their sum
+        features = 1.5 * inputs + 3 * a.width / math.prod(self.weights.block) * part
         alone = self.kept_bytes(problem) + int(4 * (inputs + whole + max(step, features)))
         if a.start == "wiener":
             return alone

@@ -5,12 +5,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from scipy import ndimage
 from torch import Tensor
 
 from pellucid.core.operators import LinearOperator
 from pellucid.core.problem import Observation, Problem, Window
-from pellucid.core.simulation import STRUCTURES, Shape, Volume
+from pellucid.core.simulation import STRUCTURES, Shape, Volume, filaments
 from pellucid.errors import ParameterError
 
 
@@ -33,7 +34,7 @@ def meshes(shape: Shape, seed: int, *, count: int | None = None, radius_px: floa
                 inside = np.all((places >= 0) & (places < size), axis=1)
                 np.add.at(volume, tuple(places[inside].T), rng.uniform(0.4, 1.0))
     blurred = ndimage.gaussian_filter(volume, np.where(size > 1, radius_px, 0), mode="constant")
-    return np.asarray(blurred / max(float(np.percentile(blurred, 99.95)), 1e-12))
+    return _unit_peak(blurred)
 
 
 def membranes(shape: Shape, seed: int, *, count: int | None = None) -> Volume:
@@ -44,14 +45,77 @@ def membranes(shape: Shape, seed: int, *, count: int | None = None) -> Volume:
     field, other = (_random_field(shape, seed, count, part) for part in (0, 1))
     slope = np.sqrt(sum(np.gradient(field, axis=a) ** 2 for a in range(3) if shape[a] > 1))
     distance = field / np.maximum(slope, 1e-3)
-    volume = np.exp(-0.5 * (distance / 0.75) ** 2) * np.exp(0.5 * other)
-    return np.asarray(volume / max(float(np.percentile(volume, 99.95)), 1e-12))
+    return _unit_peak(np.exp(-0.5 * (distance / 0.75) ** 2) * np.exp(0.5 * other))
 
 
 def clouds(shape: Shape, seed: int, *, count: int | None = None) -> Volume:
     """Return (z, y, x) dense texture without edges, like cytoplasm; 0 to about 1."""
     rough, smooth = _random_field(shape, seed, count, 0, 0.25), _random_field(shape, seed, count, 1)
-    volume = np.exp(0.7 * rough + 0.9 * smooth)
+    return _unit_peak(np.exp(0.7 * rough + 0.9 * smooth))
+
+
+def grains(shape: Shape, seed: int, *, count: int | None = None) -> Volume:
+    """Return (z, y, x) solid balls of unequal size and brightness, like granules; 0 to about 1."""
+    rng = np.random.default_rng(seed)
+    seeds = _scattered(shape, rng, count, 3_000)
+    radius = rng.uniform(1.5, 4) * rng.uniform(0.6, 1.5, shape)
+    distance, nearest = _around(seeds)
+    ball = 1 / (1 + np.exp(2 * (distance - radius[nearest])))
+    return _unit_peak(rng.uniform(0.2, 1.0, shape)[nearest] * ball)
+
+
+def vessels(shape: Shape, seed: int, *, count: int | None = None) -> Volume:
+    """Return (z, y, x) thick tubes, solid, hollow or both, like vessels or neurites; 0 to about 1."""
+    rng = np.random.default_rng([seed, 9])
+    distance, _ = _around(filaments(shape, seed, count=count) > 0.1)
+    radius = rng.uniform(2, 6) * np.exp(0.2 * _random_field(shape, seed, None, 2))
+    wall, solid = np.exp(-0.5 * (distance - radius) ** 2), 1 / (1 + np.exp(2 * (distance - radius)))
+    hollow = rng.choice([0.0, 0.5, 1.0])
+    light = np.exp(0.4 * _random_field(shape, seed, None, 3))
+    return _unit_peak(light * (hollow * wall + (1 - hollow) * solid))
+
+
+def haze(shape: Shape, seed: int, *, count: int | None = None) -> Volume:
+    """Return (z, y, x) light without edges at all scales, of any contrast, like stain; 0 to about 1.
+
+    Amplitudes fall with a power of the frequency; nothing is counted.
+    """
+    rng = np.random.default_rng([seed, 6])
+    rate = np.sqrt(sum(np.square(f) for f in np.meshgrid(*map(np.fft.fftfreq, shape), indexing="ij")))
+    power = rng.uniform(0.5, 1.0) * sum(n > 1 for n in shape)
+    spectrum = np.fft.fftn(rng.normal(size=shape)) * np.maximum(rate, 1 / 64) ** -power
+    spectrum[0, 0, 0] = 0
+    field = np.fft.ifftn(spectrum).real
+    return _unit_peak(np.exp(rng.uniform(0.1, 1.2) * field / field.std()))
+
+
+def cells(shape: Shape, seed: int, *, count: int | None = None) -> Volume:
+    """Return (z, y, x) soft bodies with dark nuclei and faint texture, like cytoplasm; 0 to about 1."""
+    rng = np.random.default_rng(seed)
+    distance, nearest = _around(_scattered(shape, rng, count, 30_000))
+    distance += 2 * _random_field(shape, seed, None, 4)
+    radius, edge = rng.uniform(8, 16), rng.uniform(0.5, 3)
+    body = 1 / (1 + np.exp((distance - radius) / edge))
+    dark = 0.7 / (1 + np.exp(2 * (distance - 0.45 * radius)))
+    texture = np.exp(0.2 * _random_field(shape, seed, None, 7, 0.2))
+    return _unit_peak(rng.uniform(0.3, 1.0, shape)[nearest] * body * (1 - dark) * texture)
+
+
+def _scattered(shape: Shape, rng: np.random.Generator, count: int | None, per: int) -> NDArray[np.bool_]:
+    """Return True at random voxels, by default one `per` so many."""
+    count = max(3, int(np.prod(shape)) // per) if count is None else count
+    seeds = np.zeros(shape, dtype=bool)
+    seeds[tuple(rng.integers(0, shape, (count, 3)).T)] = True
+    return seeds
+
+
+def _around(seeds: NDArray[np.bool_]) -> tuple[Volume, tuple[NDArray[np.intp], ...]]:
+    """Return the distance of every voxel to the nearest of the `seeds`, and the index of that."""
+    distance, nearest = ndimage.distance_transform_edt(~seeds, return_indices=True)
+    return distance, tuple(nearest)
+
+
+def _unit_peak(volume: Volume) -> Volume:
     return np.asarray(volume / max(float(np.percentile(volume, 99.95)), 1e-12))
 
 
@@ -68,13 +132,15 @@ def _random_field(
 
 
 BANK: dict[str, Callable[..., Volume]] = {
-    **STRUCTURES, "meshes": meshes, "membranes": membranes, "clouds": clouds
+    **STRUCTURES, "meshes": meshes, "membranes": membranes, "clouds": clouds, "grains": grains,
+    "vessels": vessels, "haze": haze, "cells": cells,
 }  # fmt: skip
 """Every structure by name; each takes (shape, seed) and a `count`."""
 
 VOXELS_EACH = {
     "filaments": 16_000, "shells": 40_000, "points": 3_000, "nuclei": 30_000, "meshes": 3_000,
-    "membranes": 4_000, "clouds": 4_000,
+    "membranes": 4_000, "clouds": 4_000, "grains": 3_000, "vessels": 30_000, "haze": 4_000,
+    "cells": 30_000,
 }  # fmt: skip
 """Voxels per object at density 1, as in the structures' own defaults."""
 

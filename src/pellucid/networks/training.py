@@ -25,6 +25,9 @@ from pellucid.networks.structures import BANK, Light, simulate
 
 Tensors = dict[str, Tensor]
 
+NEGLIGIBLE = 1e-4
+"""An error, in parts of a patch's light, below which nothing is to be gained."""
+
 
 @dataclass(frozen=True)
 class Pair:
@@ -299,7 +302,9 @@ class Trainer:
         self.curve.append({"step": self.step, "training": training_error, "held_out": error})
 
     def _mean_error(self) -> float:
-        error = float(np.mean([self._held_out_error(pair) for pair in self.held_out]))
+        """Return the geometric mean: of every structure the same part of its error counts."""
+        errors = [max(self._held_out_error(pair), NEGLIGIBLE) for pair in self.held_out]
+        error = float(np.exp(np.mean(np.log(errors))))
         return team.from_first(error, self.device)
 
     def _held_out_error(self, pair: Pair) -> float:
@@ -338,14 +343,17 @@ class Trainer:
 
 
 def relative_error(predicted: Tensor, truth: Tensor, inputs: Tensor) -> Tensor:
-    """Return squared and absolute error together, relative to the light of each patch.
+    """Return the logarithms of the rms and of the mean absolute error of every patch, added and averaged.
 
-    The squares alone would leave dim structure to chance, the absolute values alone points.
+    So that every patch asks for the same part of its error, be it large, of points, or a hundredth of the
+    light, in diffuse structure. The squares alone would leave dim structure to chance, the absolute values
+    alone points.
     """
-    level = inputs[:, 0].square().mean(dim=(1, 2, 3), keepdim=True).sqrt()
-    level = level + inputs[:, 2].mean(dim=(1, 2, 3), keepdim=True)
-    off = (predicted - truth) / level
-    return (off.square() + off.abs()).mean()
+    axes = (1, 2, 3)
+    level = inputs[:, 0].square().mean(axes).sqrt() + inputs[:, 2].mean(axes)
+    off = (predicted - truth) / level[:, None, None, None]
+    squares, absolute = off.square().mean(axes), off.abs().mean(axes)
+    return (0.5 * (squares + NEGLIGIBLE**2).log() + (absolute + NEGLIGIBLE).log()).mean()
 
 
 def trained(

@@ -30,6 +30,14 @@ Polish = Annotated[
 ]
 """YAML reads 0 as a number."""
 
+MIXTURE = (
+    "filaments", "nuclei", "points", "grains", "vessels", "haze", "filaments+nuclei", "points+nuclei",
+    "filaments+haze", "nuclei+haze", "points+haze", "grains+vessels",
+)  # fmt: skip
+"""Structures with edges and without, alone and in each other's light."""
+
+STOPPING = ("shells", "meshes", "cells")
+
 
 class TrainParameters(Parameters):
     """A recipe: everything that `pellucid train` can be told."""
@@ -43,20 +51,18 @@ class TrainParameters(Parameters):
     )
     recordings: Paths = Field((), description="Recordings, for teacher and pairs.")
     truths: Paths = Field((), description="What they should become, in the same order, for pairs.")
-    structures: Names = Field(
-        ("filaments", "nuclei", "points", "filaments+nuclei"), description="To train on."
-    )
-    held_out: Names = Field(("shells", "meshes"), description="Structures that stop the training.")
+    structures: Names = Field(MIXTURE, description="To train on.")
+    held_out: Names = Field(STOPPING, description="Structures that stop the training.")
     peak_photons: Range = Field((15.0, 600.0), description="Brightest voxel, lowest and highest.")
     background_photons: Range = Field((0.5, 10.0), description="Background, lowest and highest.")
     shape: Voxels = Field((32, 64, 64), description="Voxels z,y,x of a simulated recording.")
     patch: Voxels = Field((24, 32, 32), description="Voxels z,y,x of a training patch.")
-    steps: int = Field(2000, ge=1, description="At most this many, of all networks together.")
+    steps: int = Field(4000, ge=1, description="At most this many, of all networks together.")
     batch: int = Field(1, ge=1, description="Patches a step.")
     reuse: int = Field(3, ge=1, description="Steps that one simulated recording serves.")
     learning_rate: float = Field(2e-3, gt=0, description="At the start.")
     validate_every: int = Field(100, ge=1, description="Steps between looks and checkpoints.")
-    patience: int = Field(10, ge=1, description="Looks without a new best that end it.")
+    patience: int = Field(20, ge=1, description="Looks without a new best that end it.")
     passes: int = Field(1, ge=1, le=4, description="Networks, each refining the answer before it.")
     width: int = Field(16, ge=4, le=64, description="Features of the network.")
     calibration: int = Field(40, ge=2, description="Recordings that the verdict is fitted on.")
