@@ -97,7 +97,7 @@ def fuse(
     if all(view.dark for view in seen):
         dark = torch.zeros(world.shape, device=seen[0].photons.device)
         return Restored(dark, {"how": how, "stopped_by": "no light above background"})
-    lit = brightened(_lit(seen), world)
+    lit = brightened(all_lit(seen), world)
     shares = [1.0 if v.recorded is None else float(v.recorded.double().mean()) for v in lit]
     stats: dict[str, Any] = {
         "how": how,
@@ -208,7 +208,8 @@ def _checked_world(views: Sequence[View], world: Grid | None) -> Grid:
     return proposed_world(views) if world is None else world
 
 
-def _lit(views: list[LitView]) -> list[LitView]:
+def all_lit(views: list[LitView]) -> list[LitView]:
+    """Return the views; InputError for one that is dark beside others that are not."""
     for number, view in enumerate(views):
         if view.dark:
             raise InputError(

@@ -15,7 +15,7 @@ from pellucid.core.coarsening import SMALLEST, binned_recording
 from pellucid.core.fourier import Shape
 from pellucid.core.geometry import Grid, as_triple
 from pellucid.core.joint_operators import extended_grid, sharpened, widened
-from pellucid.core.operators import Blur, Composed, binned_psf
+from pellucid.core.operators import Blur, Composed, LinearOperator, binned_psf
 from pellucid.core.passband import widths_of
 from pellucid.core.problem import Observation, Problem
 from pellucid.core.slab_sampling import SlabSample, sampling_variance_px
@@ -30,11 +30,15 @@ another must."""
 
 def is_joint(problem: Problem) -> bool:
     """Say whether the object is sampled at each view's own angle, as `joint_problem` has it."""
-    return all(
-        isinstance(o.operator, Composed)
-        and isinstance(o.operator.outer, Blur)
-        and isinstance(o.operator.inner, SlabSample)
-        for o in problem.observations
+    return all(is_view(o.operator) for o in problem.observations)
+
+
+def is_view(operator: LinearOperator) -> bool:
+    """Say whether an operator samples the object at a view's own angle, and blurs it."""
+    return (
+        isinstance(operator, Composed)
+        and isinstance(operator.outer, Blur)
+        and isinstance(operator.inner, SlabSample)
     )
 
 

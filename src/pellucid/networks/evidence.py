@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pellucid.core.joint_coarsening import is_joint
 from pellucid.core.operators import Windowed
 from pellucid.core.problem import Observation, Problem
 from pellucid.core.psf import Psf, Triple
@@ -24,7 +25,7 @@ from pellucid.core.wrongness import REGION, region_edges, supported_resolution_p
 from pellucid.networks.features import classical
 from pellucid.networks.polish import Estimator
 from pellucid.networks.training import window_of
-from pellucid.networks.wiener import wiener_step
+from pellucid.networks.view_sampling import linear_estimate, object_psf
 
 FEATURES = (
     "error of a rehearsal", "disagreement with the classical solution", "what the recording does not say",
@@ -41,7 +42,14 @@ Evidence = NDArray[np.float64]
 
 
 def resolution_px(problem: Problem) -> Triple:
-    """Return the resolution that an answer is judged at: half the width of the first view's PSF."""
+    """Return the resolution that an answer is judged at: half the width of the first view's PSF.
+
+    Of views at angles to the object, on every axis that of the one which is sharpest along it.
+    """
+    if is_joint(problem):
+        each = [supported_resolution_px(object_psf(o.operator)) for o in problem.observations]
+        z, y, x = (min(widths) for widths in zip(*each, strict=True))
+        return z, y, x
     operator = problem.observations[0].operator
     psf = operator.psf if isinstance(operator, Windowed) and hasattr(operator, "psf") else None
     if psf is None:
@@ -52,7 +60,7 @@ def resolution_px(problem: Problem) -> Triple:
 def gather(
     problem: Problem, network: Estimator, x: Tensor, plain: Tensor | None = None, seed: int = 0
 ) -> Evidence:
-    """Return the evidence about the answer `x` on the object's grid; regions of the first view.
+    """Return the evidence about the answer `x` on the object's grid; regions of the window.
 
     Costs `REHEARSALS` passes of the network and two classical solutions.
 
@@ -60,7 +68,8 @@ def gather(
     ----------
     plain : the classical solution on the object's grid, where it is known
     """
-    o, plain = problem.observations[0], classical(problem) if plain is None else plain
+    plain = classical(problem) if plain is None else plain
+    images = [o.operator.forward(x) for o in problem.observations]
     twiced = (2 * plain - classical(without_noise(problem, plain))).clamp_min(0)
     rehearsed = [
         error_of(problem, network.estimate(recorded_again(problem, plain, seed + i)), plain)
@@ -69,7 +78,7 @@ def gather(
     columns = [
         np.sqrt(np.mean(np.square(rehearsed), axis=0)),
         error_of(problem, x, twiced),
-        error_of(problem, wiener_step(o.operator.forward(x), o.operator), x),
+        error_of(problem, linear_estimate(problem, images), x),
     ]
     return np.asarray(np.log(np.stack(columns, axis=-1) + FLOOR))
 

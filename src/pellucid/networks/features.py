@@ -15,11 +15,13 @@ from torch import Tensor
 from pellucid.core.accelerated import Accelerated
 from pellucid.core.back_projectors import Matched
 from pellucid.core.fourier import empty
+from pellucid.core.joint_coarsening import is_joint, is_view
 from pellucid.core.operators import Extended, LinearOperator, Windowed
 from pellucid.core.problem import Observation, Problem, Window
 from pellucid.core.richardson_lucy import RichardsonLucy
 from pellucid.core.varying_blur import VaryingBlur
-from pellucid.networks.wiener import continued, wiener_step
+from pellucid.networks.view_sampling import flux_of, sampled_view, wiener_steps
+from pellucid.networks.wiener import continued
 
 CHANNELS = 3
 """Images per view."""
@@ -52,8 +54,13 @@ def inputs_of(
     size = (z.stop - z.start, y.stop - y.start, x.stop - x.start)
     each = channels(estimate is not None, start)
     out = empty((each * len(problem.observations), *size), problem.observations[0].image)
-    for v, o in enumerate(problem.observations):
+    signals = [
         _fill(out[v * each : (v + 1) * each], o, estimate, part, mean)
+        for v, o in enumerate(problem.observations)
+    ]
+    shown = list(out[::each]) if estimate is None else None
+    for v, step in enumerate(wiener_steps(problem, signals, part, shown)):
+        out[v * each + 1] = step if estimate is None else step.add_(estimate[part])
     if start == "classical" and estimate is None:
         out[3::each], out[1::each] = out[1::each].clone(), classical(problem)[z, y, x]
     return out
@@ -68,8 +75,15 @@ def whole(problem: Problem) -> Window:
 def recorded_part(problem: Problem) -> Window:
     """Return what a network is asked about: the part of the object behind the images, and `BORDER` more.
 
-    All of the object where an image does not lie voxel by voxel before it.
+    Of views at angles to it the part that is asked for, and `BORDER` more; all of it where an image lies
+    otherwise.
     """
+    if is_joint(problem) and problem.window is not None:
+        z, y, x = (
+            slice(max(0, w.start - BORDER), min(n, w.stop + BORDER))
+            for w, n in zip(problem.window, problem.shape, strict=True)
+        )
+        return z, y, x
     windows = [o.operator.window for o in problem.observations if isinstance(o.operator, Windowed)]
     if len(windows) < len(problem.observations):
         return whole(problem)
@@ -85,7 +99,7 @@ def recorded_part(problem: Problem) -> Window:
 def classical(problem: Problem) -> Tensor:
     """Return the classical solution on the object's whole grid."""
     extended = all(isinstance(o.operator, Extended) for o in problem.observations)
-    restorer = Accelerated() if extended else RichardsonLucy(15, Matched())
+    restorer = Accelerated() if extended or is_joint(problem) else RichardsonLucy(15, Matched())
     return restorer(Problem(problem.observations, whole(problem))).image
 
 
@@ -116,22 +130,22 @@ def positions_of(problem: Problem, part: Window | None = None) -> Tensor:
 
 def _fill(
     out: Tensor, o: Observation, estimate: Tensor | None, part: Window, mean: float | None
-) -> None:
+) -> Tensor:
+    """Fill all but the Wiener step, and return the signal that this is made of."""
     out[2] = _noise_level(o, part, mean)
     signal = o.image - o.background
-    out[0] = on_object(signal, o.operator, part)
-    if estimate is None:
-        out[1] = wiener_step(signal, o.operator, part)
-        return
-    signal -= o.operator.forward(estimate)
-    out[3] = estimate[part]
-    out[1] = wiener_step(signal, o.operator, part).add_(out[3])
+    torch.div(on_object(signal, o.operator, part), flux_of(o.operator), out=out[0])
+    if estimate is not None:
+        signal -= o.operator.forward(estimate)
+        out[3] = estimate[part]
+    return signal
 
 
 def _noise_level(o: Observation, part: Window, mean: float | None) -> Tensor:
     # Smoothed, so that the noise level does not carry the noise.
     level = on_object(o.image, o.operator, part).clamp_min_(0)
-    return _box(level.add_(1e-3 * (o.image.mean() if mean is None else mean))).sqrt_()
+    level = _box(level.add_(1e-3 * (o.image.mean() if mean is None else mean))).sqrt_()
+    return level.div_(flux_of(o.operator))
 
 
 def on_object(image: Tensor, operator: LinearOperator, part: Window) -> Tensor:
@@ -142,6 +156,8 @@ def on_object(image: Tensor, operator: LinearOperator, part: Window) -> Tensor:
             (w.start - p.start, p.stop - p.start) for w, p in ends
         )
         return continued(image, (z, y, x), (depth, height, width))
+    if is_view(operator):
+        return sampled_view(image, operator, part)
     seen = operator.adjoint(torch.ones_like(image))
     return (operator.adjoint(image) / seen.clamp_min(1e-3 * float(seen.max())))[part]
 

@@ -38,6 +38,8 @@ from pellucid.networks.trust import Trust, as_map
 from pellucid.stages.cluster_choice import Workplace, opened_engine
 from pellucid.stages.engine import Engine, InProcess
 from pellucid.stages.events import FileDone, OnEvent, VolumeDone, ignore
+from pellucid.networks.views import Optics, Views
+from pellucid.stages.network_optics import optics_of
 from pellucid.stages.network_parameters import RestoreParameters
 from pellucid.stages.network_tiles import planned_tiles, run_network_tiles, without_tiles
 from pellucid.stages.piece_choice import fits_in_one, gib, goes_on, workplace_of
@@ -47,8 +49,8 @@ from pellucid.stages.training import check_spacing, photon_problem
 from pellucid.stages.volume_statistics import LazyVolume, Place
 
 
-def load_network(folder: Path) -> tuple[Network, Psf | PsfField, dict[str, Any]]:
-    """The network of a model, the PSF or field it is for, and its card; InputError where they do not
+def load_network(folder: Path) -> tuple[Network, Optics, dict[str, Any]]:
+    """The network of a model, the microscope it is for, and its card; InputError where they do not
     fit."""
     tensors, card = read_model(folder)
     try:
@@ -60,14 +62,7 @@ def load_network(folder: Path) -> tuple[Network, Psf | PsfField, dict[str, Any]]
                 {k.removeprefix(mine): v for k, v in tensors.items() if k.startswith(mine)}
             )
             nets.append(net.eval())
-        z, y, x = (float(s) for s in card["voxel_um"])
-        psf: Psf | PsfField
-        if "psf_field" in tensors:
-            values = tensors["psf_field"].numpy().astype(np.float64)
-            psf = PsfField(values, tensors["positions_um"].numpy(), (z, y, x))
-        else:
-            psf = Psf(tensors["psf"].numpy().astype(np.float64), (z, y, x))
-        return Network(nets[0], tuple(nets[1:])), psf, card
+        return Network(nets[0], tuple(nets[1:])), optics_of(tensors, card), card
     except (KeyError, IndexError, TypeError, RuntimeError, ValueError) as error:
         raise InputError(f"{folder.name}: card and weights do not fit. Train the model anew.") from error
 
@@ -261,6 +256,14 @@ def answered(
 ) -> tuple[Tensor, Tensor | None, dict[str, Any]]:  # fmt: skip
     """Return the answer (z, y, x) in counts, the map of what to believe if asked for, and statistics."""
     problem, gain = photon_problem(as_volume(counts).to(device), psf)
+    image, judged, stats = answer_of(problem, restorer, card, fall_back=fall_back, verdict=verdict)
+    return image * gain, judged, stats
+
+
+def answer_of(
+    problem: Problem, restorer: Polished, card: dict[str, Any], *, fall_back: bool, verdict: bool
+) -> tuple[Tensor, Tensor | None, dict[str, Any]]:
+    """The same of a problem in photons, of one view or of several."""
     answer = restorer(problem)
     image, judged, stats = answer.image.cpu(), None, dict(answer.stats)
     if verdict or fall_back:
@@ -276,7 +279,7 @@ def answered(
             stats |= {"believable": float(believed.mean()), "limit": trust.limit}
             stats |= {"doubtful_regions": int(trust.doubted(believed).sum())}
             judged = as_map(believed, image_shape(image))
-    return image * gain, judged, stats
+    return image, judged, stats
 
 
 def _peak_bytes(plan: RestorePlan) -> int:
@@ -285,8 +288,13 @@ def _peak_bytes(plan: RestorePlan) -> int:
     blur = blur_of(usable_psf(plan.psf, (z, y, x)), (z, y, x), "meta")
     image = torch.empty((z, y, x), dtype=torch.float32, device="meta")
     problem = Problem((Observation(image, blur),))
-    peak = plan.restorer.peak_bytes(problem)
-    if plan.parameters.verdict is not None or plan.parameters.fall_back:
+    return peak_of(problem, plan.restorer, plan.parameters) + 12 * z * y * x
+
+
+def peak_of(problem: Problem, restorer: Polished, asked: RestoreParameters) -> int:
+    """Memory that the answer takes, and what is to be said of it, beside the images."""
+    peak = restorer.peak_bytes(problem)
+    if asked.verdict is not None or asked.fall_back:
         # beside each solution stand the answer, the classical one, its twin, and what compares them
         peak = max(peak, Accelerated().peak_bytes(problem)) + 4 * 8 * math.prod(problem.shape)
-    return peak + 12 * z * y * x
+    return peak

@@ -10,16 +10,14 @@ import torch
 from torch import Tensor
 
 from pellucid.core.accelerated import Accelerated
-from pellucid.core.deconvolution import as_volume, blur_of, image_shape, problem_of, usable_psf
+from pellucid.core.deconvolution import as_volume, image_shape, problem_of, usable_psf
 from pellucid.core.fourier import Shape
 from pellucid.core.noise import estimate_background, estimate_noise
-from pellucid.core.operators import Extended
 from pellucid.core.problem import Problem
 from pellucid.core.psf import Psf
 from pellucid.core.psf_field import PsfField
 from pellucid.core.varying_blur import VaryingBlur
 from pellucid.data.model_files import read_tensors, write_model, write_tensors
-from pellucid.data.psf_field_file import is_field_file, read_psf_field
 from pellucid.data.recording import open_recording
 from pellucid.data.writer import check_output_path
 from pellucid.errors import InputError, ParameterError
@@ -43,8 +41,9 @@ from pellucid.networks.training import (
     pair_of,
 )
 from pellucid.networks.trust import Trust, calibration_case, fit
+from pellucid.networks.views import Microscope, Optics, Views, microscope_of
+from pellucid.stages.network_optics import optics_card, optics_tensors, read_optics, voxels_of
 from pellucid.stages.network_parameters import TrainParameters
-from pellucid.stages.psf_choice import prepared_psf
 from pellucid.stages.resources import resolve_device
 
 OnLook = Callable[[Trainer], None]
@@ -64,13 +63,12 @@ def train(parameters: TrainParameters, on_look: OnLook = lambda trainer: None) -
 
 def _trained(parameters: TrainParameters, device: str, on_look: OnLook) -> Path:
     check_output_path(parameters.output, parameters.overwrite)
-    spacing = _spacing(parameters)
-    psf = read_psf(parameters.psf, spacing, parameters.shape)
+    psf = read_optics(parameters)
     microscopes = microscopes_of(psf, parameters.shape)
     light = Light(parameters.peak_photons, parameters.background_photons)
     simulated = SimulatedPairs(
-        (microscopes[0],), parameters.structures, light, parameters.seed,
-        elsewhere=tuple((m,) for m in microscopes[1:]),
+        microscopes[0].operators, parameters.structures, light, parameters.seed,
+        microscopes[0].window, elsewhere=tuple(m.operators for m in microscopes[1:]),
     )  # fmt: skip
     held_out_pairs(simulated, parameters.held_out, 1)  # refuses structures that are trained on
     recorded = None if parameters.source == "simulated" else _recorded(parameters, psf)
@@ -85,8 +83,7 @@ def _trained(parameters: TrainParameters, device: str, on_look: OnLook) -> Path:
     card = {
         "networks": [net.architecture.as_dict() for net in nets],
         "parameters": sum(count_parameters(net) for net in nets),
-        "operator": "varying blur" if isinstance(psf, PsfField) else "blur",
-        "voxel_um": spacing, "modality": parameters.modality, "recipe": parameters.plain(),
+        **optics_card(psf), "modality": parameters.modality, "recipe": parameters.plain(),
         "structures": parameters.structures, "peak_photons": parameters.peak_photons,
         "background_photons": parameters.background_photons, "licence": parameters.licence,
         "metrics": {"held_out_nrmse": min(row["held_out"] for row in run.curves[-1])},
@@ -94,7 +91,7 @@ def _trained(parameters: TrainParameters, device: str, on_look: OnLook) -> Path:
         "share": share.as_dict(),
     }  # fmt: skip
     weights = {f"net{i}.{k}": v for i, net in enumerate(nets) for k, v in net.state_dict().items()}
-    weights |= psf_tensors(psf)
+    weights |= optics_tensors(psf)
     model = write_model(parameters.output, weights, card, overwrite=parameters.overwrite)
     checkpoint_path(parameters.output).unlink(missing_ok=True)
     return model
@@ -137,7 +134,8 @@ class _Run:
                 recorded, problems=recorded.problems[known], truths=recorded.truths[known], before=before
             )
         architecture = Architecture(
-            volumetric=p.shape[0] > 1, width=p.width, refining=before is not None,
+            views=len(simulated.operators), volumetric=p.shape[0] > 1, width=p.width,
+            refining=before is not None,
             positioned=isinstance(simulated.operators[0], VaryingBlur),
         )  # fmt: skip
         net = RestorationNet(architecture, p.seed + number)
@@ -189,7 +187,7 @@ def checkpoint_path(output: Path) -> Path:
 
 
 def calibrated(
-    network: Estimator, parameters: TrainParameters, psf: Psf | PsfField, light: Light
+    network: Estimator, parameters: TrainParameters, psf: Optics, light: Light
 ) -> tuple[Trust, Share]:
     """The verdict and the cure, fitted on structures trained on and others, by the PSF and wrong ones."""
     evidence, errors, best, held = [], [], [], []
@@ -206,61 +204,42 @@ def calibrated(
     return fit(evidence, errors, held), fit_share(evidence, best)
 
 
-def microscopes_of(psf: Psf | PsfField, shape: Shape) -> list[Extended]:
-    """The blur of an image of `shape`, and for a field that is larger the blur at other places of it."""
-    blur = blur_of(psf, shape)
+def microscopes_of(psf: Optics, shape: Shape) -> list[Microscope]:
+    """The microscope that records a volume of `shape`, and the same at other places.
+
+    These are of a field that is larger than the volume; of views, where voxels fall otherwise between those
+    of the object.
+    """
+    here = microscope_of(psf, shape)
+    if isinstance(psf, Views):
+        others = (microscope_of(psf, shape, seed) for seed in range(1, 1 + PLACES_OF_FIELD))
+        return [here, *(m for m in others if m.window == here.window)]
+    blur = here.operators[0]
     if not isinstance(blur, VaryingBlur):
-        return [blur]
+        return [here]
     spare = [
         float(k[-1] - k[0]) - (n - 1) * d if len(k) > 1 else 0.0
         for k, n, d in zip(blur.expansion.knots, shape, blur.expansion.spacing_um, strict=True)
     ]
     rng = np.random.default_rng(0)
-    crops: list[Extended] = [blur]
+    crops = [here]
     for _ in range(PLACES_OF_FIELD if max(spare) > 0 else 0):
         z, y, x = (
             float(k[0]) + float(rng.uniform()) * max(free, 0.0)
             for k, free in zip(blur.expansion.knots, spare, strict=True)
         )
-        crops.append(VaryingBlur(blur.expansion, shape, origin_um=(z, y, x)))
+        there = VaryingBlur(blur.expansion, shape, origin_um=(z, y, x))
+        crops.append(Microscope((there,), there.window))
     return crops
 
 
-def read_psf(path: Path, spacing: tuple[float, float, float], shape: Shape) -> Psf | PsfField:
-    """The PSF or the PSF field in a file, fit for images of `shape`."""
-    psf = read_psf_field(path) if is_field_file(path) else prepared_psf(path, spacing)
-    return usable_psf(psf, shape)
-
-
-def psf_tensors(psf: Psf | PsfField) -> Tensors:
-    """A PSF or a field as a model keeps it."""
-    if isinstance(psf, PsfField):
-        return {
-            "psf_field": torch.from_numpy(psf.psfs.astype(np.float32)),
-            "positions_um": torch.from_numpy(psf.positions_um),
-        }
-    return {"psf": torch.from_numpy(psf.values.astype(np.float32))}
-
-
-def _spacing(parameters: TrainParameters) -> tuple[float, float, float]:
-    is_field = is_field_file(parameters.psf)
-    own = (
-        read_psf_field(parameters.psf).spacing_um if is_field
-        else open_recording(parameters.psf).voxel_um
-    )  # fmt: skip
-    spacing = parameters.voxel_um or own
-    if spacing is None:
-        raise ParameterError("voxel_um: neither the recipe nor the PSF states one. Give it.")
-    if own is not None and any(abs(a / b - 1) > 0.02 for a, b in zip(own, spacing, strict=True)):
-        raise InputError(
-            f"{parameters.psf.name}: voxels of {own} um, and the recipe's are {spacing} um. Give a "
-            "PSF on the voxels of the images."
-        )
-    return spacing
-
-
-def _recorded(parameters: TrainParameters, psf: Psf | PsfField) -> RecordedPairs:
+def _recorded(parameters: TrainParameters, psf: Optics) -> RecordedPairs:
     paths, truths = parameters.recordings, parameters.truths
+    if isinstance(psf, Views):
+        raise ParameterError(
+            f"source: {parameters.source!r} learns from recordings of one view. Train several views on "
+            "simulated structures (source: simulated)."
+        )
     if not paths or (parameters.source == "pairs" and len(truths) != len(paths)):
         raise InputError(
             f"recordings: {len(paths)} and {len(truths)} truths for source {parameters.source!r}. "
@@ -269,7 +248,7 @@ def _recorded(parameters: TrainParameters, psf: Psf | PsfField) -> RecordedPairs
     problems, answers = [], []
     for i, path in enumerate(paths):
         recording = open_recording(path, voxel_um=None)
-        check_spacing(recording.voxel_um, _spacing(parameters), path.name)
+        check_spacing(recording.voxel_um, voxels_of(psf), path.name)
         image = as_volume(recording.read())
         if float(image.max()) <= float(image.min()):
             raise InputError(f"{path.name}: a constant image teaches nothing. Leave it out.")
