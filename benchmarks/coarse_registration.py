@@ -19,11 +19,11 @@ from pellucid.core.multiview import DUAL_DEG, record_views, turned_arms
 from pellucid.core.psf_theory import gaussian
 from pellucid.core.simulation import STRUCTURES
 from pellucid.core.transform_series import SeriesRegistration
-from pellucid.stages.coarse_views import coarsened, to_fine
-from pellucid.stages.pair_registration import nominal_transforms
 from pellucid.stages.parameters import RegistrationParameters
-from pellucid.stages.registering import register_series
-from pellucid.stages.view_series import ViewSeries, open_views
+from pellucid.stages.registration.coarse_views import coarsened, to_fine
+from pellucid.stages.registration.pair_registration import nominal_transforms
+from pellucid.stages.registration.registering import register_series
+from pellucid.stages.registration.view_series import ViewSeries, open_views
 
 
 def registered(views: list[ViewSeries], *, few: bool) -> tuple[SeriesRegistration, float]:

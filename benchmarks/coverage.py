@@ -23,7 +23,7 @@ from pellucid.core.psf_theory import gaussian
 from pellucid.core.quality import ncc
 from pellucid.core.simulation import STRUCTURES, Camera, record
 from pellucid.data.recording import open_recording
-from pellucid.stages.arrays import write
+from pellucid.stages.deconvolution.arrays import write
 
 SPACING_UM = (0.4, 0.16, 0.16)
 SHAPE = (40, 128, 160)

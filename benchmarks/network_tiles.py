@@ -35,9 +35,9 @@ from pellucid.core.psf_theory import gaussian
 from pellucid.core.simulation import STRUCTURES, Camera, record
 from pellucid.data.record import read_record
 from pellucid.networks.polish import Polished
-from pellucid.stages.network_parameters import RestoreParameters, TrainParameters
-from pellucid.stages.network_restoring import load_network, restore
-from pellucid.stages.training import train
+from pellucid.stages.networks.parameters import RestoreParameters, TrainParameters
+from pellucid.stages.networks.restoring import load_network, restore
+from pellucid.stages.networks.training import train
 
 VOXEL_UM = (0.3, 0.15, 0.15)
 SHAPE, CORE = (32, 256, 384), (32, 128, 128)

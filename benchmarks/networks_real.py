@@ -34,7 +34,7 @@ from pellucid.networks.model import Architecture, RestorationNet
 from pellucid.networks.polish import Polished
 from pellucid.networks.restorer import Network
 from pellucid.networks.training import Schedule, SimulatedPairs, Trainer, held_out_pairs
-from pellucid.stages.training import photon_problem
+from pellucid.stages.networks.training import photon_problem
 
 PLANE_STEP = 5
 """Planes of the measured light-sheet PSF that make one of the recording: neither states its voxels."""

@@ -27,7 +27,7 @@ from pellucid.core.problem import Observation, Problem
 from pellucid.core.psf_theory import gaussian
 from pellucid.core.richardson_lucy import RichardsonLucy
 from pellucid.data.manifest import Manifest
-from pellucid.stages.engine import Done, InProcess
+from pellucid.stages.work.engine import Done, InProcess
 
 SHAPE = (96, 160, 160)
 

@@ -21,11 +21,13 @@ import numpy as np
 import pellucid
 from pellucid.core.psf_theory import gaussian
 from pellucid.core.simulation import STRUCTURES, Camera, record
-from pellucid.stages import recipe_probe, recipe_run, recipe_view_probe
-from pellucid.stages.recipe_parameters import recipe_of
-from pellucid.stages.recipe_plan import plan_recipe
-from pellucid.stages.recipe_probe import estimated_seconds
-from pellucid.stages.recipe_run import run_recipe
+from pellucid.stages.recipes import probe as recipe_probe
+from pellucid.stages.recipes import run as recipe_run
+from pellucid.stages.recipes import view_probe as recipe_view_probe
+from pellucid.stages.recipes.parameters import recipe_of
+from pellucid.stages.recipes.plan import plan_recipe
+from pellucid.stages.recipes.probe import estimated_seconds
+from pellucid.stages.recipes.run import run_recipe
 
 VOXEL_UM = (0.3, 0.1, 0.1)
 WIDTHS_UM = (0.9, 0.28, 0.28)

@@ -23,8 +23,7 @@ from pellucid.core.richardson_lucy import RichardsonLucy
 from pellucid.networks.model import Architecture, RestorationNet
 from pellucid.networks.polish import Polished
 from pellucid.networks.restorer import Network
-from pellucid.stages.resources import return_freed_memory
-from pellucid.stages.tile_plan import resident_bytes
+from pellucid.stages.work.resources import resident_bytes, return_freed_memory
 
 START = 30.0
 

@@ -34,14 +34,10 @@ from pellucid.data.manifest import Manifest
 from pellucid.data.ome_zarr_writer import OmeZarrWriter
 from pellucid.data.recording import open_recording
 from pellucid.data.writer import ImageDescription
-from pellucid.stages.cluster import opened
-from pellucid.stages.cluster_choice import Local, Scheduler
-from pellucid.stages.deconvolve import run
-from pellucid.stages.engine import Engine, InProcess
-from pellucid.stages.events import TileDone
+from pellucid.stages.deconvolution.deconvolve import run
+from pellucid.stages.deconvolution.planning import plan_deconvolution
 from pellucid.stages.parameters import DeconvolveParameters
-from pellucid.stages.planning import plan_deconvolution
-from pellucid.stages.volume_statistics import (
+from pellucid.stages.pieces.volume_statistics import (
     LazyVolume,
     SampledVolumes,
     VolumeStatistics,
@@ -50,6 +46,10 @@ from pellucid.stages.volume_statistics import (
     measured,
     sampled,
 )
+from pellucid.stages.work.cluster import opened
+from pellucid.stages.work.cluster_choice import Local, Scheduler
+from pellucid.stages.work.engine import Engine, InProcess
+from pellucid.stages.work.events import TileDone
 from trivial_tiles import TrivialTiles
 
 VOXEL_UM = (0.3, 0.1, 0.1)

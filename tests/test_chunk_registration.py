@@ -18,14 +18,14 @@ from pellucid.data.recording import open_recording
 from pellucid.data.transform_file import read_transforms
 from pellucid.data.writer import ImageDescription
 from pellucid.errors import InputError, OutputError, ParameterError
-from pellucid.stages import coarse_views
-from pellucid.stages.chunk_registration import ChunkTask
-from pellucid.stages.coarse_views import coarsened, few_voxels, to_coarse, to_fine
-from pellucid.stages.engine import InProcess
 from pellucid.stages.parameters import RegisterParameters
-from pellucid.stages.register_files import plan_registration, run_registration
-from pellucid.stages.view_series import open_views
-from pellucid.stages.volume_statistics import LazyVolume
+from pellucid.stages.pieces.volume_statistics import LazyVolume
+from pellucid.stages.registration import coarse_views
+from pellucid.stages.registration.chunk_registration import ChunkTask
+from pellucid.stages.registration.coarse_views import coarsened, few_voxels, to_coarse, to_fine
+from pellucid.stages.registration.register_files import plan_registration, run_registration
+from pellucid.stages.registration.view_series import open_views
+from pellucid.stages.work.engine import InProcess
 
 SHAPE = (96, 96, 96)
 SAME = Affine.identity(source="fixed", target="moving")

@@ -12,7 +12,7 @@ from microscopy_files import VOXEL_UM, recorded, save, save_psf
 from pellucid.apps.cli import main
 from pellucid.apps.terminal import Progress
 from pellucid.data.record import read_record
-from pellucid.stages.events import TileDone
+from pellucid.stages.work.events import TileDone
 
 COMMANDS = [
     [],

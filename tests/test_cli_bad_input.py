@@ -17,8 +17,8 @@ from pellucid.apps.cli import main
 from pellucid.data.record import read_record
 from pellucid.data.writer import ImageWriter
 from pellucid.errors import OutputError
-from pellucid.stages import deconvolve as stage
-from pellucid.stages import piece_choice
+from pellucid.stages.deconvolution import deconvolve as stage
+from pellucid.stages.pieces import piece_choice
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from pellucid.core.simulation import filaments
 from pellucid.core.transform_series import SeriesRegistration, ViewTransform, first_view
 from pellucid.data.bigstitcher import read_bigstitcher
 from pellucid.data.transform_file import read_transforms, write_transforms
-from pellucid.stages.view_series import open_views
+from pellucid.stages.registration.view_series import open_views
 
 pytest.importorskip("h5py")
 

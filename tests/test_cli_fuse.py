@@ -90,7 +90,7 @@ def test_a_killed_run_goes_on_to_the_same_series(folder):
     assert fuse(*asked, "-o", "whole.ome.zarr") == 0
     code = (
         "import os, signal, sys\n"
-        "from pellucid.stages import fusing\n"
+        "from pellucid.stages.fusion import fusing\n"
         "from pellucid.apps.cli import main\n"
         "done, original = [], fusing.FinishedVolumes.put\n"
         "def put(self, *rest):\n"
@@ -117,7 +117,7 @@ def test_another_run_is_not_resumed(folder, capsys, monkeypatch):
     def interrupted(*anything):
         raise KeyboardInterrupt
 
-    from pellucid.stages import fusing
+    from pellucid.stages.fusion import fusing
 
     with monkeypatch.context() as patch:
         patch.setattr(fusing, "write_everything", interrupted)
@@ -145,7 +145,7 @@ def interrupt(monkeypatch, place, name, after):
 
 
 def test_what_ctrl_c_keeps_is_said_and_goes_on(folder, capsys, monkeypatch):
-    from pellucid.stages import fusing
+    from pellucid.stages.fusion import fusing
 
     asked = ["--iterations", 1, "--over-time", "once", "-o", "a.ome.zarr"]
     with monkeypatch.context() as patch:
@@ -168,7 +168,8 @@ def test_what_ctrl_c_keeps_is_said_and_goes_on(folder, capsys, monkeypatch):
 
 
 def test_registrations_and_written_outputs_survive_ctrl_c_too(folder, monkeypatch):
-    from pellucid.stages import fuse_outputs, pair_registration
+    from pellucid.stages.fusion import outputs as fuse_outputs
+    from pellucid.stages.registration import pair_registration
 
     asked = ["--iterations", 1, "--time", "0:2", "--model", "rigid", "-o", "a.ome.zarr"]
     with monkeypatch.context() as patch:
@@ -241,7 +242,7 @@ def test_what_cannot_be_fused_is_refused_before_work(folder, capsys, monkeypatch
     assert main(["fuse", "plane.tif", "plane.tif", *ANGLES, "--psf", "psf.tif", "-o", "f.tif"]) == 1
     assert "plane.tif: holds one plane" in capsys.readouterr().err
     assert "bad.json" in refused("--transforms", "bad.json")[1]
-    for stage in ("fuse_plan", "piece_choice"):
+    for stage in ("fusion.planning", "pieces.piece_choice"):
         monkeypatch.setattr(f"pellucid.stages.{stage}.available_bytes", lambda device: 2**20)
     code, said = refused()
     assert code == 1

@@ -17,7 +17,7 @@ from pellucid.core.psf_theory import gaussian
 from pellucid.core.quality import ncc
 from pellucid.core.simulation import Camera, filaments
 from pellucid.data.record import read_record
-from pellucid.stages import pair_registration
+from pellucid.stages.registration import pair_registration
 
 WORLD = Grid((32, 32, 32), 1.0)
 UM = (1.0, 1.0, 1.0)
@@ -252,7 +252,7 @@ def test_stage_scans_of_two_arms_are_registered_and_fused_as_recorded(folder, ca
 
 
 def test_a_view_that_does_not_fit_is_not_begun(folder, capsys, monkeypatch):
-    for stage in ("fuse_plan", "register_files", "piece_choice"):
+    for stage in ("fusion.planning", "registration.register_files", "pieces.piece_choice"):
         monkeypatch.setattr(f"pellucid.stages.{stage}.available_bytes", lambda device: 2**18)
     assert fuse(*ANGLES) == 1
     assert "256 kiB free. Voxels of" in capsys.readouterr().err

@@ -140,7 +140,7 @@ def test_blocks_and_flat_field_and_the_whole_give_the_same_picture(folder, monke
     options = ["tiles/t_{y}_{x}.ome.tif", "--overlap", OVERLAP, "--background", 0,
                "--flat-field", "flat.tif", "--dtype", "float32"]  # fmt: skip
     assert stitch(*options, "-o", "whole.ome.zarr") == 0
-    monkeypatch.setattr("pellucid.stages.stitching.BLENDED_VOXELS", 700)
+    monkeypatch.setattr("pellucid.stages.stitching.stitching.BLENDED_VOXELS", 700)
     assert stitch(*options, "-o", "parts.ome.tif") == 0
     whole = pellucid.open("whole.ome.zarr").read()
     np.testing.assert_array_equal(whole, pellucid.open("parts.ome.tif").read())

@@ -14,8 +14,8 @@ from pellucid.core.psf_theory import gaussian
 from pellucid.data.psf_field_file import write_psf_field
 from pellucid.data.record import read_record
 from pellucid.errors import InputError
+from pellucid.stages.deconvolution.memory import peak_bytes
 from pellucid.stages.parameters import DeconvolveParameters
-from pellucid.stages.restoring import peak_bytes
 
 
 def widening(spacing=VOXEL_UM):

@@ -20,9 +20,9 @@ from pellucid.core.psf_theory import gaussian
 from pellucid.core.simulation import STRUCTURES, Camera, record
 from pellucid.data.record import read_record
 from pellucid.errors import ParameterError
-from pellucid.stages import cluster_worker
-from pellucid.stages.cluster import slurm_options
-from pellucid.stages.cluster_choice import (
+from pellucid.stages.work import cluster_worker
+from pellucid.stages.work.cluster import slurm_options
+from pellucid.stages.work.cluster_choice import (
     Local,
     Scheduler,
     SlurmParameters,
@@ -133,7 +133,7 @@ def test_a_killed_scheduler_leaves_what_is_finished(folder):
         while "has no workers" in (said := plan_for(address)):
             pass
         assert "tiles" in said
-        impatient = "import pellucid.stages.cluster as c; c.CONNECT_S = 2\n"
+        impatient = "import pellucid.stages.work.cluster as c; c.CONNECT_S = 2\n"
         run = started("out.ome.zarr", "--cluster", address, before=impatient)
         wait_for(lambda: any(b" tile " in path.read_bytes() for path in lists("out.ome.zarr")), run)
         scheduler.kill()
@@ -193,7 +193,7 @@ from pathlib import Path
 from pieces import Numbers
 from pellucid.data.manifest import Manifest
 from pellucid.errors import InputError
-from pellucid.stages.cluster_choice import opened_engine
+from pellucid.stages.work.cluster_choice import opened_engine
 
 if __name__ == "__main__":
     manifest = Path("run.jsonl")
@@ -256,7 +256,7 @@ def test_what_names_no_cluster_is_refused_before_work(folder, capsys, monkeypatc
         "typo.yaml": (2, "wokers"),
         "queueless.yaml": (2, "queue: needed, and not given. Say it in the file."),
     }
-    monkeypatch.setattr("pellucid.stages.cluster.CONNECT_S", 0.5)
+    monkeypatch.setattr("pellucid.stages.work.cluster.CONNECT_S", 0.5)
     for cluster, (code, words) in refusals.items():
         arguments = ["deconvolve", "raw.ome.zarr", "--psf", "psf.tif", "-o", "no.ome.zarr"]
         assert main([*arguments, "--cluster", cluster]) == code, cluster

@@ -15,8 +15,8 @@ from pellucid.core.psf_theory import gaussian
 from pellucid.data.manifest import Manifest
 from pellucid.data.recording import open_recording
 from pellucid.errors import VoxelSizeWarning
-from pellucid.stages import cluster_worker
-from pellucid.stages.cluster_worker import Failed, do, put_task
+from pellucid.stages.work import cluster_worker
+from pellucid.stages.work.cluster_worker import Failed, do, put_task
 
 
 @dataclass(frozen=True)

@@ -85,7 +85,7 @@ def test_what_a_scan_needs(tmp_path, capsys, monkeypatch):
     target = str(tmp_path / "up.tif")
     assert main(["deskew", str(plane), *SCAN, "-o", target]) == 1
     assert "State it with --pixel-um" in capsys.readouterr().err
-    monkeypatch.setattr("pellucid.stages.deskewing.available_bytes", lambda device: 1000)
+    monkeypatch.setattr("pellucid.stages.deskewing.deskewing.available_bytes", lambda device: 1000)
     assert main(["deskew", str(plane), *SCAN, "--pixel-um", "0.2", "-o", target]) == 1
     assert "1000 bytes free. Give coarser voxels" in capsys.readouterr().err
 

@@ -25,9 +25,11 @@ from pellucid.core.transform_series import SeriesRegistration, ViewTransform, fi
 from pellucid.data.record import read_record
 from pellucid.data.transform_file import read_transforms, write_transforms
 from pellucid.errors import InputError
-from pellucid.stages import coarse_views, fuse_registration
-from pellucid.stages.fuse_blocks import FusedBlocks
-from pellucid.stages.tile_plan import BESIDE_BYTES, resident_bytes
+from pellucid.stages.fusion import registration as fuse_registration
+from pellucid.stages.fusion.blocks import FusedBlocks
+from pellucid.stages.pieces.tile_plan import BESIDE_BYTES
+from pellucid.stages.registration import coarse_views
+from pellucid.stages.work.resources import resident_bytes
 
 SHAPE = (12, 16, 200)
 STILL = ("--angles", "0,90", "--over-time", "none")

@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from pellucid.stages.lanes import ReadAhead, WriteBehind
+from pellucid.stages.work.lanes import ReadAhead, WriteBehind
 
 
 def test_exactly_one_is_read_ahead():

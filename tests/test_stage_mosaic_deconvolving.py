@@ -113,7 +113,7 @@ def test_what_cannot_be_is_said_before_tiles_are_compared(options, sentence, cap
 
 
 def test_an_interrupted_mosaic_goes_on_and_other_tiles_are_refused(monkeypatch, capsys):
-    from pellucid.stages import tiling_run
+    from pellucid.stages.deconvolution import tiling_run
 
     assert main(["stitch", *TILES, "-o", "whole.ome.zarr", *FIXED, *CUT]) == 0
     restored, done = tiling_run.VolumeTask.restored, []

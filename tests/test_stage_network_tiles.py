@@ -15,11 +15,11 @@ from pellucid.core.psf_field import PsfField
 from pellucid.data.model_files import read_model, write_model
 from pellucid.data.record import read_record
 from pellucid.errors import OutputError
-from pellucid.stages import tiling_run
-from pellucid.stages.network_parameters import RestoreParameters
-from pellucid.stages.network_restoring import plan_restoring
-from pellucid.stages.network_tiles import without_tiles
-from pellucid.stages.tile_plan import resident_bytes
+from pellucid.stages.deconvolution import tiling_run
+from pellucid.stages.networks.parameters import RestoreParameters
+from pellucid.stages.networks.restoring import plan_restoring
+from pellucid.stages.networks.tiles import without_tiles
+from pellucid.stages.work.resources import resident_bytes
 
 VOXEL = (0.3, 0.15, 0.15)
 PSF = gaussian_psf((3, 3, 3), (1.5, 1.5, 1.5))

@@ -87,7 +87,7 @@ def test_a_field_of_psfs_trains_a_network_that_knows_where_it_is(folder, tmp_pat
 
 
 def test_an_interrupted_training_of_two_networks_ends_as_an_uninterrupted_one(folder, monkeypatch):
-    from pellucid.stages import training
+    from pellucid.stages.networks import training
 
     values = {"output": folder / "again"}
     write, looks = training.write_tensors, []

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import pellucid
-from pellucid.stages import projecting
+from pellucid.stages.deskewing import projecting
 
 
 def point(shape=(9, 11, 13), at=(4, 5, 6)):

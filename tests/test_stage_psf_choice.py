@@ -7,7 +7,7 @@ import pellucid
 from microscopy_files import VOXEL_UM, recorded, save, save_psf
 from pellucid.errors import InputError, ParameterError
 from pellucid.stages.parameters import DeconvolveParameters
-from pellucid.stages.psf_choice import channel_psfs, one_each
+from pellucid.stages.psf.choice import channel_psfs, one_each
 
 WIDEFIELD = {"modality": "widefield", "na": 1.1, "refractive_index": 1.33}
 

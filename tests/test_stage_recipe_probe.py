@@ -5,7 +5,7 @@ import math
 import numpy as np
 
 from pellucid.data.recording import open_recording
-from pellucid.stages.recipe_probe import CHUNK, piece_of
+from pellucid.stages.recipes.probe import CHUNK, piece_of
 
 
 def piece(tmp_path, volume):

@@ -19,7 +19,7 @@ from pellucid.core.psf_theory import gaussian
 from pellucid.core.simulation import STRUCTURES, Camera, record
 from pellucid.data.recording import open_recording
 from pellucid.errors import ParameterError
-from pellucid.stages.recipe_parameters import recipe_of
+from pellucid.stages.recipes.parameters import recipe_of
 
 SHARP = {"psf": "psf.tif", "iterations": 3, "method": "matched"}
 STITCH = {"inputs": "tiles/t_{y}_{x}.ome.tif", "overlap": "0,0.1,0.1"}
@@ -159,7 +159,7 @@ def test_a_plan_says_shapes_memory_and_disk_and_starts_nothing(folder, capsys):
 
 def test_a_failing_step_is_named_and_what_is_before_it_is_kept(folder, capsys, monkeypatch):
     from pellucid.errors import OutputError
-    from pellucid.stages import recipe_work
+    from pellucid.stages.recipes import work as recipe_work
 
     def full(plan, on_event):
         raise OutputError("twice.ome.zarr: the disk is full.")

@@ -13,10 +13,10 @@ from pellucid.core.psf_theory import gaussian
 from pellucid.core.simulation import STRUCTURES
 from pellucid.data.transform_file import read_transforms
 from pellucid.errors import OutputError, ParameterError
-from pellucid.stages.pair_registration import nominal_transforms
 from pellucid.stages.parameters import RegistrationParameters
-from pellucid.stages.registering import reference_channels, register_series
-from pellucid.stages.view_series import open_views
+from pellucid.stages.registration.pair_registration import nominal_transforms
+from pellucid.stages.registration.registering import reference_channels, register_series
+from pellucid.stages.registration.view_series import open_views
 
 SIZE = 40
 WORLD = Grid((SIZE,) * 3, 0.5, origin_um=(0.0, 0.0, 0.0))
@@ -181,7 +181,7 @@ def test_what_fails_beside_the_transforms_is_not_there_and_they_are(
 ):
     from matplotlib.figure import Figure
 
-    from pellucid.stages import register_files
+    from pellucid.stages.registration import register_files
 
     specs = save(tmp_path, [FIRST] * 2, [SECOND] * 2)
     name = {"--itk": "write_atomically", "--registered": "sampled", "--picture": "savefig"}[option]

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from pellucid.errors import ParameterError
-from pellucid.stages import resources
+from pellucid.stages.work import resources
 
 
 def test_auto_takes_a_gpu_where_there_is_one(monkeypatch):

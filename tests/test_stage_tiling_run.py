@@ -21,7 +21,8 @@ from pellucid.core.simulation import STRUCTURES, Camera, record
 from pellucid.data.record import read_record
 from pellucid.data.recording import open_recording
 from pellucid.errors import OutputError
-from pellucid.stages.tile_plan import BESIDE_BYTES, resident_bytes
+from pellucid.stages.pieces.tile_plan import BESIDE_BYTES
+from pellucid.stages.work.resources import resident_bytes
 
 SHAPE = (12, 128, 384)
 FIXED = ("--iterations", "5", "--method", "matched")
@@ -210,7 +211,7 @@ def test_a_full_disk_keeps_what_is_finished(folder, capsys):
 
 
 def test_coarser_levels_are_parts_and_gone_on_with(folder, capsys, monkeypatch):
-    from pellucid.stages import pyramid_run
+    from pellucid.stages.pieces import pyramid_run
 
     made = []
     write = pyramid_run.LevelShards.write

@@ -5,7 +5,7 @@ import pytest
 
 import pellucid
 from pellucid.errors import InputError, ParameterError
-from pellucid.stages.view_series import open_view, open_views
+from pellucid.stages.registration.view_series import open_view, open_views
 
 VOXEL_UM = (1.0, 0.5, 0.5)
 SHAPE = (3, 6, 8)

@@ -13,9 +13,8 @@ from pellucid.core.tiling import Tiling
 from pellucid.data.manifest import Manifest
 from pellucid.data.recording import open_recording
 from pellucid.errors import InputError, NotFiniteError
-from pellucid.stages import volume_statistics
-from pellucid.stages.engine import InProcess
-from pellucid.stages.volume_statistics import (
+from pellucid.stages.pieces import volume_statistics
+from pellucid.stages.pieces.volume_statistics import (
     PERCENTILES,
     LazyVolume,
     combined,
@@ -23,6 +22,7 @@ from pellucid.stages.volume_statistics import (
     measured,
     sampled,
 )
+from pellucid.stages.work.engine import InProcess
 
 SHAPE = (16, 128, 192)
 

@@ -17,13 +17,13 @@ if TYPE_CHECKING:
     from pellucid.core.registration import Registration as Registration
     from pellucid.core.views import View as View
     from pellucid.data.recording import open_recording as open
-    from pellucid.stages.array_registration import register as register
-    from pellucid.stages.arrays import deconvolve as deconvolve
-    from pellucid.stages.arrays import write as write
-    from pellucid.stages.fusing_arrays import fuse as fuse
-    from pellucid.stages.network_arrays import restore as restore
-    from pellucid.stages.network_arrays import train as train
-    from pellucid.stages.stitching_arrays import stitch as stitch
+    from pellucid.stages.deconvolution.arrays import deconvolve as deconvolve
+    from pellucid.stages.deconvolution.arrays import write as write
+    from pellucid.stages.fusion.arrays import fuse as fuse
+    from pellucid.stages.networks.arrays import restore as restore
+    from pellucid.stages.networks.arrays import train as train
+    from pellucid.stages.registration.arrays import register as register
+    from pellucid.stages.stitching.arrays import stitch as stitch
 
 __version__ = "0.1.0"
 __all__ = [
@@ -37,15 +37,15 @@ _VERBS = {
     "Grid": ("pellucid.core.geometry", "Grid"),
     "Registration": ("pellucid.core.registration", "Registration"),
     "View": ("pellucid.core.views", "View"),
-    "deconvolve": ("pellucid.stages.arrays", "deconvolve"),
-    "fuse": ("pellucid.stages.fusing_arrays", "fuse"),
+    "deconvolve": ("pellucid.stages.deconvolution.arrays", "deconvolve"),
+    "fuse": ("pellucid.stages.fusion.arrays", "fuse"),
     "measure": ("pellucid.core.quality", "measure"),
     "open": ("pellucid.data.recording", "open_recording"),
-    "register": ("pellucid.stages.array_registration", "register"),
-    "restore": ("pellucid.stages.network_arrays", "restore"),
-    "stitch": ("pellucid.stages.stitching_arrays", "stitch"),
-    "train": ("pellucid.stages.network_arrays", "train"),
-    "write": ("pellucid.stages.arrays", "write"),
+    "register": ("pellucid.stages.registration.arrays", "register"),
+    "restore": ("pellucid.stages.networks.arrays", "restore"),
+    "stitch": ("pellucid.stages.stitching.arrays", "stitch"),
+    "train": ("pellucid.stages.networks.arrays", "train"),
+    "write": ("pellucid.stages.deconvolution.arrays", "write"),
 }
 
 

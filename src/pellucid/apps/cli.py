@@ -99,9 +99,9 @@ def deconvolve(
 
 def _deconvolve(parameters: DeconvolveParameters, *, dry_run: bool, json: bool) -> int:
     from pellucid.apps.text import begun_lines, failed_lines, plan_text
-    from pellucid.stages.cluster_choice import opened_engine
-    from pellucid.stages.deconvolve import run
-    from pellucid.stages.planning import plan_deconvolution
+    from pellucid.stages.deconvolution.deconvolve import run
+    from pellucid.stages.deconvolution.planning import plan_deconvolution
+    from pellucid.stages.work.cluster_choice import opened_engine
 
     plan = plan_deconvolution(parameters)
     if dry_run:

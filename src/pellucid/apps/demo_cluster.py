@@ -17,14 +17,14 @@ from pellucid.data.manifest import LIST_SUFFIX, files_beside, process_of
 from pellucid.data.record import RunRecord, read_record
 from pellucid.data.resumable_zarr import manifest_path
 from pellucid.errors import ParameterError
-from pellucid.stages.arrays import write
-from pellucid.stages.cluster_choice import opened_engine
-from pellucid.stages.deconvolve import run
-from pellucid.stages.engine import Engine, InProcess
-from pellucid.stages.events import Event, TileDone
+from pellucid.stages.deconvolution.arrays import write
+from pellucid.stages.deconvolution.deconvolve import run
+from pellucid.stages.deconvolution.planning import plan_deconvolution
 from pellucid.stages.parameters import DeconvolveParameters
-from pellucid.stages.planning import plan_deconvolution
-from pellucid.stages.psf_files import write_psf
+from pellucid.stages.psf.files import write_psf
+from pellucid.stages.work.cluster_choice import opened_engine
+from pellucid.stages.work.engine import Engine, InProcess
+from pellucid.stages.work.events import Event, TileDone
 
 SHAPE = (24, 256, 384)
 TILE = (24, 128, 128)

@@ -22,11 +22,11 @@ from pellucid.core.simulation import Camera, Recording, filaments, record, shell
 from pellucid.data.record import RunRecord, read_record
 from pellucid.data.recording import open_recording
 from pellucid.errors import InputError
-from pellucid.stages.arrays import write
-from pellucid.stages.deconvolve import run
+from pellucid.stages.deconvolution.arrays import write
+from pellucid.stages.deconvolution.deconvolve import run
+from pellucid.stages.deconvolution.planning import plan_deconvolution
 from pellucid.stages.parameters import DeconvolveParameters
-from pellucid.stages.planning import plan_deconvolution
-from pellucid.stages.psf_files import write_psf
+from pellucid.stages.psf.files import write_psf
 
 Volume = npt.NDArray[np.floating[Any]]
 

@@ -26,11 +26,11 @@ from pellucid.core.transform_series import WORLD
 from pellucid.core.views import View
 from pellucid.data.record import RunRecord, read_record
 from pellucid.data.recording import open_recording
-from pellucid.stages.arrays import write
-from pellucid.stages.fuse_parameters import FuseParameters
-from pellucid.stages.fuse_plan import plan_fusion
-from pellucid.stages.fusing import FuseOutcome, run_fusion
-from pellucid.stages.psf_files import write_psf
+from pellucid.stages.deconvolution.arrays import write
+from pellucid.stages.fusion.fusing import FuseOutcome, run_fusion
+from pellucid.stages.fusion.parameters import FuseParameters
+from pellucid.stages.fusion.planning import plan_fusion
+from pellucid.stages.psf.files import write_psf
 
 Volume = npt.NDArray[np.floating[Any]]
 

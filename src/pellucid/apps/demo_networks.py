@@ -28,8 +28,8 @@ from pellucid.networks.polish import Polished
 from pellucid.networks.share import Share, fallen_back
 from pellucid.networks.structures import specimen
 from pellucid.networks.trust import WRONG, Trust, as_map, scores
-from pellucid.stages.arrays import write
-from pellucid.stages.network_restoring import load_network
+from pellucid.stages.deconvolution.arrays import write
+from pellucid.stages.networks.restoring import load_network
 
 SHAPE = (24, 64, 224)
 VOXEL_UM = (0.25, 0.1625, 0.1625)

@@ -7,7 +7,7 @@ from cyclopts import Parameter
 
 from pellucid.apps.options import as_yaml, asked_of, options_of
 from pellucid.apps.terminal import OK, Progress, print_json, say
-from pellucid.stages.deskew_parameters import DeskewParameters
+from pellucid.stages.deskewing.parameters import DeskewParameters
 
 DeskewOptions: Any = options_of(DeskewParameters, without=frozenset({"input", "output"}))
 Options = Annotated[DeskewOptions, Parameter(name="*")]
@@ -52,7 +52,7 @@ def deskew(
 
 def _deskew(parameters: DeskewParameters, *, dry_run: bool, json: bool) -> int:
     from pellucid.apps.fusion_text import deskew_plan_text
-    from pellucid.stages.deskewing import plan_deskew, run_deskew
+    from pellucid.stages.deskewing.deskewing import plan_deskew, run_deskew
 
     plan = plan_deskew(parameters)
     if dry_run or json:

@@ -7,7 +7,7 @@ from cyclopts import Parameter
 
 from pellucid.apps.options import as_yaml, asked, options_of
 from pellucid.apps.terminal import OK, SOME_FAILED, Progress, print_json, say
-from pellucid.stages.fuse_parameters import FuseParameters
+from pellucid.stages.fusion.parameters import FuseParameters
 
 FuseOptions: Any = options_of(FuseParameters, without=frozenset({"inputs", "output"}))
 Options = Annotated[FuseOptions, Parameter(name="*")]
@@ -51,10 +51,10 @@ def fuse(
 
 def _fuse(parameters: FuseParameters, *, dry_run: bool, json: bool) -> int:
     from pellucid.apps.fusion_text import fuse_lines, fuse_plan_text
-    from pellucid.stages.cluster_choice import opened_engine
-    from pellucid.stages.fuse_plan import plan_fusion
-    from pellucid.stages.fusing import run_fusion
-    from pellucid.stages.projecting import movie_is_possible
+    from pellucid.stages.deskewing.projecting import movie_is_possible
+    from pellucid.stages.fusion.fusing import run_fusion
+    from pellucid.stages.fusion.planning import plan_fusion
+    from pellucid.stages.work.cluster_choice import opened_engine
 
     plan = plan_fusion(parameters)
     if dry_run:

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pellucid.apps.text import tiles_text
-from pellucid.stages.piece_choice import gib
+from pellucid.stages.pieces.piece_choice import gib
 
 
 def deskew_plan_text(plan: Mapping[str, Any]) -> str:

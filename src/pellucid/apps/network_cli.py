@@ -7,7 +7,7 @@ from cyclopts import App, Parameter
 
 from pellucid.apps.options import as_yaml, asked_of, given, options_of, read_config
 from pellucid.apps.terminal import OK, Progress, print_json, say
-from pellucid.stages.network_parameters import ExportParameters, RestoreParameters, TrainParameters
+from pellucid.stages.networks.parameters import ExportParameters, RestoreParameters, TrainParameters
 
 RestoreOptions: Any = options_of(
     RestoreParameters, without=frozenset({"input", "model", "output"})
@@ -34,7 +34,7 @@ def train(recipe: Path, *, json: bool = False) -> int:
     """
     parameters = TrainParameters.checked(read_config(recipe))
     from pellucid.networks.team import is_first
-    from pellucid.stages.training import train
+    from pellucid.stages.networks.training import train
 
     def look(trainer: Any) -> None:
         last = trainer.curve[-1]
@@ -80,8 +80,8 @@ def restore(
     if print_config:
         print(as_yaml(parameters), end="")
         return OK
-    from pellucid.stages.cluster_choice import opened_engine
-    from pellucid.stages.network_restoring import plan_restoring, run_restoring
+    from pellucid.stages.networks.restoring import plan_restoring, run_restoring
+    from pellucid.stages.work.cluster_choice import opened_engine
 
     plan = plan_restoring(parameters)
     with opened_engine(parameters.cluster) as engine:
@@ -119,7 +119,7 @@ def export(
         Print JSON for machines, and only that.
     """
     parameters = ExportParameters.checked({"model": model, "output": output, **given(options)})
-    from pellucid.stages.model_exporting import export
+    from pellucid.stages.networks.exporting import export
 
     written = export(parameters)
     print_json({"package": written}) if json else say(f"wrote {written}")

@@ -11,8 +11,8 @@ from matplotlib.patches import Rectangle
 from pellucid.core.placement import Placement
 from pellucid.data.output import stem
 from pellucid.data.writer import plain_errors
-from pellucid.stages.stitch_plan import StitchPlan
-from pellucid.stages.stitching import StitchOutcome
+from pellucid.stages.stitching.plan import StitchPlan
+from pellucid.stages.stitching.stitching import StitchOutcome
 
 LEAST_SCALE_PX = 0.1
 INK, STAGE, BAD = "#1d2733", "#9aa7b0", "#c0392b"

@@ -8,7 +8,7 @@ from cyclopts import App, Parameter
 from pellucid.apps.options import given, options_of
 from pellucid.apps.terminal import OK, print_json, say
 from pellucid.stages.parameters import InputParameters, OpticsParameters
-from pellucid.stages.psf_field_parameters import DepthFieldParameters
+from pellucid.stages.psf.field_parameters import DepthFieldParameters
 
 psf_app = App(name="psf", help="Make, distill and inspect point spread functions.")
 
@@ -40,8 +40,8 @@ def inspect(
     """
     from pellucid.apps.text import psf_text
     from pellucid.data.psf_field_file import is_field_file
-    from pellucid.stages.psf_choice import prepared_psf
-    from pellucid.stages.psf_files import inspect_psf
+    from pellucid.stages.psf.choice import prepared_psf
+    from pellucid.stages.psf.files import inspect_psf
 
     if is_field_file(file):
         return _inspect_field(file, picture, json)
@@ -75,7 +75,7 @@ def make(
         Replace an output that exists.
     """
     from pellucid.core.psf import fwhm_um
-    from pellucid.stages.psf_files import make_psf
+    from pellucid.stages.psf.files import make_psf
 
     spacing = InputParameters.checked(given(voxel)).voxel_um
     psf = make_psf(OpticsParameters.checked(given(optics)), spacing, output, overwrite=overwrite)
@@ -101,7 +101,7 @@ def field(
         Replace an output that exists.
     """
     from pellucid.apps.psf_field_text import field_text
-    from pellucid.stages.psf_field_files import make_depth_field
+    from pellucid.stages.psf.field_files import make_depth_field
 
     asked = DepthFieldParameters.checked(given(options))
     made = make_depth_field(asked, output, overwrite=overwrite)
@@ -139,7 +139,7 @@ def beads(
         Print JSON for machines, and only that.
     """
     from pellucid.apps.text import beads_text
-    from pellucid.stages.psf_files import distill_file
+    from pellucid.stages.psf.files import distill_file
 
     if field:
         return _bead_field(
@@ -171,7 +171,7 @@ def _bead_field(
     overwrite: bool, json: bool,
 ) -> int:  # fmt: skip
     from pellucid.apps.psf_field_text import field_text
-    from pellucid.stages.psf_field_files import distill_field_file, field_figures
+    from pellucid.stages.psf.field_files import distill_field_file, field_figures
 
     found = distill_field_file(stack, reading, output, bead_um=bead_um, overwrite=overwrite)
     if json:
@@ -186,7 +186,7 @@ def _inspect_field(file: Path, picture: Path | None, json: bool) -> int:
     from pellucid.apps.psf_field_text import field_text
     from pellucid.data.psf_field_file import read_psf_field
     from pellucid.errors import ParameterError
-    from pellucid.stages.psf_field_files import inspect_field
+    from pellucid.stages.psf.field_files import inspect_field
 
     if picture is not None:
         raise ParameterError("picture: of one PSF, not of a field. Leave it out.")

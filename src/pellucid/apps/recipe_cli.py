@@ -9,8 +9,8 @@ from pellucid.apps.options import read_config
 from pellucid.apps.terminal import OK, SOME_FAILED, Progress, print_json, say
 
 if TYPE_CHECKING:
-    from pellucid.stages.recipe_plan import RecipePlan
-    from pellucid.stages.recipe_work import Ran, Work
+    from pellucid.stages.recipes.plan import RecipePlan
+    from pellucid.stages.recipes.work import Ran, Work
 
 
 def run(
@@ -38,7 +38,7 @@ def run(
     json
         Print JSON for machines, and only that.
     """
-    from pellucid.stages.recipe_run import run_recipe
+    from pellucid.stages.recipes.run import run_recipe
 
     plan = _plan(recipe, resume, overwrite, cluster)
     with _RecipeProgress(quiet=json) as progress:
@@ -85,7 +85,7 @@ def plan(
         Print JSON for machines, and only that.
     """
     from pellucid.apps.recipe_text import plan_json, plan_text
-    from pellucid.stages.recipe_probe import estimated_seconds
+    from pellucid.stages.recipes.probe import estimated_seconds
 
     made = _plan(recipe, resume, overwrite, cluster)
     seconds = {} if no_probe else estimated_seconds(made)
@@ -95,7 +95,7 @@ def plan(
 
 def _plan(recipe: Path, resume: bool, overwrite: bool, cluster: str | None) -> "RecipePlan":
     from pellucid.errors import ParameterError
-    from pellucid.stages.recipe_parameters import recipe_of
+    from pellucid.stages.recipes.parameters import recipe_of
 
     try:
         read = recipe_of(read_config(recipe), recipe.stem)
@@ -106,7 +106,7 @@ def _plan(recipe: Path, resume: bool, overwrite: bool, cluster: str | None) -> "
             str(error),
         )
         raise ParameterError(said) from error
-    from pellucid.stages.recipe_plan import plan_recipe
+    from pellucid.stages.recipes.plan import plan_recipe
 
     return plan_recipe(read, resume=resume, overwrite=overwrite, cluster=cluster)
 
@@ -144,7 +144,7 @@ class _RecipeProgress:
         self._end(*error)
 
     def __call__(self, event: Any) -> None:
-        from pellucid.stages.recipe_run import StepBegun, StepRemoved, StepSkipped
+        from pellucid.stages.recipes.run import StepBegun, StepRemoved, StepSkipped
 
         if isinstance(event, StepBegun):
             self._end(None, None, None)

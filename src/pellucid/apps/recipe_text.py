@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from pellucid.stages.piece_choice import gib
-from pellucid.stages.recipe_plan import Job, RecipePlan
+from pellucid.stages.pieces.piece_choice import gib
+from pellucid.stages.recipes.plan import Job, RecipePlan
 
 
 def plan_json(plan: RecipePlan, seconds: Mapping[str, float | None]) -> dict[str, Any]:

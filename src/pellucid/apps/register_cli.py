@@ -49,8 +49,8 @@ def register(
 
 
 def _register(parameters: RegisterParameters, *, dry_run: bool, json: bool) -> int:
-    from pellucid.stages.cluster_choice import opened_engine
-    from pellucid.stages.register_files import plan_registration, run_registration
+    from pellucid.stages.registration.register_files import plan_registration, run_registration
+    from pellucid.stages.work.cluster_choice import opened_engine
 
     plan = plan_registration(parameters)
     said = plan.to_json()

@@ -14,8 +14,8 @@ from pellucid.data.plain_json import plain_json
 from pellucid.data.record import read_record
 from pellucid.data.recording import open_recording
 from pellucid.data.writer import write_atomically
-from pellucid.stages.deconvolve import Outcome
-from pellucid.stages.planning import Plan
+from pellucid.stages.deconvolution.deconvolve import Outcome
+from pellucid.stages.deconvolution.planning import Plan
 
 # A report is read, not archived: this many volumes are shown.
 MOST_SHOWN = 4

@@ -10,7 +10,7 @@ from pellucid.apps.options import given, merged, options_of, yaml_text
 from pellucid.apps.terminal import OK, SOME_FAILED, Progress, print_json, say
 from pellucid.data.plain_json import plain_json
 from pellucid.stages.parameters import DeconvolveParameters
-from pellucid.stages.stitch_parameters import StitchParameters
+from pellucid.stages.stitching.parameters import StitchParameters
 
 # What a mosaic that is deconvolved in the same pass can be told beyond what stitching is told.
 SHARPENING = [
@@ -75,8 +75,8 @@ def stitch(
 
 def _stitch(parameters: StitchParameters, *, dry_run: bool, json: bool) -> int:
     from pellucid.apps.placement_picture import drawn_placement
-    from pellucid.stages.stitch_plan import plan_stitching
-    from pellucid.stages.stitching import run_stitching
+    from pellucid.stages.stitching.plan import plan_stitching
+    from pellucid.stages.stitching.stitching import run_stitching
 
     plan = plan_stitching(parameters)
     if dry_run:
@@ -98,8 +98,8 @@ def _stitch_sharply(
     from pellucid.apps.placement_picture import drawn_placement
     from pellucid.apps.text import begun_lines as sharpening_lines
     from pellucid.apps.text import plan_text as deconvolution_text
-    from pellucid.stages.cluster_choice import opened_engine
-    from pellucid.stages.mosaic_deconvolving import plan_mosaic, run_mosaic
+    from pellucid.stages.stitching.mosaic_deconvolving import plan_mosaic, run_mosaic
+    from pellucid.stages.work.cluster_choice import opened_engine
 
     shared = {name: getattr(parameters, name) for name in ("inputs", "output", "overwrite", "ome_zarr")}
     background = {} if parameters.background is None else {"background": parameters.background}
@@ -159,7 +159,7 @@ def begun_lines(plan: Any) -> list[str]:
 def plan_text(plan: Mapping[str, Any]) -> str:
     """A plan of stitching (`StitchPlan.to_json`) as lines."""
     from pellucid.apps.fusion_text import machine_lines
-    from pellucid.stages.piece_choice import gib
+    from pellucid.stages.pieces.piece_choice import gib
 
     lines = ["tiles        first voxel z, y, x (px) and size"]
     for tile in plan["tiles"]:

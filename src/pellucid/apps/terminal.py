@@ -12,7 +12,7 @@ from typing import Any, Self, TextIO
 
 from pellucid.data.plain_json import plain_json
 from pellucid.errors import ParameterError, PellucidError, PellucidWarning
-from pellucid.stages.events import (
+from pellucid.stages.work.events import (
     Event,
     FileDone,
     TileDone,

@@ -9,8 +9,8 @@ from rich.console import Console
 from rich.table import Table
 
 from pellucid.core.beads import BeadPsf
-from pellucid.stages.piece_choice import gib
-from pellucid.stages.resources import describe_device
+from pellucid.stages.pieces.piece_choice import gib
+from pellucid.stages.work.resources import describe_device
 
 
 def plan_text(plan: Mapping[str, Any]) -> str:

@@ -20,6 +20,7 @@ from pellucid.core.psf import Psf
 from pellucid.core.psf_field import PsfField
 from pellucid.core.views import LitView, View, brightened, prepared
 
+
 @dataclass(frozen=True)
 class Microscope:
     """The operators of all views on one object, and the part of it that they are asked about."""

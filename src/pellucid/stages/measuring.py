@@ -13,9 +13,9 @@ from pellucid.data.record import RunRecord, fingerprint, read_record, write_reco
 from pellucid.data.recording import Recording, open_recording
 from pellucid.data.writer import check_output_path, plain_errors, write_atomically
 from pellucid.errors import InputError
-from pellucid.stages.events import FileDone, OnEvent, VolumeDone, ignore
 from pellucid.stages.parameters import InputParameters, MeasureParameters
-from pellucid.stages.planning import chosen
+from pellucid.stages.selection import chosen
+from pellucid.stages.work.events import FileDone, OnEvent, VolumeDone, ignore
 
 MEASURED_BYTES = 24
 """For each voxel: its float32, and what spectra and correlations take of them."""

@@ -1,0 +1,1 @@
+"""Deconvolution of files and arrays, in one piece or by tiles."""

@@ -1,0 +1,1 @@
+"""Stage scans brought onto upright voxels, and projections."""

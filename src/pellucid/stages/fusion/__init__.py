@@ -1,0 +1,1 @@
+"""Registered views fused: placed, planned, in one piece or block by block."""

@@ -1,0 +1,1 @@
+"""One volume in pieces: cut, measured, written, and gone on with."""

@@ -1,0 +1,1 @@
+"""PSFs and PSF fields: chosen, prepared, measured from beads, written."""

@@ -1,0 +1,1 @@
+"""Views of one specimen: opened, registered over time, their transforms written."""

@@ -1,0 +1,1 @@
+"""Tiles of a mosaic: placed, blended, deconvolved."""
