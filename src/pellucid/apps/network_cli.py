@@ -10,7 +10,7 @@ from pellucid.apps.terminal import OK, Progress, print_json, say
 from pellucid.stages.networks.parameters import ExportParameters, RestoreParameters, TrainParameters
 
 RestoreOptions: Any = options_of(
-    RestoreParameters, without=frozenset({"input", "model", "output"})
+    RestoreParameters, without=frozenset({"input", "views", "model", "output"})
 )
 Options = Annotated[RestoreOptions, Parameter(name="*")]
 Output = Annotated[Path | None, Parameter(name=["--output", "-o"])]
@@ -49,8 +49,7 @@ def train(recipe: Path, *, json: bool = False) -> int:
 
 
 def restore(
-    input: Path | None = None,
-    *,
+    *inputs: str,
     model: Path | None = None,
     output: Output = None,
     options: Options = RestoreOptions(),
@@ -62,8 +61,8 @@ def restore(
 
     Parameters
     ----------
-    input
-        TIFF, OME-TIFF, OME-Zarr or .npy.
+    inputs
+        TIFF, OME-TIFF, OME-Zarr or .npy; for a model of several views each view, as `pellucid fuse` takes.
     model
         Folder that `pellucid train` wrote.
     output
@@ -75,27 +74,30 @@ def restore(
     json
         Print JSON for machines, and only that.
     """
-    named = {"input": input, "model": model, "output": output}
+    named = {
+        "input": inputs[0] if inputs else None, "views": inputs[1:] or None, "model": model,
+        "output": output,
+    }  # fmt: skip
     parameters = asked_of(RestoreParameters, "restore", config, options, named)
     if print_config:
         print(as_yaml(parameters), end="")
         return OK
-    from pellucid.stages.networks.restoring import plan_restoring, run_restoring
+    from pellucid.stages.networks.view_restoring import plan_restoration, run_restoration
     from pellucid.stages.work.cluster_choice import opened_engine
 
-    plan = plan_restoring(parameters)
+    plan = plan_restoration(parameters)
     with opened_engine(parameters.cluster) as engine:
         if parameters.cluster is not None and not json:
             say(engine.described)
         with Progress(plan.steps, quiet=json, doing="restoring") as progress:
-            stats = run_restoring(plan, progress, engine)
+            stats = run_restoration(plan, progress, engine)
     if json:
         print_json(stats)
         return OK
-    for volume, said in zip(plan.volumes.values(), stats["volumes"], strict=True):
-        say(f"{volume.name}: {said['iterations']} physical iterations")
+    for name, said in zip(plan.names, stats["volumes"], strict=True):
+        say(f"{name}: {said['iterations']} physical iterations")
         if "doubtful_regions" in said:
-            say(f"{volume.name}: {said['doubtful_regions']} regions are not to be believed")
+            say(f"{name}: {said['doubtful_regions']} regions are not to be believed")
     return OK
 
 

@@ -34,7 +34,7 @@ def wiener_steps(
 ) -> list[Tensor]:
     """Return for every view a step of its signal on a part of the object; their mean is the start.
 
-    Views at angles to the object are filtered together, others each by itself.
+    Views at angles to the object are filtered together, and all are given the same; others each by itself.
 
     Parameters
     ----------
@@ -49,23 +49,22 @@ def wiener_steps(
             sampled_view(signal, operator, part).div_(flux_of(operator))
             for signal, operator in zip(signals, operators, strict=True)
         ]
-    return _filtered_together(shown, operators, part)
+    step = _filtered_together(shown, operators, part)
+    return [step.clone() for _ in operators]
 
 
 def _filtered_together(
     seen: list[Tensor], operators: tuple[LinearOperator, ...], part: Window
-) -> list[Tensor]:
-    """Return what each view, sampled on a part of the object, adds to the mean of the Wiener steps."""
+) -> Tensor:
+    """Return the Wiener step of all views, each of them sampled on a part of the object."""
     filters = _filters(operators, part)
-    shape = seen[0].shape
-    one = [torch.ones(1, 1, 1, device=seen[0].device)]
-    return [
-        unmixed(
-            closed(image, filters.before, filters.grid).contiguous(), one, [transfer],
-            filters.grid, (shape[0], shape[1], shape[2]),
-        )
-        for image, transfer in zip(seen, filters.transfers, strict=True)
-    ]  # fmt: skip
+    z, y, x = seen[0].shape
+    total = torch.zeros_like(seen[0])
+    one = [torch.ones(1, 1, 1, dtype=total.dtype, device=total.device)]
+    for image, transfer in zip(seen, filters.transfers, strict=True):
+        wide = closed(image, filters.before, filters.grid).contiguous()
+        total += unmixed(wide, one, [transfer], filters.grid, (z, y, x))
+    return total
 
 
 def sampled_view(image: Tensor, operator: LinearOperator, part: Window) -> Tensor:
@@ -87,7 +86,7 @@ def linear_estimate(problem: Problem, signals: list[Tensor]) -> Tensor:
     """Return the mean of the Wiener steps of all views, on the object's whole grid."""
     z, y, x = (slice(0, n) for n in problem.shape)
     steps = wiener_steps(problem, signals, (z, y, x))
-    return torch.stack(steps).mean(dim=0)
+    return steps[0] if len(steps) == 1 else torch.stack(steps).mean(dim=0)
 
 
 def flux_of(operator: LinearOperator) -> float:
@@ -170,5 +169,5 @@ def _made(operators: tuple[LinearOperator, ...], part: Window) -> JointFilters:
         otfs.append(transfer_function(torch.from_numpy(psf.values.copy()).to(like), grid, (a, b, c)))
     power = sum((otf.abs().square_() for otf in otfs[1:]), start=otfs[0].abs().square_())
     power += ALPHA * float(power.max())
-    transfers = [otf.mul_(len(otfs)).div_(power) for otf in otfs]
+    transfers = [otf.div_(power) for otf in otfs]
     return JointFilters(operators[1:], (before[0], before[1], before[2]), grid, transfers)

@@ -45,7 +45,7 @@ class TrainParameters(Parameters):
     )
     axis: str = Field("y", description="Axis of the angles: z, y, x, or a vector z,y,x.")
     transforms: Path | None = Field(
-        None, description="How several views stand, in place of angles: .json of register or fuse, ITK .txt."
+        None, description="How several views stand, in place of angles: .json of register, ITK .txt."
     )
     voxel_um: SpacingUm = Field(None, description="Voxel size z,y,x of the images to restore.")
     modality: str = Field("unknown", description="Kind of microscope, kept in the card.")
@@ -83,7 +83,12 @@ class TrainParameters(Parameters):
 class RestoreParameters(Parameters):
     """Everything that `pellucid restore` can be told."""
 
-    input: Path = Field(description="A recording.")
+    input: Path = Field(description="A recording; of several views the first.")
+    views: Names = Field((), description="The other views, in the order that the model knows.")
+    transforms: Path | None = Field(
+        None,
+        description="File of transforms of several views, as fuse takes; else they are registered first.",
+    )
     model: Path = Field(description="Folder of a model.")
     output: Path = Field(description=".ome.zarr, .ome.tif or .tif.")
     polish: Polish = Field("auto", description="Physical iterations after the network.")

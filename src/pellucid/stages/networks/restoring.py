@@ -35,7 +35,7 @@ from pellucid.networks.polish import Polished
 from pellucid.networks.restorer import Network
 from pellucid.networks.share import Share, fallen_back
 from pellucid.networks.trust import Trust, as_map
-from pellucid.networks.views import Optics
+from pellucid.networks.views import Optics, Views
 from pellucid.stages.networks.optics import optics_of
 from pellucid.stages.networks.parameters import RestoreParameters
 from pellucid.stages.networks.tiles import planned_tiles, run_network_tiles, without_tiles
@@ -125,6 +125,11 @@ class RestorePlan:
         }
 
     @property
+    def names(self) -> list[str]:
+        """Of the volumes, for people."""
+        return [volume.name for volume in self.volumes.values()]
+
+    @property
     def total(self) -> int:
         """Number of (z, y, x) volumes."""
         return len(self.times) * len(self.channels)
@@ -149,11 +154,18 @@ def plan_restoring(parameters: RestoreParameters) -> RestorePlan:
     InputError, OutputError, PlanError : what cannot be, in one sentence
     """
     network, psf, card = load_network(parameters.model)
-    if parameters.modality not in (None, card["modality"]):
+    if isinstance(psf, Views):
         raise InputError(
-            f"{parameters.model.name}: a model for {card['modality']}, asked for "
-            f"{parameters.modality}. Choose a model of that modality."
+            f"{parameters.model.name}: a model for {len(psf.psfs)} views, and this restores one. Use "
+            "`pellucid restore A B ...`."
         )
+    if parameters.views or parameters.transforms is not None:
+        raise InputError(
+            f"{parameters.model.name}: a model for one view, got {1 + len(parameters.views)}"
+            + (" and transforms" if parameters.transforms is not None else "")
+            + ". Fuse the views (`pellucid fuse`), or train a model for as many."
+        )
+    check_modality(card, parameters)
     asks = {"fall_back": parameters.fall_back, "verdict": parameters.verdict is not None}
     check_card(card, parameters.model.name, **asks)
     place = workplace_of(parameters)
@@ -197,6 +209,15 @@ def _fitted(plan: RestorePlan, place: Workplace) -> RestorePlan:
         f"{plan.recording.path.name}: restoring {plan.shape[2:]} needs {gib(plan.peak_bytes)} and "
         f"{plan.device} has {gib(room)} free. {why}, or take a crop."
     )
+
+
+def check_modality(card: dict[str, Any], asked: RestoreParameters) -> None:
+    """InputError where a model is of another modality than asked for."""
+    if asked.modality not in (None, card["modality"]):
+        raise InputError(
+            f"{asked.model.name}: a model for {card['modality']}, asked for {asked.modality}. Choose a "
+            "model of that modality."
+        )
 
 
 def check_card(card: dict[str, Any], name: str, *, fall_back: bool, verdict: bool) -> None:

@@ -13,7 +13,8 @@ import torch
 
 from pellucid.core.fusion import joint_problem
 from pellucid.core.geometry import Affine, Grid
-from pellucid.core.transform_series import SeriesRegistration
+from pellucid.core.registration import register
+from pellucid.core.transform_series import WORLD, SeriesRegistration
 from pellucid.core.views import LitView, View, proposed_world
 from pellucid.data.output import check_not_input, create_output, stem
 from pellucid.data.record import RunRecord, fingerprint, write_record
@@ -23,14 +24,26 @@ from pellucid.errors import InputError, OutputError, ParameterError, PlanError
 from pellucid.networks.polish import Polished
 from pellucid.networks.restorer import Network
 from pellucid.networks.views import MOST_TURNED_DEG, Views, boxed, joint_views
+from pellucid.stages.networks.optics import voxels_of
 from pellucid.stages.networks.parameters import RestoreParameters
-from pellucid.stages.networks.restoring import answer_of, check_spacing, peak_of
+from pellucid.stages.networks.restoring import (
+    RestorePlan,
+    answer_of,
+    check_card,
+    check_modality,
+    load_network,
+    peak_of,
+    plan_restoring,
+    run_restoring,
+)
+from pellucid.stages.networks.training import check_spacing
 from pellucid.stages.parameters import RegistrationParameters
 from pellucid.stages.pieces.piece_choice import gib, workplace_of
 from pellucid.stages.registration.given_transforms import applied, read_given
 from pellucid.stages.registration.pair_registration import centred
 from pellucid.stages.registration.registering import register_series
 from pellucid.stages.registration.view_series import ViewSeries, open_views
+from pellucid.stages.work.engine import Engine, InProcess
 from pellucid.stages.work.events import (
     Event,
     FileDone,
@@ -66,7 +79,8 @@ class ViewsPlan:
     @property
     def restorer(self) -> Polished:
         """The network with its polish."""
-        return Polished(self.network, self.parameters.polish_iterations)
+        polish = self.parameters.polish
+        return Polished(self.network, None if polish == "auto" else int(polish))
 
     @property
     def output(self) -> Path:
@@ -95,9 +109,14 @@ class ViewsPlan:
         return [f"t={first.times[t]} c={first.channels[c]}" for t, c in self.places]
 
     @property
-    def steps(self) -> int:
-        """Number of volumes."""
+    def total(self) -> int:
+        """Number of (z, y, x) volumes."""
         return len(self.places)
+
+    @property
+    def steps(self) -> int:
+        """The same: none is cut."""
+        return self.total
 
     def side_outputs(self) -> list[Path]:
         """What is written beside the image: what to believe, and transforms that were found here."""
@@ -106,6 +125,23 @@ class ViewsPlan:
         if self.given is None:
             paths.append(self.output.with_name(f"{stem(self.output)}_transforms.json"))
         return paths
+
+
+def plan_restoration(parameters: RestoreParameters) -> RestorePlan | ViewsPlan:
+    """The plan of a restoration, of one view or of several as the model has it; errors as of either."""
+    network, optics, card = load_network(parameters.model)
+    if isinstance(optics, Views):
+        return plan_views(parameters, network, optics, card)
+    return plan_restoring(parameters)
+
+
+def run_restoration(
+    plan: RestorePlan | ViewsPlan, on_event: OnEvent = ignore, engine: Engine = InProcess()
+) -> dict[str, Any]:
+    """Carry out the plan of either kind; returns the statistics, with those of every volume."""
+    if isinstance(plan, ViewsPlan):
+        return run_views(plan, on_event)
+    return run_restoring(plan, on_event, engine)
 
 
 def plan_views(
@@ -122,13 +158,16 @@ def plan_views(
             f"{parameters.model.name}: a model for {len(optics.psfs)} views, and tiles restore one. Leave "
             "out --tile, --cluster and --resume."
         )
+    check_modality(card, parameters)
+    asks = {"fall_back": parameters.fall_back, "verdict": parameters.verdict is not None}
+    check_card(card, parameters.model.name, **asks)
     views = open_views(
         (parameters.input, *parameters.views), voxel_um=parameters.voxel_um, time=parameters.time,
         channel=parameters.channel,
     )  # fmt: skip
     check_count(len(views), optics, parameters.model.name)
     for view, psf in zip(views, optics.psfs, strict=True):
-        check_spacing(view.voxel_um, psf.spacing_um, view.name)
+        check_spacing(view.voxel_um, voxels_of(psf), view.name)
     given = None
     if parameters.transforms is not None:
         path = parameters.transforms.expanduser()
@@ -230,9 +269,10 @@ def _registered(plan: ViewsPlan, on_event: OnEvent) -> SeriesRegistration:
         elif not isinstance(event, VolumeDone):
             on_event(event)
 
+    psfs = [psf.values.astype(np.float32) for psf in plan.optics.psfs]
     found = register_series(
-        plan.views, RegistrationParameters(), only_trouble, nominal=_nominal(plan.optics, plan.views),
-        psfs=[psf.values.astype(np.float32) for psf in plan.optics.psfs], device=plan.device,
+        plan.views, RegistrationParameters.checked({}), only_trouble,
+        nominal=_nominal(plan.optics, plan.views), psfs=psfs, device=plan.device,
     )  # fmt: skip
     if found.failures:
         failed = found.failures[0]
@@ -283,6 +323,34 @@ def _world(
         for view, place in zip(views, places, strict=True)
     ]
     return proposed_world(hollow, cover="overlap", spacing_um=optics.spacing_um)
+
+
+def placed(arrays: Sequence[Any], optics: Views, device: str) -> list[View]:
+    """Arrays on the voxels of the model's views, each registered to the first.
+
+    Raises
+    ------
+    InputError : a registration that is not to be believed
+    """
+    first, *others = (
+        Grid(tuple(np.shape(image)), voxels_of(psf), frame=f"view {v}")
+        for v, (image, psf) in enumerate(zip(arrays, optics.psfs, strict=True))
+    )
+    identity = Affine.identity(source=WORLD, target="view 0")
+    views = [View(arrays[0], first, identity, optics.psfs[0])]
+    for v, grid in enumerate(others, 1):
+        linear = optics.linears[v] @ np.linalg.inv(optics.linears[0])
+        shift = grid.centre_um - linear @ first.centre_um
+        result = register(
+            arrays[0], arrays[v], fixed_spacing_um=first.spacing_um, moving_spacing_um=grid.spacing_um,
+            nominal=Affine.from_linear(linear, translation_um=shift, source="fixed", target="moving"),
+            fixed_psf=optics.psfs[0].values, moving_psf=optics.psfs[v].values, device=device,
+        )  # fmt: skip
+        if not result.converged:
+            raise InputError(f"restore: view {v} cannot be registered to view 0: {result.reason}")
+        transform = result.fixed_to_moving.with_frames(source=WORLD, target=grid.frame)
+        views.append(View(arrays[v], grid, transform, optics.psfs[v]))
+    return views
 
 
 def _image(plan: ViewsPlan, world: Grid) -> ImageDescription:
