@@ -1,0 +1,215 @@
+"""Networks of several views: seen on the object's grid, one Wiener step of all, judged on that grid."""
+
+import numpy as np
+import pytest
+import torch
+
+from pellucid.core.geometry import Affine, Grid
+from pellucid.core.multiview import record_views, turned_arms
+from pellucid.core.problem import Observation, Problem
+from pellucid.core.psf import Psf, fwhm_px
+from pellucid.core.psf_theory import gaussian
+from pellucid.core.quality import ncc
+from pellucid.core.simulation import filaments
+from pellucid.core.views import View
+from pellucid.networks.evidence import gather, resolution_px
+from pellucid.networks.features import BORDER, classical, inputs_of, recorded_part
+from pellucid.networks.model import Architecture, RestorationNet
+from pellucid.networks.polish import Polished, contradiction
+from pellucid.networks.restorer import Network
+from pellucid.networks.share import best_share
+from pellucid.networks.structures import Light, simulate
+from pellucid.networks.training import Schedule, SimulatedPairs, held_out_pairs, trained
+from pellucid.networks.trust import calibration_case, stretched
+from pellucid.networks.view_sampling import linear_estimate, object_psf, sampled_view
+from pellucid.networks.views import Views, joint_views
+
+UM = 0.2
+BRIGHT = Light((300.0, 300.0), (2.0, 2.0), (1.0, 1.0))
+TURN = Affine.rotation("y", np.radians(88.0))
+
+
+def dual(planes_every=1):
+    """Two arms, at nearly a right angle, blurred along their own axes."""
+    spacing = (planes_every * UM, UM, UM)
+    psf = gaussian((6 * UM, 2.5 * UM, 2.5 * UM), spacing, (13 // planes_every | 1, 7, 7))
+    return Views.of([psf, psf], [Affine.identity(), TURN], (UM, UM, UM))
+
+
+SHAPE = (24, 24, 24)
+
+
+def problem_of(views=None, kind="filaments", seed=3, light=BRIGHT):
+    microscope = (views or dual()).microscope(SHAPE, seed)
+    return simulate(microscope.operators, kind, seed, light, microscope.window)
+
+
+@pytest.mark.parametrize("planes_every", [1, 3])
+def test_views_on_the_objects_grid_keep_its_unit_of_light(planes_every):
+    views = dual(planes_every)
+    problem = problem_of(views).problem
+    flat = torch.full(problem.shape, 5.0)
+    observations = (
+        Observation(o.operator.forward(flat), o.operator) for o in problem.observations
+    )
+    inputs = inputs_of(Problem(tuple(observations), problem.window), part=problem.window)
+    for image in inputs[[0, 3]]:
+        # the PSF that lacks what sampling blurs is not flat to the last digit
+        assert float((image - 5).abs().max()) < 0.05
+    assert torch.equal(inputs[1], inputs[4])
+    assert float(inputs[1][4:-4, 4:-4, 4:-4].mean()) == pytest.approx(5, rel=0.02)
+
+
+def test_inputs_scale_with_the_light():
+    problem = problem_of().problem
+    brighter = Problem(
+        tuple(Observation(9 * o.image, o.operator, 9 * o.background) for o in problem.observations),
+        problem.window,
+    )
+    once, again = (inputs_of(p, part=problem.window) for p in (problem, brighter))
+    # the noise level is a square root
+    for channel, factor in ((0, 9), (1, 9), (2, 3), (4, 9)):
+        torch.testing.assert_close(again[channel], factor * once[channel], rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("planes_every", [1, 3])
+def test_a_turned_psf_is_what_a_point_becomes(planes_every):
+    """Against the operators themselves: points at many phases, seen by a view and sampled back."""
+    microscope = dual(planes_every).microscope(SHAPE)
+    everywhere = tuple(slice(0, n) for n in microscope.operators[0].domain_shape)
+    middle = [n // 2 for n in microscope.operators[0].domain_shape]
+    for operator in microscope.operators:
+        seen = torch.zeros(21, 21, 21)
+        for phase in np.ndindex(3, 3, 3):
+            place = [m + p - 1 for m, p in zip(middle, phase, strict=True)]
+            point = torch.zeros(operator.domain_shape)
+            point[tuple(place)] = 1.0
+            image = sampled_view(operator.forward(point), operator, everywhere)
+            seen += image[tuple(slice(p - 10, p + 11) for p in place)]
+        measured = Psf.normalised(seen.double().clamp_min(0).numpy())
+        np.testing.assert_allclose(fwhm_px(object_psf(operator)), fwhm_px(measured), rtol=0.1)
+
+
+def test_one_step_of_both_views_is_nearer_to_the_object_than_that_of_either():
+    example = problem_of()
+    problem, window = example.problem, example.problem.window
+    signals = [o.image - o.background for o in problem.observations]
+    truth = example.truth[window].numpy()
+    both = linear_estimate(problem, signals)[window].numpy()
+    alone = [
+        linear_estimate(Problem((o,), window), [s])[window].numpy()
+        for o, s in zip(problem.observations, signals, strict=True)
+    ]
+    assert ncc(both, truth) > 0.01 + max(ncc(one, truth) for one in alone)
+
+
+def test_a_network_answers_where_it_is_asked_and_is_continued_beyond():
+    problem = problem_of().problem
+    part = recorded_part(problem)
+    assert [p.stop - p.start for p in part] == [n + 2 * BORDER for n in SHAPE]
+    estimate = Network(RestorationNet(Architecture(views=2, width=8))).estimate(problem)
+    assert tuple(estimate.shape) == problem.shape
+    # untrained, it is its start
+    start = inputs_of(problem, part=part)[1].clamp_min(0)
+    torch.testing.assert_close(estimate[part], start)
+    assert float(estimate[0].max()) > 0
+
+
+@pytest.fixture(scope="module")
+def network():
+    microscope = dual().microscope(SHAPE)
+    supply = SimulatedPairs(
+        microscope.operators, ("nuclei", "points"), BRIGHT, window=microscope.window
+    )
+    held_out = held_out_pairs(supply, ("shells",), 1)
+    schedule = Schedule(60, reuse=3, patch=(16, 16, 16), validate_every=60)
+    net, training = trained(Architecture(views=2, width=8), supply, held_out, schedule)
+    assert training.curve[-1]["held_out"] < training.curve[0]["held_out"]
+    return Network(net)
+
+
+def test_a_trained_network_beats_its_start_on_other_structures(network):
+    example = problem_of(kind="meshes", seed=11)
+    window = example.problem.window
+    truth = example.truth[window]
+    signals = [o.image - o.background for o in example.problem.observations]
+    start = linear_estimate(example.problem, signals)[window].clamp_min(0)
+    answer = network.estimate(example.problem)[window]
+    assert float((answer - truth).norm()) < 0.95 * float((start - truth).norm())
+
+
+def test_polish_mends_what_the_views_contradict_and_leaves_the_rest():
+    example = problem_of(kind="shells", seed=5)
+    problem, window = example.problem, example.problem.window
+    lacking = example.truth.clone()
+    z, y, x = (w.start for w in window)
+    hole = (slice(z + 8, z + 14), slice(y + 8, y + 14), slice(x + 8, x + 14))
+    lacking[hole] = 0
+    doubt = contradiction(problem, lacking, torch.ones(problem.shape))
+    assert float(doubt[hole].mean()) > 0.5
+    far = (slice(z + 20, z + 24), slice(y, y + 24), slice(x + 20, x + 24))
+    assert float(doubt[far].mean()) < 0.1
+
+    class Lacking:
+        def estimate(self, problem):
+            return lacking
+
+    polished = Polished(Lacking(), 3).estimate(problem)
+    errors = [float((v - example.truth)[hole].norm()) for v in (polished, lacking)]
+    assert errors[0] < 0.7 * errors[1]
+    torch.testing.assert_close(polished[far], lacking[far], rtol=0.1, atol=0.02 * float(lacking.max()))
+
+
+def test_evidence_and_share_are_of_regions_of_the_objects_window(network):
+    example = problem_of(kind="shells", seed=7)
+    problem = example.problem
+    # each axis is judged as finely as the view sees it that is sharpest along it
+    assert max(resolution_px(problem)) < 1.6
+    plain = classical(problem)
+    x = network.estimate(problem)
+    evidence = gather(problem, network, x, plain)
+    best = best_share(problem, x, plain, example.truth)
+    assert evidence.shape[:3] == best.share.shape
+    assert np.isfinite(evidence).all()
+
+
+def test_calibration_records_views_by_wrong_psfs_too():
+    views = dual()
+    wide = stretched(views, (1.5, 1.2, 1.2))
+    for psf, wider in zip(views.psfs, wide.psfs, strict=True):
+        np.testing.assert_allclose(np.divide(fwhm_px(wider), fwhm_px(psf)), (1.5, 1.2, 1.2), rtol=0.1)
+    cases = [calibration_case(views, SHAPE, BRIGHT, seed, ("points",)) for seed in range(6)]
+    for case in cases:
+        assert len(case.problem.observations) == 2
+        assert case.problem.windowed(case.truth).shape == torch.Size(SHAPE)
+        assert float(case.problem.windowed(case.truth).max()) > 0
+
+
+def test_views_that_stand_otherwise_are_measured_against_the_model():
+    views = dual()
+    assert max(views.turned_deg([Affine.identity(), TURN])) < 1e-3
+    # how the first view lies in the world does not matter, only how the others stand to it
+    tilt = Affine.rotation("x", 0.7)
+    assert max(views.turned_deg([tilt, TURN @ tilt])) < 1e-3
+    assert views.turned_deg([Affine.identity(), Affine.identity()])[1] == pytest.approx(88, abs=0.01)
+
+
+def test_recordings_of_arms_become_the_problem_that_networks_are_trained_on():
+    """Simulated apart from the operators: arms that look with splines, placed by their transforms."""
+    world = Grid((32, 32, 32), (UM, UM, UM), frame="world")
+    psf = gaussian((6 * UM, 2.5 * UM, 2.5 * UM), world.spacing_um, (13, 7, 7))
+    arms = turned_arms((0, 90), world, [psf], misplaced=1.0, seed=2)
+    seen = record_views(filaments, world, arms, peak_photons=300, seed=4)
+    views = [View(v.counts, v.grid, v.world_to_view, v.psf) for v in seen.views]
+    inner = world.crop((4, 4, 4), (28, 28, 28))
+    problem, covered, gain = joint_views(views, inner, "cpu")
+    assert problem.windowed(torch.zeros(problem.shape)).shape == torch.Size(inner.shape)
+    assert float(covered.min()) == 1
+    # views are cut to what the world shows, give or take a turn of two degrees
+    for o in problem.observations:
+        assert max(o.image.shape) <= 24 + 6
+    signals = [o.image - o.background for o in problem.observations]
+    start = linear_estimate(problem, signals)[problem.window].numpy() * gain
+    truth = seen.truth[4:28, 4:28, 4:28]
+    assert ncc(start, truth) > 0.85
+    assert start.mean() == pytest.approx(truth.mean(), rel=0.1)
