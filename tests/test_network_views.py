@@ -49,9 +49,7 @@ def test_views_on_the_objects_grid_keep_its_unit_of_light(planes_every):
     views = dual(planes_every)
     problem = problem_of(views).problem
     flat = torch.full(problem.shape, 5.0)
-    observations = (
-        Observation(o.operator.forward(flat), o.operator) for o in problem.observations
-    )
+    observations = (Observation(o.operator.forward(flat), o.operator) for o in problem.observations)
     inputs = inputs_of(Problem(tuple(observations), problem.window), part=problem.window)
     for image in inputs[[0, 3]]:
         # the PSF that lacks what sampling blurs is not flat to the last digit
@@ -157,7 +155,9 @@ def test_polish_mends_what_the_views_contradict_and_leaves_the_rest():
     polished = Polished(Lacking(), 3).estimate(problem)
     errors = [float((v - example.truth)[hole].norm()) for v in (polished, lacking)]
     assert errors[0] < 0.7 * errors[1]
-    torch.testing.assert_close(polished[far], lacking[far], rtol=0.1, atol=0.02 * float(lacking.max()))
+    torch.testing.assert_close(
+        polished[far], lacking[far], rtol=0.1, atol=0.02 * float(lacking.max())
+    )
 
 
 def test_evidence_and_share_are_of_regions_of_the_objects_window(network):
@@ -177,7 +177,9 @@ def test_calibration_records_views_by_wrong_psfs_too():
     views = dual()
     wide = stretched(views, (1.5, 1.2, 1.2))
     for psf, wider in zip(views.psfs, wide.psfs, strict=True):
-        np.testing.assert_allclose(np.divide(fwhm_px(wider), fwhm_px(psf)), (1.5, 1.2, 1.2), rtol=0.1)
+        np.testing.assert_allclose(
+            np.divide(fwhm_px(wider), fwhm_px(psf)), (1.5, 1.2, 1.2), rtol=0.1
+        )
     cases = [calibration_case(views, SHAPE, BRIGHT, seed, ("points",)) for seed in range(6)]
     for case in cases:
         assert len(case.problem.observations) == 2
@@ -191,7 +193,9 @@ def test_views_that_stand_otherwise_are_measured_against_the_model():
     # how the first view lies in the world does not matter, only how the others stand to it
     tilt = Affine.rotation("x", 0.7)
     assert max(views.turned_deg([tilt, TURN @ tilt])) < 1e-3
-    assert views.turned_deg([Affine.identity(), Affine.identity()])[1] == pytest.approx(88, abs=0.01)
+    assert views.turned_deg([Affine.identity(), Affine.identity()])[1] == pytest.approx(
+        88, abs=0.01
+    )
 
 
 def test_recordings_of_arms_become_the_problem_that_networks_are_trained_on():

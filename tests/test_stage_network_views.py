@@ -169,9 +169,24 @@ def test_recipes_that_do_not_say_how_views_stand_are_refused(folder, tmp_path, c
     assert "State the nominal angle" in said(angles=None)
     assert "2 files for 3 views" in said(angles="0,45,90")
     assert "several views need volumes" in said(shape="1,16,16")
-    assert "one view" in said(source="teacher", recordings=folder / "a.tif")
+    assert "Name all views of an object" in said(source="teacher", recordings=folder / "a.tif")
+    both = f"[{folder / 'a.tif'}, {folder / 'b.tif'}]"
+    assert "classical solution as teacher" in said(source="pairs", recordings=both, truths=both)
     assert "PSF on the voxels of the images" in said(voxel_um="1,1,1")
     assert not (tmp_path / "other").exists()
+
+
+def test_recordings_teach_with_the_joint_solution_as_their_teacher(folder, tmp_path):
+    both = f"{folder / 'a.tif'}, {folder / 'b.tif'}"
+    values = {"recordings": f"[{both}, {both}]", "transforms": folder / "reg.json", "steps": 60}
+    model = tmp_path / "taught"
+    asked = recipe(
+        folder, output=model, source="teacher", calibration=2, validate_every=30, **values
+    )
+    assert main(["train", str(asked)]) == 0
+    errors = [row["held_out"] for row in json.loads((model / "card.json").read_text())["curves"][0]]
+    # of two recordings the last says when to stop; it is the first once more
+    assert min(errors[1:]) < 0.97 * errors[0]
 
 
 def test_a_recipe_takes_the_transforms_that_restore_takes(folder, tmp_path):

@@ -154,6 +154,15 @@ def optics_of(tensors: Mapping[str, Tensor], card: Mapping[str, Any]) -> Optics:
     return Psf(tensors["psf"].numpy().astype(np.float64), spacing)
 
 
+def check_spacing(own: Any, wanted: tuple[float, float, float], name: str) -> None:
+    """Refuse voxels of another size; a file that is silent is taken as it is."""
+    if own is not None and any(abs(a / b - 1) > 0.02 for a, b in zip(own, wanted, strict=True)):
+        raise InputError(
+            f"{name}: voxels of {tuple(own)} um, the model is for {tuple(wanted)} um. Resample, or "
+            "train a model for these voxels."
+        )
+
+
 def _spacing(path: Path, stated: Triple | None) -> Triple:
     own = read_psf_field(path).spacing_um if is_field_file(path) else open_recording(path).voxel_um
     spacing = stated or own

@@ -36,10 +36,10 @@ from pellucid.networks.restorer import Network
 from pellucid.networks.share import Share, fallen_back
 from pellucid.networks.trust import Trust, as_map
 from pellucid.networks.views import Optics, Views
-from pellucid.stages.networks.optics import optics_of
+from pellucid.stages.networks.optics import check_spacing, optics_of
 from pellucid.stages.networks.parameters import RestoreParameters
 from pellucid.stages.networks.tiles import planned_tiles, run_network_tiles, without_tiles
-from pellucid.stages.networks.training import check_spacing, photon_problem
+from pellucid.stages.networks.training import photon_problem
 from pellucid.stages.pieces.piece_choice import fits_in_one, gib, goes_on, workplace_of
 from pellucid.stages.pieces.tile_plan import TilePlan
 from pellucid.stages.pieces.volume_statistics import LazyVolume, Place

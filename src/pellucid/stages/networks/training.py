@@ -40,9 +40,24 @@ from pellucid.networks.training import (
     pair_of,
 )
 from pellucid.networks.trust import Trust, calibration_case, fit
-from pellucid.networks.views import Microscope, Optics, Views, microscope_of
-from pellucid.stages.networks.optics import optics_card, optics_tensors, read_optics, voxels_of
+from pellucid.networks.views import Microscope, Optics, Views, joint_views, microscope_of
+from pellucid.stages.networks.optics import (
+    check_spacing,
+    optics_card,
+    optics_tensors,
+    read_optics,
+    voxels_of,
+)
 from pellucid.stages.networks.parameters import TrainParameters
+from pellucid.stages.networks.placing import (
+    check_views,
+    given_places,
+    places,
+    registered,
+    shared_world,
+    views_at,
+)
+from pellucid.stages.registration.view_series import open_views
 from pellucid.stages.work.resources import resolve_device
 
 OnLook = Callable[[Trainer], None]
@@ -70,7 +85,7 @@ def _trained(parameters: TrainParameters, device: str, on_look: OnLook) -> Path:
         microscopes[0].window, elsewhere=tuple(m.operators for m in microscopes[1:]),
     )  # fmt: skip
     held_out_pairs(simulated, parameters.held_out, 1)  # refuses structures that are trained on
-    recorded = None if parameters.source == "simulated" else _recorded(parameters, psf)
+    recorded = None if parameters.source == "simulated" else _recorded(parameters, psf, device)
     run = _Run(parameters, device, simulated, recorded, on_look)
     network = Network(run.trained(None))
     for _ in range(1, parameters.passes):
@@ -232,26 +247,25 @@ def microscopes_of(psf: Optics, shape: Shape) -> list[Microscope]:
     return crops
 
 
-def _recorded(parameters: TrainParameters, psf: Optics) -> RecordedPairs:
+def _recorded(parameters: TrainParameters, optics: Optics, device: str) -> RecordedPairs:
     paths, truths = parameters.recordings, parameters.truths
-    if isinstance(psf, Views):
-        raise ParameterError(
-            f"source: {parameters.source!r} learns from recordings of one view. Train several views on "
-            "simulated structures (source: simulated)."
-        )
     if not paths or (parameters.source == "pairs" and len(truths) != len(paths)):
         raise InputError(
             f"recordings: {len(paths)} and {len(truths)} truths for source {parameters.source!r}. "
             "Give recordings, and for pairs a truth for each in the same order."
         )
     problems, answers = [], []
+    if isinstance(optics, Views):
+        problems = _recorded_views(parameters, optics, device)
+        answers = [Accelerated(seed=parameters.seed)(problem).image for problem in problems]
+        return RecordedPairs(tuple(problems), tuple(answers), parameters.seed)
     for i, path in enumerate(paths):
         recording = open_recording(path, voxel_um=None)
-        check_spacing(recording.voxel_um, voxels_of(psf), path.name)
+        check_spacing(recording.voxel_um, voxels_of(optics), path.name)
         image = as_volume(recording.read())
         if float(image.max()) <= float(image.min()):
             raise InputError(f"{path.name}: a constant image teaches nothing. Leave it out.")
-        problem, gain = photon_problem(image, psf)
+        problem, gain = photon_problem(image, optics)
         problems.append(problem)
         if parameters.source == "teacher":
             answers.append(Accelerated(seed=parameters.seed)(problem).image)
@@ -260,20 +274,36 @@ def _recorded(parameters: TrainParameters, psf: Optics) -> RecordedPairs:
     return RecordedPairs(tuple(problems), tuple(answers), parameters.seed)
 
 
+def _recorded_views(parameters: TrainParameters, optics: Views, device: str) -> list[Problem]:
+    """The problem of each object that was recorded: its views one after the other in the recipe."""
+    if parameters.source == "pairs":
+        raise ParameterError(
+            "source: pairs are of one view, as a truth must lie on the object's voxels. Of several views "
+            "take the classical solution as teacher (source: teacher)."
+        )
+    paths, count = parameters.recordings, len(optics.psfs)
+    if len(paths) % count:
+        raise InputError(
+            f"recordings: {len(paths)} for {count} views. Name all views of an object, then the next one's."
+        )
+    problems = []
+    for first in range(0, len(paths), count):
+        views = open_views(paths[first : first + count])
+        check_views(views, optics, "recordings")
+        if parameters.transforms is None:
+            found = registered(optics, views, device)
+        else:
+            found = given_places(parameters.transforms.expanduser(), optics, views)
+        world = shared_world(optics, places(optics, views, found), views)
+        problems.append(joint_views(views_at(views, optics, found, 0, 0), world, device)[0])
+    return problems
+
+
 def photon_problem(image: Tensor, psf: Psf | PsfField) -> tuple[Problem, float]:
     """The problem of an image of counts, its noise and background measured, and its gain."""
     counts = image.cpu().numpy()
     camera, level = estimate_noise(counts), float(estimate_background(counts))
     return problem_of(image, usable_psf(psf, image_shape(image)), level, camera)
-
-
-def check_spacing(own: Any, wanted: tuple[float, float, float], name: str) -> None:
-    """Refuse voxels of another size; a file that is silent is taken as it is."""
-    if own is not None and any(abs(a / b - 1) > 0.02 for a, b in zip(own, wanted, strict=True)):
-        raise InputError(
-            f"{name}: voxels of {tuple(own)} um, the model is for {tuple(wanted)} um. Resample, or "
-            "train a model for these voxels."
-        )
 
 
 def _part(tensors: Tensors, prefix: str) -> Tensors:

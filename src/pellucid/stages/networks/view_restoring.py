@@ -12,20 +12,26 @@ import numpy as np
 import torch
 
 from pellucid.core.fusion import joint_problem
-from pellucid.core.geometry import Affine, Grid
-from pellucid.core.registration import register
-from pellucid.core.transform_series import WORLD, SeriesRegistration
-from pellucid.core.views import LitView, View, proposed_world
+from pellucid.core.geometry import Grid
+from pellucid.core.transform_series import SeriesRegistration
+from pellucid.core.views import LitView, View
 from pellucid.data.output import check_not_input, create_output, stem
 from pellucid.data.record import RunRecord, fingerprint, write_record
 from pellucid.data.transform_file import write_transforms
 from pellucid.data.writer import ImageDescription, ImageWriter, check_output_path
-from pellucid.errors import InputError, OutputError, ParameterError, PlanError
+from pellucid.errors import OutputError, ParameterError, PlanError
 from pellucid.networks.polish import Polished
 from pellucid.networks.restorer import Network
-from pellucid.networks.views import MOST_TURNED_DEG, Views, boxed, joint_views
-from pellucid.stages.networks.optics import voxels_of
+from pellucid.networks.views import Views, boxed, joint_views
 from pellucid.stages.networks.parameters import RestoreParameters
+from pellucid.stages.networks.placing import (
+    check_views,
+    given_places,
+    places,
+    registered,
+    shared_world,
+    views_at,
+)
 from pellucid.stages.networks.restoring import (
     RestorePlan,
     answer_of,
@@ -36,21 +42,13 @@ from pellucid.stages.networks.restoring import (
     plan_restoring,
     run_restoring,
 )
-from pellucid.stages.networks.training import check_spacing
-from pellucid.stages.parameters import RegistrationParameters
 from pellucid.stages.pieces.piece_choice import gib, workplace_of
-from pellucid.stages.registration.given_transforms import applied, read_given
-from pellucid.stages.registration.pair_registration import centred
-from pellucid.stages.registration.registering import register_series
 from pellucid.stages.registration.view_series import ViewSeries, open_views
 from pellucid.stages.work.engine import Engine, InProcess
 from pellucid.stages.work.events import (
-    Event,
     FileDone,
     OnEvent,
     VolumeDone,
-    VolumeFailed,
-    Warned,
     ignore,
 )
 
@@ -165,16 +163,12 @@ def plan_views(
         (parameters.input, *parameters.views), voxel_um=parameters.voxel_um, time=parameters.time,
         channel=parameters.channel,
     )  # fmt: skip
-    check_count(len(views), optics, parameters.model.name)
-    for view, psf in zip(views, optics.psfs, strict=True):
-        check_spacing(view.voxel_um, voxels_of(psf), view.name)
+    check_views(views, optics, parameters.model.name)
     given = None
     if parameters.transforms is not None:
-        path = parameters.transforms.expanduser()
-        given = applied(read_given(path, views), views[0].times, path)
-        _check_turned(optics, views, given)
+        given = given_places(parameters.transforms.expanduser(), optics, views)
     place = workplace_of(parameters)
-    world = _world(optics, _places(optics, views, given), views)
+    world = shared_world(optics, places(optics, views, given), views)
     plan = ViewsPlan(
         parameters, network, optics, card, views, given, world, place.device, 0, place.room_bytes
     )
@@ -188,15 +182,6 @@ def plan_views(
     return plan
 
 
-def check_count(count: int, optics: Views, model: str) -> None:
-    """Refuse another number of views than a model is for."""
-    if count != len(optics.psfs):
-        raise InputError(
-            f"{model}: a model for {len(optics.psfs)} views, got {count}. Name each view once, in the "
-            "order that it was trained for."
-        )
-
-
 def run_views(plan: ViewsPlan, on_event: OnEvent = ignore) -> dict[str, Any]:
     """Carry out `plan`; returns the statistics, with those of every volume."""
     asked = plan.parameters
@@ -204,9 +189,9 @@ def run_views(plan: ViewsPlan, on_event: OnEvent = ignore) -> dict[str, Any]:
     extra = () if asked.transforms is None else (asked.transforms.expanduser(),)
     record.inputs = [fingerprint(path) for path in (*plan.files, asked.model, *extra)]
     with record.timed("register"):
-        found = plan.given or _registered(plan, on_event)
-    over_time = _places(plan.optics, plan.views, found)
-    world = _world(plan.optics, over_time, plan.views)
+        found = plan.given or registered(plan.optics, plan.views, plan.device, on_event)
+    over_time = places(plan.optics, plan.views, found)
+    world = shared_world(plan.optics, over_time, plan.views)
     _check_memory(plan, _peak_bytes(plan, world), world)
     volumes = []
     with ExitStack() as stack:
@@ -232,12 +217,7 @@ def run_views(plan: ViewsPlan, on_event: OnEvent = ignore) -> dict[str, Any]:
 def _answered(
     plan: ViewsPlan, world: Grid, place: tuple[int, int], found: SeriesRegistration
 ) -> tuple[list[torch.Tensor], dict[str, Any]]:
-    t, c = place
-    views = []
-    for view, psf in zip(plan.views, plan.optics.psfs, strict=True):
-        transform = found.at(plan.views[0].times[t], view.number)
-        counts = np.asarray(view.lazily(t, c)[:, :, :], np.float32)
-        views.append(View(counts, view.grid, transform.world_to_view, psf, field=transform.field))
+    views = views_at(plan.views, plan.optics, found, *place)
     image, judged, stats = views_answered(
         views, world, plan.restorer, plan.card, fall_back=plan.parameters.fall_back,
         verdict=plan.parameters.verdict is not None, device=plan.device,
@@ -261,98 +241,6 @@ def views_answered(
     return image.mul_(gain).mul_(seen.cpu()), judged, stats
 
 
-def _registered(plan: ViewsPlan, on_event: OnEvent) -> SeriesRegistration:
-    def only_trouble(event: Event) -> None:
-        # the volumes that are counted are restored ones
-        if isinstance(event, VolumeFailed):
-            on_event(Warned(event.why))
-        elif not isinstance(event, VolumeDone):
-            on_event(event)
-
-    psfs = [psf.values.astype(np.float32) for psf in plan.optics.psfs]
-    found = register_series(
-        plan.views, RegistrationParameters.checked({}), only_trouble,
-        nominal=_nominal(plan.optics, plan.views), psfs=psfs, device=plan.device,
-    )  # fmt: skip
-    if found.failures:
-        failed = found.failures[0]
-        raise InputError(
-            f"{plan.views[failed.view].name}: not registered at time point {failed.time}. "
-            f"{failed.reason} Or register by `pellucid register`, and give --transforms FILE."
-        )
-    _check_turned(plan.optics, plan.views, found)
-    return found
-
-
-def _nominal(optics: Views, views: Sequence[ViewSeries]) -> list[Affine]:
-    return centred(views, [Affine.from_linear(linear) for linear in optics.linears])
-
-
-def _places(
-    optics: Views, views: Sequence[ViewSeries], found: SeriesRegistration | None
-) -> list[list[Affine]]:
-    """The transforms of all views at each time point; the model's own where none are known."""
-    if found is None:
-        return [_nominal(optics, views)]
-    return [[found.world_to_view(t, v.number) for v in views] for t in views[0].times]
-
-
-def _check_turned(optics: Views, views: Sequence[ViewSeries], found: SeriesRegistration) -> None:
-    for transforms in _places(optics, views, found):
-        check_turned(optics, transforms, [view.name for view in views])
-
-
-def check_turned(optics: Views, transforms: Sequence[Affine], names: Sequence[str]) -> None:
-    """Refuse views that stand otherwise than those of the model."""
-    for name, angle in zip(names, optics.turned_deg(transforms), strict=True):
-        if angle > MOST_TURNED_DEG:
-            raise InputError(
-                f"{name}: turned {angle:.0f} degrees against the view that the model was trained for. Name "
-                "the views in the model's order, or train a model for these."
-            )
-
-
-def _world(
-    optics: Views, over_time: Sequence[Sequence[Affine]], views: Sequence[ViewSeries]
-) -> Grid:
-    """The voxels of the result: what all views show at all time points."""
-    empty = np.float32(0)
-    hollow = [
-        View(np.broadcast_to(empty, view.shape), view.grid, place)
-        for places in over_time
-        for view, place in zip(views, places, strict=True)
-    ]
-    return proposed_world(hollow, cover="overlap", spacing_um=optics.spacing_um)
-
-
-def placed(arrays: Sequence[Any], optics: Views, device: str) -> list[View]:
-    """Arrays on the voxels of the model's views, each registered to the first.
-
-    Raises
-    ------
-    InputError : a registration that is not to be believed
-    """
-    first, *others = (
-        Grid(tuple(np.shape(image)), voxels_of(psf), frame=f"view {v}")
-        for v, (image, psf) in enumerate(zip(arrays, optics.psfs, strict=True))
-    )
-    identity = Affine.identity(source=WORLD, target="view 0")
-    views = [View(arrays[0], first, identity, optics.psfs[0])]
-    for v, grid in enumerate(others, 1):
-        linear = optics.linears[v] @ np.linalg.inv(optics.linears[0])
-        shift = grid.centre_um - linear @ first.centre_um
-        result = register(
-            arrays[0], arrays[v], fixed_spacing_um=first.spacing_um, moving_spacing_um=grid.spacing_um,
-            nominal=Affine.from_linear(linear, translation_um=shift, source="fixed", target="moving"),
-            fixed_psf=optics.psfs[0].values, moving_psf=optics.psfs[v].values, device=device,
-        )  # fmt: skip
-        if not result.converged:
-            raise InputError(f"restore: view {v} cannot be registered to view 0: {result.reason}")
-        transform = result.fixed_to_moving.with_frames(source=WORLD, target=grid.frame)
-        views.append(View(arrays[v], grid, transform, optics.psfs[v]))
-    return views
-
-
 def _image(plan: ViewsPlan, world: Grid) -> ImageDescription:
     first = plan.views[0]
     shape = (len(first.times), len(first.channels), *world.shape)
@@ -367,10 +255,10 @@ def _writers(plan: ViewsPlan, world: Grid) -> list[ImageWriter]:
 
 def _peak_bytes(plan: ViewsPlan, world: Grid) -> int:
     # tensors without memory carry the shapes through the arithmetic
-    places = _places(plan.optics, plan.views, plan.given)[0]
+    transforms = places(plan.optics, plan.views, plan.given)[0]
     hollow = [
         LitView(torch.empty(view.shape, device="meta"), view.grid, place, psf, 1.0, 1.0, 0.0, 1.0, 1.0)
-        for view, place, psf in zip(plan.views, places, plan.optics.psfs, strict=True)
+        for view, place, psf in zip(plan.views, transforms, plan.optics.psfs, strict=True)
     ]
     problem = joint_problem([boxed(view, world) for view in hollow], world)
     recorded = sum(int(np.prod(view.shape)) for view in plan.views)
