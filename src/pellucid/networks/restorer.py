@@ -8,11 +8,13 @@ import torch
 from torch import Tensor
 
 from pellucid.core.accelerated import Accelerated
+from pellucid.core.joint_coarsening import is_view
 from pellucid.core.operators import Windowed
 from pellucid.core.problem import Problem, Restored, Window
 from pellucid.errors import InputError
 from pellucid.networks.features import channels, inputs_of, positions_of, recorded_part
 from pellucid.networks.model import RestorationNet
+from pellucid.networks.view_sampling import parts_of
 from pellucid.networks.wiener import closed_grid, continued, places_of
 
 _CAPABILITIES: dict[str, Any] = getattr(
@@ -80,6 +82,8 @@ class Network:
             if isinstance(operator, Windowed):
                 kept += len(places_of(operator)) * math.prod(closed_grid(operator)[1])
                 kept += len(getattr(operator, "transfers", "1")) * math.prod(operator.grid)
+            elif is_view(operator):
+                kept += math.prod(problem.shape) + math.prod(parts_of(operator)[0].grid)
         return 4 * kept
 
     def estimate(self, problem: Problem) -> Tensor:
