@@ -1,5 +1,7 @@
 """Networks of several views: seen on the object's grid, one Wiener step of all, judged on that grid."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -8,12 +10,13 @@ from pellucid.core.geometry import Affine, Grid
 from pellucid.core.multiview import record_views, turned_arms
 from pellucid.core.problem import Observation, Problem
 from pellucid.core.psf import Psf, fwhm_px
+from pellucid.core.psf_field import PsfField
 from pellucid.core.psf_theory import gaussian
 from pellucid.core.quality import ncc
 from pellucid.core.simulation import filaments
 from pellucid.core.views import View
 from pellucid.networks.evidence import gather, resolution_px
-from pellucid.networks.features import BORDER, classical, inputs_of, recorded_part
+from pellucid.networks.features import BORDER, classical, inputs_of, positions_of, recorded_part
 from pellucid.networks.model import Architecture, RestorationNet
 from pellucid.networks.polish import Polished, contradiction
 from pellucid.networks.restorer import Network
@@ -23,6 +26,7 @@ from pellucid.networks.training import Schedule, SimulatedPairs, held_out_pairs,
 from pellucid.networks.trust import calibration_case, stretched
 from pellucid.networks.view_sampling import linear_estimate, object_psf, sampled_view
 from pellucid.networks.views import Views, joint_views
+from pellucid.testing import dot_test
 
 UM = 0.2
 BRIGHT = Light((300.0, 300.0), (2.0, 2.0), (1.0, 1.0))
@@ -185,6 +189,67 @@ def test_calibration_records_views_by_wrong_psfs_too():
         assert len(case.problem.observations) == 2
         assert case.problem.windowed(case.truth).shape == torch.Size(SHAPE)
         assert float(case.problem.windowed(case.truth).max()) > 0
+
+
+def widening(widths_px=(8, 4, 8)):
+    """PSFs along x of their own view, over 60 voxels."""
+    places = np.linspace(0, 60 * UM, len(widths_px))
+    psfs = [gaussian((w * UM, 2.5 * UM, 2.5 * UM), (UM, UM, UM), (17, 7, 7)) for w in widths_px]
+    return PsfField.of(psfs, [(0.0, 0.0, x) for x in places])
+
+
+def test_a_field_that_does_not_vary_is_its_one_psf():
+    psf = gaussian((6 * UM, 2.5 * UM, 2.5 * UM), (UM, UM, UM), (13, 7, 7))
+    same = PsfField.of([psf, psf], [(0.0, 0.0, 0.0), (0.0, 0.0, 40 * UM)])
+    # a field says where the voxels lie, and one PSF does not: the same places for both
+    one, other = (Views.turned([p, same], [Affine.identity(), TURN], (UM, UM, UM)) for p in (same, psf))
+    seen = []
+    for views in (one, other):
+        microscope = views.microscope(SHAPE)
+        example = simulate(microscope.operators, "points", 3, BRIGHT, microscope.window)
+        seen.append(inputs_of(example.problem, part=microscope.window))
+    scale = float(seen[0].max())
+    torch.testing.assert_close(seen[0] / scale, seen[1] / scale, atol=2e-3, rtol=0)
+
+
+def test_views_whose_blur_varies_are_solved_and_filtered_place_by_place():
+    field = widening((4, 6, 8, 10, 12))
+    mirrored = replace(field, psfs=field.psfs[::-1])
+    turns = [Affine.identity(), TURN]
+    views, wrong = (Views.turned([f, f], turns, (UM, UM, UM)) for f in (field, mirrored))
+    microscope, other = views.microscope(SHAPE), wrong.microscope(SHAPE)
+    for operator in microscope.operators:
+        assert dot_test(operator) < 1e-5
+    example = simulate(microscope.operators, "meshes", 3, BRIGHT, microscope.window)
+    window = microscope.window
+    truth = example.truth[window].numpy()
+    agreement = []
+    for operators in (microscope.operators, other.operators):
+        pairs = zip(example.problem.observations, operators, strict=True)
+        told = Problem(tuple(Observation(o.image, a, o.background) for o, a in pairs), window)
+        signals = [o.image - o.background for o in told.observations]
+        start = ncc(linear_estimate(told, signals)[window].numpy(), truth)
+        agreement.append((start, ncc(classical(told)[window].numpy(), truth)))
+    (start, solved), (start_by_wrong, solved_by_wrong) = agreement
+    assert start > 0.01 + start_by_wrong
+    assert solved > 0.01 + solved_by_wrong
+    assert solved > start
+
+
+def test_a_network_is_told_where_in_the_fields_it_is():
+    field = widening()
+    views = Views.turned([field, field], [Affine.identity(), TURN], (UM, UM, UM))
+    here, there = (views.microscope(SHAPE, seed) for seed in (0, 5))
+    places = [
+        positions_of(simulate(m.operators, "points", 1, BRIGHT, m.window).problem, m.window)
+        for m in (here, there)
+    ]
+    middle = [float(p[0].mean()) for p in places], [float(p[2].mean()) for p in places]
+    assert abs(middle[0][0]) < 0.05
+    assert abs(middle[1][0]) < 0.05
+    assert max(abs(middle[0][1]), abs(middle[1][1])) > 0.1
+    assert float(places[0][1].abs().max()) == 0
+    assert float(places[1].abs().max()) <= 1
 
 
 def test_views_that_stand_otherwise_are_measured_against_the_model():

@@ -18,16 +18,17 @@ from torch import Tensor
 from pellucid.core.accelerated import Accelerated
 from pellucid.core.averaging import Weighting, averaged, on_other_grid
 from pellucid.core.back_projectors import BackProjector, Matched, WienerButterworth
-from pellucid.core.deconvolution import image_shape
+from pellucid.core.deconvolution import FIELD_ACCURACY, image_shape
 from pellucid.core.field_resampling import sampled
 from pellucid.core.geometry import Grid
 from pellucid.core.joint_operators import extended_grid, reached_box, sharpened, widened
-from pellucid.core.operators import Blur, Composed
+from pellucid.core.operators import Blur, Composed, Extended
 from pellucid.core.problem import Observation, Problem, Restored
 from pellucid.core.psf import Psf
 from pellucid.core.richardson_lucy import RichardsonLucy
 from pellucid.core.rotated_psf import rotated_psf
 from pellucid.core.slab_sampling import SlabSample, sampling_variance_px
+from pellucid.core.varying_blur import VaryingBlur
 from pellucid.core.views import (
     LitView,
     View,
@@ -243,12 +244,17 @@ def _psf(view: LitView) -> Psf:
     return view.psf
 
 
-def _blur(view: LitView, first: LitView, world: Grid) -> Blur:
+def _blur(view: LitView, first: LitView, world: Grid) -> Extended:
     """Return the blur whose flux turns the first view's brightness into this view's photons."""
     flux = float(view.brightness or 1) * view.voxel_um3 / first.voxel_um3
     variance = sampling_variance_px(world, view.grid, view.world_to_view)
+    shape, device = image_shape(view.photons), view.photons.device
+    if view.psf_field is not None:
+        psfs = np.stack([sharpened(psf, variance) * flux for psf in view.psf_field.psfs])
+        known = replace(view.psf_field, psfs=psfs).expanded(FIELD_ACCURACY)
+        return VaryingBlur(known, shape, origin_um=view.grid.origin_um, device=device)
     kernel = sharpened(_psf(view).values, variance) * flux
-    return Blur(torch.from_numpy(kernel).to(view.photons), image_shape(view.photons))
+    return Blur(torch.from_numpy(kernel).to(view.photons), shape)
 
 
 def _cropped(view: LitView, world: Grid) -> LitView:

@@ -9,6 +9,7 @@ classical solution sees the Wiener step as a fourth.
 
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,7 +21,13 @@ from pellucid.core.operators import Extended, LinearOperator, Windowed
 from pellucid.core.problem import Observation, Problem, Window
 from pellucid.core.richardson_lucy import RichardsonLucy
 from pellucid.core.varying_blur import VaryingBlur
-from pellucid.networks.view_sampling import flux_of, sampled_view, wiener_steps
+from pellucid.networks.view_sampling import (
+    flux_of,
+    parts_of,
+    sampled_view,
+    varying_box,
+    wiener_steps,
+)
 from pellucid.networks.wiener import continued
 
 CHANNELS = 3
@@ -106,8 +113,11 @@ def classical(problem: Problem) -> Tensor:
 def positions_of(problem: Problem, part: Window | None = None) -> Tensor:
     """Return (3, z, y, x) coordinates, -1 to 1 across the PSF field, 0 where nothing varies.
 
-    For operators without a field, across the image along every axis.
+    For operators without a field, across the image along every axis. For views at angles to the object,
+    across the fields of all.
     """
+    if is_joint(problem):
+        return _positions_of_views(problem, part or whole(problem))
     operator = problem.observations[0].operator
     axes = []
     for axis, (n, seen) in enumerate(zip(problem.shape, part or whole(problem), strict=True)):
@@ -126,6 +136,20 @@ def positions_of(problem: Problem, part: Window | None = None) -> Tensor:
         scaled = 2 * (places - low) / (high - low) - 1 if high > low else 0 * places
         axes.append(scaled.clamp(-1, 1).to(problem.observations[0].image.device))
     return torch.stack(torch.meshgrid(*axes, indexing="ij"))
+
+
+def _positions_of_views(problem: Problem, part: Window) -> Tensor:
+    operators = [o.operator for o in problem.observations]
+    world = parts_of(operators[0])[1].world
+    axes = []
+    for axis, (low, high) in enumerate(zip(*varying_box(operators), strict=True)):
+        voxels = np.arange(part[axis].start, part[axis].stop)
+        places = world.origin_um[axis] + voxels * world.spacing_um[axis]
+        varies = high - low > world.spacing_um[axis]
+        scaled = 2 * (places - low) / (high - low) - 1 if varies else 0 * places
+        axes.append(torch.from_numpy(scaled).float().clamp(-1, 1))
+    like = problem.observations[0].image
+    return torch.stack(torch.meshgrid(*axes, indexing="ij")).to(like.device)
 
 
 def _fill(

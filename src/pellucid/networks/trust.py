@@ -129,7 +129,7 @@ def stretched(psf: Optics, factors: tuple[float, float, float]) -> Optics:
         return psf
     if isinstance(psf, Views):
         wider = [stretched(one, factors) for one in psf.psfs]
-        return replace(psf, psfs=tuple(one for one in wider if isinstance(one, Psf)))
+        return replace(psf, psfs=tuple(one for one in wider if not isinstance(one, Views)))
     if isinstance(psf, PsfField):
         wide = np.stack([_stretched(values, factors) for values in psf.psfs])
         return PsfField(wide, psf.positions_um, psf.spacing_um, psf.notes)

@@ -4,11 +4,14 @@ Each view is sampled once. The step is that of all views together: at every freq
 much as its own PSF passes there, so that what one view blurs along its axis comes from the others.
 """
 
+import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from scipy.ndimage import convolve1d
 from torch import Tensor
 
@@ -17,12 +20,15 @@ from pellucid.core.fourier import Shape, fast_shape, transfer_function
 from pellucid.core.geometry import Grid, as_triple
 from pellucid.core.joint_coarsening import is_joint, is_view
 from pellucid.core.mixing import unmixed
-from pellucid.core.operators import Blur, Composed, LinearOperator
+from pellucid.core.operators import Composed, Extended, LinearOperator
 from pellucid.core.problem import Problem, Window
 from pellucid.core.psf import Psf
 from pellucid.core.rotated_psf import rotated_psf
 from pellucid.core.slab_sampling import SlabSample, sampling_variance_px
-from pellucid.networks.wiener import ALPHA, closed, continued, wiener_step
+from pellucid.core.varying_blur import VaryingBlur
+from pellucid.networks.wiener import ALPHA, closed, continued, hats, wiener_step
+
+Array = NDArray[np.float64]
 
 BEYOND = 6
 """Voxels by which the border voxels of a view are repeated, as of the object: a network is asked about
@@ -60,10 +66,9 @@ def _filtered_together(
     filters = _filters(operators, part)
     z, y, x = seen[0].shape
     total = torch.zeros_like(seen[0])
-    one = [torch.ones(1, 1, 1, dtype=total.dtype, device=total.device)]
-    for image, transfer in zip(seen, filters.transfers, strict=True):
+    for image, transfers in zip(seen, filters.transfers, strict=True):
         wide = closed(image, filters.before, filters.grid).contiguous()
-        total += unmixed(wide, one, [transfer], filters.grid, (z, y, x))
+        total += unmixed(wide, filters.shares, transfers, filters.grid, (z, y, x))
     return total
 
 
@@ -98,15 +103,16 @@ _psfs: WeakKeyDictionary[LinearOperator, Psf] = WeakKeyDictionary()
 
 
 def object_psf(operator: LinearOperator) -> Psf:
-    """Return the PSF with which a view that was sampled on the object's grid shows the object."""
+    """Return the PSF, or the mean one, with which a view sampled on the object's grid shows the object."""
     if operator not in _psfs:
-        _psfs[operator] = _turned(operator)
+        _psfs[operator] = _turned(operator, parts_of(operator)[0].psf.detach().cpu().double().numpy())
     return _psfs[operator]
 
 
-def _turned(operator: LinearOperator) -> Psf:
-    blur, sample = parts_of(operator)
-    values = blur.psf.detach().cpu().double().clamp_min(0).numpy()
+def _turned(operator: LinearOperator, values: Array) -> Psf:
+    """A view's PSF on the object's grid, with what sampling the object and sampling it back blur."""
+    _, sample = parts_of(operator)
+    values = np.maximum(values, 0)
     # the operator's PSF lacks what sampling blurs; here it is sampled twice, into the view and back
     for axis, v in enumerate(
         sampling_variance_px(sample.world, sample.view, sample.world_to_view)
@@ -121,25 +127,42 @@ def _turned(operator: LinearOperator) -> Psf:
     )  # fmt: skip
 
 
-def parts_of(operator: LinearOperator) -> tuple[Blur, SlabSample]:
+def parts_of(operator: LinearOperator) -> tuple[Extended, SlabSample]:
     """Return the blur of a view, and how it samples the object."""
     assert isinstance(operator, Composed)
-    assert isinstance(operator.outer, Blur)
+    assert isinstance(operator.outer, Extended)
     assert isinstance(operator.inner, SlabSample)
     return operator.outer, operator.inner
+
+
+def varying_box(operators: Sequence[LinearOperator]) -> tuple[Array, Array]:
+    """Return the box (z, y, x), um of the object, over which the PSF of any view varies; or one point."""
+    corners = [np.zeros((0, 3))]
+    for blur, sample in (parts_of(o) for o in operators):
+        if isinstance(blur, VaryingBlur):
+            ends = [(k[0], k[-1]) for k in blur.expansion.knots]
+            box = np.array(list(itertools.product(*ends)))
+            corners.append(sample.world_to_view.inverse().apply(box))
+    every = np.concatenate(corners)
+    return (every.min(0), every.max(0)) if len(every) else (np.zeros(3), np.zeros(3))
 
 
 @dataclass(frozen=True)
 class JointFilters:
     """The filters of all views for a part of the object, and the FFT grid that they are on.
 
-    `others` are the views beside the first that they are for.
+    Parameters
+    ----------
+    others : the views beside the first that they are for
+    shares : (z, y, x) of every place where filters are made, as those of `networks.wiener`
+    transfers : of every view, one for each place
     """
 
     others: tuple[LinearOperator, ...]
     before: Shape
     grid: Shape
-    transfers: list[Tensor]
+    shares: list[Tensor]
+    transfers: list[list[Tensor]]
 
 
 _kept: WeakKeyDictionary[LinearOperator, dict[tuple[int, ...], JointFilters]] = WeakKeyDictionary()
@@ -156,18 +179,57 @@ def _filters(operators: tuple[LinearOperator, ...], part: Window) -> JointFilter
 
 
 def _made(operators: tuple[LinearOperator, ...], part: Window) -> JointFilters:
-    psfs = [object_psf(o) for o in operators]
-    reach = np.max([p.shape for p in psfs], axis=0)
+    sites = _sites(operators, part)
+    psfs = [_local_psfs(o, [place for place, _ in sites]) for o in operators]
+    reach = np.max([p.shape for of_view in psfs for p in of_view], axis=0)
     size = [p.stop - p.start for p in part]
     z, y, x = (n + k - 1 + k // 4 for n, k in zip(size, reach.tolist(), strict=True))
     grid = fast_shape((z, y, x))
     before = tuple((n - m) // 2 for n, m in zip(grid, size, strict=True))
     like = parts_of(operators[0])[0].psf
-    otfs = []
-    for psf in psfs:
+
+    def otf_of(psf: Array) -> Tensor:
         a, b, c = (n // 2 - m for n, m in zip(psf.shape, before, strict=True))
-        otfs.append(transfer_function(torch.from_numpy(psf.values.copy()).to(like), grid, (a, b, c)))
-    power = sum((otf.abs().square_() for otf in otfs[1:]), start=otfs[0].abs().square_())
-    power += ALPHA * float(power.max())
-    transfers = [otf.div_(power) for otf in otfs]
-    return JointFilters(operators[1:], (before[0], before[1], before[2]), grid, transfers)
+        return transfer_function(torch.from_numpy(psf.copy()).to(like), grid, (a, b, c))
+
+    otfs = [[otf_of(psf) for psf in of_view] for of_view in psfs]
+    powers = []
+    for here in zip(*otfs, strict=True):
+        powers.append(sum((h.abs().square_() for h in here[1:]), start=here[0].abs().square_()))
+    level = ALPHA * max(float(power.max()) for power in powers)
+    for of_view in otfs:
+        for otf, power in zip(of_view, powers, strict=True):
+            otf.div_(power + level)
+    shares = [share.to(like) for _, share in sites]
+    return JointFilters(operators[1:], (before[0], before[1], before[2]), grid, shares, otfs)
+
+
+def _sites(operators: Sequence[LinearOperator], part: Window) -> list[tuple[Array, Tensor]]:
+    """A few places of a part, um of the object, and hat functions between them that sum to 1."""
+    world = parts_of(operators[0])[1].world
+    low, high = varying_box(operators)
+    varies = high - low > np.asarray(world.spacing_um)
+    sizes = [p.stop - p.start for p in part]
+    axes = [hats(bool(v), n, 0, n) for v, n in zip(varies, sizes, strict=True)]
+    sites = []
+    for (z, hz), (y, hy), (x, hx) in itertools.product(*axes):
+        index = [p.start + c for p, c in zip(part, (z, y, x), strict=True)]
+        share = hz[:, None, None] * hy[:, None] * hx
+        sites.append((world.index_to_um.apply(index), share))
+    return sites
+
+
+def _local_psfs(operator: LinearOperator, places_um: list[Array]) -> list[Array]:
+    """A view's PSF at places of the object, on the object's grid; with its light, relative to the mean."""
+    blur, sample = parts_of(operator)
+    if not isinstance(blur, VaryingBlur):
+        return [object_psf(operator).values] * len(places_um)
+    flux, known, found = flux_of(operator), {}, []
+    for place in places_um:
+        z, y, x = sample.world_to_view.apply(place).tolist()
+        values = blur.expansion.psf_at((z, y, x))
+        key = values.round(7).tobytes()
+        if key not in known:
+            known[key] = _turned(operator, values).values * (values.sum() / flux)
+        found.append(known[key])
+    return found

@@ -169,7 +169,7 @@ def places_of(operator: Windowed) -> list[Place]:
         assert isinstance(operator, Blur)
         return [Place(operator.psf, torch.ones(1, 1, 1).to(operator.psf))]
     sizes, margin, domain = operator.range_shape, operator.margin, operator.domain_shape
-    axes = [_hats(*a) for a in zip(varies, sizes, margin, domain, strict=True)]
+    axes = [hats(*a) for a in zip(varies, sizes, margin, domain, strict=True)]
     sites = []
     for (z, hz), (y, hy), (x, hx) in itertools.product(*axes):
         psf = psf_at((z, y, x))
@@ -185,7 +185,7 @@ def continued(image: Tensor, margin: Shape, shape: Shape) -> Tensor:
     return nn.pad(image[None, None], flat, mode="replicate")[0, 0]
 
 
-def _hats(varies: bool, size: int, margin: int, domain: int) -> list[tuple[float, Tensor]]:
+def hats(varies: bool, size: int, margin: int, domain: int) -> list[tuple[float, Tensor]]:
     """Return places in voxels of the image, and their hat functions over the object's voxels."""
     if not varies or size == 1:
         return [((size - 1) / 2, torch.ones(1))]

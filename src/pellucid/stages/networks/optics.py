@@ -34,10 +34,7 @@ def read_optics(parameters: TrainParameters) -> Optics:
     several = len(parameters.psf) > 1 or parameters.angles or parameters.transforms is not None
     if several:
         return _views(parameters)
-    path, shape = parameters.psf[0], parameters.shape
-    spacing = _spacing(path, parameters.voxel_um)
-    psf = read_psf_field(path) if is_field_file(path) else prepared_psf(path, spacing)
-    return usable_psf(psf, shape)
+    return _psf(parameters.psf[0], parameters)
 
 
 def voxels_of(optics: Optics) -> Triple:
@@ -49,36 +46,32 @@ def voxels_of(optics: Optics) -> Triple:
 def _views(parameters: TrainParameters) -> Views:
     if parameters.shape[0] == 1:
         raise ParameterError("shape: several views need volumes, got one plane. Give shape: z,y,x.")
-    for path in parameters.psf:
-        if is_field_file(path):
-            raise InputError(
-                f"{path.name}: a PSF field, which serves one view. Give each of several views one PSF."
-            )
     check_stated(parameters.angles, "transforms: FILE", transforms=parameters.transforms is not None)
-    count = len(parameters.angles) or None
+    count = len(parameters.angles)
     if parameters.transforms is not None:
         count = _count_in(parameters.transforms)
-    assert count is not None
     paths = parameters.psf * count if len(parameters.psf) == 1 else parameters.psf
     if len(paths) != count or count < 2:
         raise ParameterError(
             f"psf: {len(parameters.psf)} files for {count} views. Give one that every view has in its "
             "own frame, or one for each of two views or more."
         )
-    psfs = []
-    for path in paths:
-        psf = prepared_psf(path, _spacing(path, parameters.voxel_um))
-        psfs.append(usable_psf(psf, parameters.shape))
+    psfs = [_psf(path, parameters) for path in paths]
     spacings = [voxels_of(psf) for psf in psfs]
-    if parameters.transforms is None:
-        transforms = turns_of(parameters.angles, parameters.axis)
-    else:
-        transforms = _placed(parameters.transforms, spacings)
+    known = parameters.transforms
+    turns = turns_of(parameters.angles, parameters.axis) if known is None else _placed(known, spacings)
     finest = min(
         float(plane_distances_um(np.asarray(um), place).min())
-        for um, place in zip(spacings, transforms, strict=True)
+        for um, place in zip(spacings, turns, strict=True)
     )
-    return Views.of(psfs, transforms, (finest, finest, finest))
+    make = Views.turned if known is None else Views.of
+    return make(psfs, turns, (finest, finest, finest))
+
+
+def _psf(path: Path, parameters: TrainParameters) -> Psf | PsfField:
+    spacing = _spacing(path, parameters.voxel_um)
+    psf = read_psf_field(path) if is_field_file(path) else prepared_psf(path, spacing)
+    return usable_psf(psf, parameters.shape)
 
 
 def _count_in(path: Path) -> int:
@@ -114,10 +107,8 @@ def _placed(path: Path, spacings: Sequence[Triple]) -> list[Affine]:
 def optics_tensors(optics: Optics) -> dict[str, Tensor]:
     """What a network is for, as its model keeps it."""
     if isinstance(optics, Views):
-        return {
-            f"psf{v}": torch.from_numpy(psf.values.astype(np.float32))
-            for v, psf in enumerate(optics.psfs)
-        }
+        each = (optics_tensors(psf).items() for psf in optics.psfs)
+        return {f"view{v}.{name}": value for v, kept in enumerate(each) for name, value in kept}
     if isinstance(optics, PsfField):
         return {
             "psf_field": torch.from_numpy(optics.psfs.astype(np.float32)),
@@ -131,10 +122,11 @@ def optics_card(optics: Optics) -> dict[str, Any]:
     said: dict[str, Any] = {"voxel_um": voxels_of(optics)}
     if isinstance(optics, Views):
         places = [
-            {"voxel_um": voxels_of(psf), "world_to_view": linear.tolist()}
-            for psf, linear in zip(optics.psfs, optics.linears, strict=True)
+            {"voxel_um": voxels_of(psf), "world_to_view": transform.to_dict()}
+            for psf, transform in zip(optics.psfs, optics.transforms, strict=True)
         ]
-        return {**said, "operator": f"blur of {len(places)} views", "views": places}
+        blur = "varying blur" if optics.varies else "blur"
+        return {**said, "operator": f"{blur} of {len(places)} views", "views": places}
     return {**said, "operator": "varying blur" if isinstance(optics, PsfField) else "blur"}
 
 
@@ -142,16 +134,20 @@ def optics_of(tensors: Mapping[str, Tensor], card: Mapping[str, Any]) -> Optics:
     """What a network is for, of its model's tensors and card; KeyError and the like where they lack it."""
     spacing = as_triple(card["voxel_um"], "voxel_um")
     if "views" in card:
-        psfs = [
-            Psf(tensors[f"psf{v}"].numpy().astype(np.float64), as_triple(place["voxel_um"], "voxel_um"))
-            for v, place in enumerate(card["views"])
-        ]
-        linears = (np.asarray(place["world_to_view"], dtype=np.float64) for place in card["views"])
-        return Views(tuple(psfs), tuple(linears), spacing)
-    if "psf_field" in tensors:
-        values = tensors["psf_field"].numpy().astype(np.float64)
-        return PsfField(values, tensors["positions_um"].numpy(), spacing)
-    return Psf(tensors["psf"].numpy().astype(np.float64), spacing)
+        psfs = [_psf_of(tensors, place, f"view{v}.") for v, place in enumerate(card["views"])]
+        transforms = [Affine.from_dict(place["world_to_view"]) for place in card["views"]]
+        return Views.of(psfs, transforms, spacing)
+    return _psf_of(tensors, card)
+
+
+def _psf_of(
+    tensors: Mapping[str, Tensor], card: Mapping[str, Any], prefix: str = ""
+) -> Psf | PsfField:
+    spacing = as_triple(card["voxel_um"], "voxel_um")
+    if prefix + "psf_field" in tensors:
+        values = tensors[prefix + "psf_field"].numpy().astype(np.float64)
+        return PsfField(values, tensors[prefix + "positions_um"].numpy(), spacing)
+    return Psf(tensors[prefix + "psf"].numpy().astype(np.float64), spacing)
 
 
 def check_spacing(own: Any, wanted: tuple[float, float, float], name: str) -> None:

@@ -58,7 +58,7 @@ def registered(
         elif not isinstance(event, VolumeDone):
             on_event(event)
 
-    psfs = [psf.values.astype(np.float32) for psf in optics.psfs]
+    psfs = [psf.values.astype(np.float32) for psf in optics.typical]
     found = register_series(
         views, RegistrationParameters.checked({}), only_trouble, nominal=nominal(optics, views),
         psfs=psfs, device=device,
@@ -75,7 +75,7 @@ def registered(
 
 def nominal(optics: Views, views: Sequence[ViewSeries]) -> list[Affine]:
     """World to view for each view, as the model has it; middles lie on middles."""
-    return centred(views, [Affine.from_linear(linear) for linear in optics.linears])
+    return centred(views, optics.transforms)
 
 
 def places(
@@ -142,12 +142,12 @@ def placed(arrays: Sequence[Any], optics: Views, device: str) -> list[View]:
     identity = Affine.identity(source=WORLD, target="view 0")
     views = [View(arrays[0], first, identity, optics.psfs[0])]
     for v, grid in enumerate(others, 1):
-        linear = optics.linears[v] @ np.linalg.inv(optics.linears[0])
+        linear = (optics.transforms[v] @ optics.transforms[0].inverse()).linear
         shift = grid.centre_um - linear @ first.centre_um
         result = register(
             arrays[0], arrays[v], fixed_spacing_um=first.spacing_um, moving_spacing_um=grid.spacing_um,
             nominal=Affine.from_linear(linear, translation_um=shift, source="fixed", target="moving"),
-            fixed_psf=optics.psfs[0].values, moving_psf=optics.psfs[v].values, device=device,
+            fixed_psf=optics.typical[0].values, moving_psf=optics.typical[v].values, device=device,
         )  # fmt: skip
         if not result.converged:
             raise InputError(f"restore: view {v} cannot be registered to view 0: {result.reason}")

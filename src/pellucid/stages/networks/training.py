@@ -40,7 +40,7 @@ from pellucid.networks.training import (
     pair_of,
 )
 from pellucid.networks.trust import Trust, calibration_case, fit
-from pellucid.networks.views import Microscope, Optics, Views, joint_views, microscope_of
+from pellucid.networks.views import Microscope, Optics, Views, joint_views, microscope_of, varies
 from pellucid.stages.networks.optics import (
     check_spacing,
     optics_card,
@@ -86,7 +86,7 @@ def _trained(parameters: TrainParameters, device: str, on_look: OnLook) -> Path:
     )  # fmt: skip
     held_out_pairs(simulated, parameters.held_out, 1)  # refuses structures that are trained on
     recorded = None if parameters.source == "simulated" else _recorded(parameters, psf, device)
-    run = _Run(parameters, device, simulated, recorded, on_look)
+    run = _Run(parameters, device, simulated, recorded, varies(psf), on_look)
     network = Network(run.trained(None))
     for _ in range(1, parameters.passes):
         network = replace(network, refining=(*network.refining, run.trained(network)))
@@ -120,12 +120,14 @@ class _Run:
         device: str,
         simulated: SimulatedPairs,
         recorded: RecordedPairs | None,
+        positioned: bool,
         on_look: OnLook,
     ) -> None:
         self.parameters, self.simulated, self.recorded = parameters, simulated, recorded
         self.device, self.on_look = device, on_look
         self.checkpoint = checkpoint_path(parameters.output)
         self.recipe = parameters.plain()
+        self.positioned = positioned
         self.done: Tensors = {}
         self.curves: list[list[dict[str, float]]] = []
         self.begun: tuple[Tensors, dict[str, Any]] | None = None
@@ -150,7 +152,7 @@ class _Run:
         architecture = Architecture(
             views=len(simulated.operators), volumetric=p.shape[0] > 1, width=p.width,
             refining=before is not None,
-            positioned=isinstance(simulated.operators[0], VaryingBlur),
+            positioned=self.positioned,
         )  # fmt: skip
         net = RestorationNet(architecture, p.seed + number)
         schedule = Schedule(

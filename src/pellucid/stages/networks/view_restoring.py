@@ -14,7 +14,7 @@ import torch
 from pellucid.core.fusion import joint_problem
 from pellucid.core.geometry import Grid
 from pellucid.core.transform_series import SeriesRegistration
-from pellucid.core.views import LitView, View
+from pellucid.core.views import View
 from pellucid.data.output import check_not_input, create_output, stem
 from pellucid.data.record import RunRecord, fingerprint, write_record
 from pellucid.data.transform_file import write_transforms
@@ -22,7 +22,7 @@ from pellucid.data.writer import ImageDescription, ImageWriter, check_output_pat
 from pellucid.errors import OutputError, ParameterError, PlanError
 from pellucid.networks.polish import Polished
 from pellucid.networks.restorer import Network
-from pellucid.networks.views import Views, boxed, joint_views
+from pellucid.networks.views import Views, boxed, joint_views, unlit
 from pellucid.stages.networks.parameters import RestoreParameters
 from pellucid.stages.networks.placing import (
     check_views,
@@ -257,10 +257,10 @@ def _peak_bytes(plan: ViewsPlan, world: Grid) -> int:
     # tensors without memory carry the shapes through the arithmetic
     transforms = places(plan.optics, plan.views, plan.given)[0]
     hollow = [
-        LitView(torch.empty(view.shape, device="meta"), view.grid, place, psf, 1.0, 1.0, 0.0, 1.0, 1.0)
+        boxed(unlit(view.grid, place, psf, "meta"), world)
         for view, place, psf in zip(plan.views, transforms, plan.optics.psfs, strict=True)
     ]
-    problem = joint_problem([boxed(view, world) for view in hollow], world)
+    problem = joint_problem(hollow, world)
     recorded = sum(int(np.prod(view.shape)) for view in plan.views)
     own = peak_of(problem, plan.restorer, plan.parameters)
     return own + 12 * recorded + 12 * int(np.prod(world.shape))
