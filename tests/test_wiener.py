@@ -57,6 +57,16 @@ def test_a_part_of_the_step_is_that_of_the_whole(make):
     assert torch.equal(wiener_step(signal, operator), whole)
 
 
+def test_the_step_of_a_tile_is_that_of_the_whole_wherever_in_the_field_it_lies():
+    whole = varying()
+    signal = whole.forward(simulate((whole,), "points", 1).truth)
+    tile = VaryingBlur(whole.expansion, (12, 24, 20), origin_um=(0, 0, 28))
+    expected = wiener_step(signal, whole)[whole.window][:, :, 40:]
+    found = wiener_step(signal[:, :, 28:], tile)[tile.window][:, :, 12:]
+    assert len(places_of(tile)) == 2  # the first has no share in this part
+    assert float((found - expected).abs().max() / expected.max()) < 5e-3
+
+
 def test_every_place_filters_the_recording_and_their_shares_blend_it():
     operator = scanned()
     signal = operator.forward(simulate((operator,), "points", 1).truth)

@@ -11,7 +11,7 @@ from pellucid import __version__
 from pellucid.apps import network_cli, recipe_cli
 from pellucid.apps.deskew_cli import deskew
 from pellucid.apps.fuse_cli import fuse
-from pellucid.apps.options import as_yaml, asked, given, options_of
+from pellucid.apps.options import as_yaml, asked, finished, given, options_of
 from pellucid.apps.psf_cli import psf_app
 from pellucid.apps.register_cli import register
 from pellucid.apps.stitch_cli import stitch
@@ -94,6 +94,8 @@ def deconvolve(
     if print_config:
         print(as_yaml(parameters), end="")
         return OK
+    if finished("deconvolve", parameters, json=json):
+        return OK
     return _deconvolve(parameters, dry_run=dry_run, json=json)
 
 
@@ -101,7 +103,7 @@ def _deconvolve(parameters: DeconvolveParameters, *, dry_run: bool, json: bool) 
     from pellucid.apps.text import begun_lines, failed_lines, plan_text
     from pellucid.stages.deconvolution.deconvolve import run
     from pellucid.stages.deconvolution.planning import plan_deconvolution
-    from pellucid.stages.work.cluster_choice import opened_engine
+    from pellucid.stages.work.workplace import opened_engine
 
     plan = plan_deconvolution(parameters)
     if dry_run:
@@ -125,7 +127,7 @@ def _deconvolve(parameters: DeconvolveParameters, *, dry_run: bool, json: bool) 
     if json:
         print_json(outcome.to_json())
     if outcome.failures:
-        for line in failed_lines(outcome):
+        for line in failed_lines(outcome.failures, outcome.total):
             say(line)
         return SOME_FAILED if outcome.outputs else ERROR
     return OK

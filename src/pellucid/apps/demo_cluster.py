@@ -22,9 +22,9 @@ from pellucid.stages.deconvolution.deconvolve import run
 from pellucid.stages.deconvolution.planning import plan_deconvolution
 from pellucid.stages.parameters import DeconvolveParameters
 from pellucid.stages.psf.files import write_psf
-from pellucid.stages.work.cluster_choice import opened_engine
 from pellucid.stages.work.engine import Engine, InProcess
 from pellucid.stages.work.events import Event, TileDone
+from pellucid.stages.work.workplace import opened_engine
 
 SHAPE = (24, 256, 384)
 TILE = (24, 128, 128)

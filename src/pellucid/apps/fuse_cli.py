@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from pellucid.apps.options import as_yaml, asked, options_of
+from pellucid.apps.options import as_yaml, asked, finished, options_of
 from pellucid.apps.terminal import OK, SOME_FAILED, Progress, print_json, say
 from pellucid.stages.fusion.parameters import FuseParameters
 
@@ -46,6 +46,8 @@ def fuse(
     if print_config:
         print(as_yaml(parameters), end="")
         return OK
+    if finished("fuse", parameters, json=json):
+        return OK
     return _fuse(parameters, dry_run=dry_run, json=json)
 
 
@@ -54,7 +56,7 @@ def _fuse(parameters: FuseParameters, *, dry_run: bool, json: bool) -> int:
     from pellucid.stages.deskewing.projecting import movie_is_possible
     from pellucid.stages.fusion.fusing import run_fusion
     from pellucid.stages.fusion.planning import plan_fusion
-    from pellucid.stages.work.cluster_choice import opened_engine
+    from pellucid.stages.work.workplace import opened_engine
 
     plan = plan_fusion(parameters)
     if dry_run:

@@ -1,12 +1,13 @@
 """The commands of networks: `pellucid train`, `pellucid restore` and `pellucid model export`."""
 
+import time
 from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import App, Parameter
 
-from pellucid.apps.options import as_yaml, asked_of, given, options_of, read_config
-from pellucid.apps.terminal import OK, Progress, print_json, say
+from pellucid.apps.options import as_yaml, asked_of, finished, given, options_of, read_config
+from pellucid.apps.terminal import OK, SOME_FAILED, Progress, print_json, say
 from pellucid.stages.networks.parameters import ExportParameters, RestoreParameters, TrainParameters
 
 RestoreOptions: Any = options_of(
@@ -54,6 +55,7 @@ def restore(
     output: Output = None,
     options: Options = RestoreOptions(),
     config: Path | None = None,
+    dry_run: bool = False,
     print_config: bool = False,
     json: bool = False,
 ) -> int:
@@ -69,6 +71,8 @@ def restore(
         .ome.zarr, .ome.tif or .tif.
     config
         YAML file of these options; the environment (PELLUCID_RESTORE_POLISH=...) ranks above it.
+    dry_run
+        Show the plan (shapes, memory, disk, tiles) and start nothing.
     print_config
         Show all options as YAML and start nothing.
     json
@@ -82,23 +86,35 @@ def restore(
     if print_config:
         print(as_yaml(parameters), end="")
         return OK
+    from pellucid.apps.text import begun_line, failed_lines, restore_plan_text, restored_lines
+    if finished("restore", parameters, json=json):
+        return OK
     from pellucid.stages.networks.view_restoring import plan_restoration, run_restoration
-    from pellucid.stages.work.cluster_choice import opened_engine
+    from pellucid.stages.work.workplace import opened_engine
 
     plan = plan_restoration(parameters)
+    if dry_run:
+        said = plan.to_json()
+        print_json(said) if json else print(restore_plan_text(said), end="")
+        return OK
+    if not json:
+        say(begun_line(plan))
+    begin = time.perf_counter()
     with opened_engine(parameters.cluster) as engine:
         if parameters.cluster is not None and not json:
             say(engine.described)
         with Progress(plan.steps, quiet=json, doing="restoring") as progress:
             stats = run_restoration(plan, progress, engine)
+    told = zip(plan.names, stats["volumes"], strict=True)
+    failures = [(name, said["failed"]) for name, said in told if "failed" in said]
     if json:
         print_json(stats)
-        return OK
-    for name, said in zip(plan.names, stats["volumes"], strict=True):
-        say(f"{name}: {said['iterations']} physical iterations")
-        if "doubtful_regions" in said:
-            say(f"{name}: {said['doubtful_regions']} regions are not to be believed")
-    return OK
+    else:
+        for line in restored_lines(stats, plan.names, time.perf_counter() - begin):
+            say(line)
+    for line in failed_lines(failures, plan.total) if failures else ():
+        say(line)
+    return SOME_FAILED if failures else OK
 
 
 @model_app.command

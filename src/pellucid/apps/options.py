@@ -14,6 +14,7 @@ from typing import Annotated, Any, TypeVar
 from cyclopts import Parameter
 from pydantic import Field, create_model
 
+from pellucid.apps.terminal import print_json, say
 from pellucid.errors import ParameterError
 from pellucid.stages.parameters import Parameters
 
@@ -82,6 +83,22 @@ def asked_of(
     """The same for a command whose arguments have other names; empty ones were not typed."""
     typed = {**given(options), **{name: value for name, value in named.items() if value}}
     return model.checked(merged(model, command, config, typed))
+
+
+def finished(command: str, parameters: Any, output: Path | None = None, *, json: bool) -> bool:
+    """Whether what `--resume` asks for is finished already, which is said then."""
+    if not parameters.resume or parameters.overwrite:
+        return False
+    from pellucid.stages.pieces.piece_choice import is_finished
+
+    output = output or parameters.output
+    if not is_finished(command, parameters, output):
+        return False
+    if json:
+        print_json({"outputs": [output], "finished": True})
+    else:
+        say(f"{output.name}: is finished; there is nothing to go on with.")
+    return True
 
 
 def given(options: Parameters) -> dict[str, Any]:

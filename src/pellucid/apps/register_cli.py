@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from pellucid.apps.options import as_yaml, asked, options_of
+from pellucid.apps.options import as_yaml, asked, finished, options_of
 from pellucid.apps.terminal import ERROR, OK, SOME_FAILED, Progress, print_json, say
 from pellucid.stages.parameters import RegisterParameters
 
@@ -45,12 +45,14 @@ def register(
     if print_config:
         print(as_yaml(parameters), end="")
         return OK
+    if finished("register", parameters, json=json):
+        return OK
     return _register(parameters, dry_run=dry_run, json=json)
 
 
 def _register(parameters: RegisterParameters, *, dry_run: bool, json: bool) -> int:
     from pellucid.stages.registration.register_files import plan_registration, run_registration
-    from pellucid.stages.work.cluster_choice import opened_engine
+    from pellucid.stages.work.workplace import opened_engine
 
     plan = plan_registration(parameters)
     said = plan.to_json()

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from pellucid.apps.options import given, merged, options_of, yaml_text
+from pellucid.apps.options import finished, given, merged, options_of, yaml_text
 from pellucid.apps.terminal import OK, SOME_FAILED, Progress, print_json, say
 from pellucid.data.plain_json import plain_json
 from pellucid.stages.parameters import DeconvolveParameters
@@ -99,13 +99,14 @@ def _stitch_sharply(
     from pellucid.apps.text import begun_lines as sharpening_lines
     from pellucid.apps.text import plan_text as deconvolution_text
     from pellucid.stages.stitching.mosaic_deconvolving import plan_mosaic, run_mosaic
-    from pellucid.stages.work.cluster_choice import opened_engine
+    from pellucid.stages.work.workplace import opened_engine
 
     shared = {name: getattr(parameters, name) for name in ("inputs", "output", "overwrite", "ome_zarr")}
     background = {} if parameters.background is None else {"background": parameters.background}
-    plan = plan_mosaic(
-        parameters, DeconvolveParameters.checked({**shared, **background, **sharpening})
-    )
+    sharp = DeconvolveParameters.checked({**shared, **background, **sharpening})
+    if finished("deconvolve", sharp, json=json):
+        return OK
+    plan = plan_mosaic(parameters, sharp)
     if dry_run:
         both = {"stitch": plan.stitching.to_json(), "deconvolve": plan.deconvolution.to_json()}
         if json:
@@ -136,7 +137,7 @@ def _told(outcome: Any, *, json: bool) -> int:
     else:
         for line in placed_lines(outcome):
             say(line)
-        for line in failed_lines(outcome) if outcome.failures else ():
+        for line in failed_lines(outcome.failures, outcome.total) if outcome.failures else ():
             say(line)
     links, kept = len(outcome.placement.links), int(outcome.placement.kept.sum())
     if links and not kept:

@@ -148,7 +148,7 @@ class Progress:
         elif self._bar is None and not self._quiet:
             spent = time.perf_counter() - self._begin
             left = spent / (self._done - self._before) * (self._total - self._done)
-            rest = f", about {_duration(left)} left" if self._done < self._total else ""
+            rest = f", about {duration(left)} left" if self._done < self._total else ""
             self._line(f"{self._done}/{self._total} {event.what}: {event.seconds:.1f} s{rest}")
         if self._bar is not None:
             self._bar.update(self._task, advance=1, total=self._total, description=event.what)
@@ -160,7 +160,8 @@ class Progress:
             say(text)
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Seconds in words."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     if hours:

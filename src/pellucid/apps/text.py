@@ -8,6 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from pellucid.apps.terminal import duration
 from pellucid.core.beads import BeadPsf
 from pellucid.stages.pieces.piece_choice import gib
 from pellucid.stages.work.resources import describe_device
@@ -15,39 +16,87 @@ from pellucid.stages.work.resources import describe_device
 
 def plan_text(plan: Mapping[str, Any]) -> str:
     """A plan (`Plan.to_json`) as lines."""
-    room = plan["available_bytes"]
-    lines = [
-        f"method       {plan['method']}, iterations {plan['iterations']}",
-        f"device       {plan['device']}, {gib(room) + ' free' if room else 'free memory unknown'}",
-        f"volumes      {plan['volumes']}",
-    ]
+    lines = [f"method       {plan['method']}, iterations {plan['iterations']}", *_room_lines(plan)]
     for file in plan["files"]:
         lines += ["", *_file_lines(file)]
     lines += ["", "Nothing was started (dry run)."]
     return "\n".join(lines) + "\n"
 
 
+def restore_plan_text(plan: Mapping[str, Any]) -> str:
+    """A plan of a restoration by a model (`RestorePlan.to_json`) as lines."""
+    cure = ", falls back" if plan["fall_back"] else ""
+    lines = [
+        f"model        {plan['model']}: {plan['operator']}, networks in a row: {plan['passes']}",
+        f"polish       {plan['polish']}{cure}",
+        *_room_lines(plan),
+    ]
+    for file in plan["files"]:
+        piece = "tile" if "core_zyx" in file else "volume"
+        lines += ["", *_image_lines(file)]
+        lines.append(f"memory       {gib(file['peak_bytes'])} at the peak of a {piece}")
+        lines += [f"verdict      {file['verdict']}"] if file["verdict"] else []
+        lines.append(f"tiles        {tiles_text(file)}")
+    lines += ["", "Nothing was started (dry run)."]
+    return "\n".join(lines) + "\n"
+
+
+def restored_lines(stats: Mapping[str, Any], names: Sequence[str], seconds: float) -> list[str]:
+    """What came of a restoration (`run_restoring`): volume by volume, and how long it took."""
+    lines = []
+    for name, said in zip(names, stats["volumes"], strict=True):
+        if "failed" in said:
+            continue
+        parts = [counted(said["iterations"], "physical iteration")]
+        if "network_share" in said:
+            parts.append(f"{said['network_share']:.0%} of what the network adds is kept")
+        if "believable" in said:
+            parts.append(f"{said['believable']:.1%} believable")
+            parts.append(f"{counted(said['doubtful_regions'], 'region')} not to be believed")
+        lines.append(f"{name}: {', '.join(parts)}")
+    done = counted(sum("failed" not in said for said in stats["volumes"]), "volume")
+    return [*lines, f"{done} in {duration(seconds)}"]
+
+
 def begun_lines(plan: Any) -> list[str]:
     """What is said of a deconvolution when it begins: how much, where, and what became of the PSFs."""
-    first = f"{counted(plan.total, 'volume')} on {describe_device(plan.device)}"
-    return [first, *(f"psf: {sentence}" for sentence in plan.psf_notes())]
+    return [begun_line(plan), *(f"psf: {sentence}" for sentence in plan.psf_notes())]
 
 
-def failed_lines(outcome: Any) -> list[str]:
-    """What is said of the volumes that failed."""
-    said = (why if why.startswith(name) else f"{name}: {why}" for name, why in outcome.failures)
-    head = f"pellucid: {len(outcome.failures)} of {outcome.total} volumes failed:"
+def begun_line(plan: Any) -> str:
+    """How much begins, and where."""
+    tiles = f" of {counted(plan.steps // plan.total, 'piece')}" if plan.steps > plan.total else ""
+    return f"{counted(plan.total, 'volume')}{tiles} on {describe_device(plan.device)}"
+
+
+def failed_lines(failures: Sequence[tuple[str, str]], total: int) -> list[str]:
+    """What is said of the volumes (name, why) that failed."""
+    said = (why if why.startswith(name) else f"{name}: {why}" for name, why in failures)
+    head = f"pellucid: {len(failures)} of {total} volumes failed:"
     return [head, *(f"  {line}" for line in said)]
 
 
-def _file_lines(file: Mapping[str, Any]) -> list[str]:
-    lines = [
+def _room_lines(plan: Mapping[str, Any]) -> list[str]:
+    room = "free memory unknown"
+    if plan["available_bytes"]:
+        room = f"{gib(plan['available_bytes'])} {'to be used' if plan['memory_bytes'] else 'free'}"
+    return [f"device       {plan['device']}, {room}", f"volumes      {plan['volumes']}"]
+
+
+def _image_lines(file: Mapping[str, Any]) -> list[str]:
+    return [
         f"input        {file['input']}",
         f"             {_axes(file['input_shape_tczyx'])}, {file['input_dtype']}",
         f"voxel        {_numbers(file['voxel_um'])} um (z, y, x)",
         f"output       {file['output']}",
         f"             {_axes(file['output_shape_tczyx'])}, {file['output_dtype']}, "
         f"{gib(file['output_bytes'])}",
+    ]
+
+
+def _file_lines(file: Mapping[str, Any]) -> list[str]:
+    lines = [
+        *_image_lines(file),
         f"memory       {gib(file['peak_bytes'])} at the peak of a volume, "
         f"{gib(file['host_bytes'])} for those that wait",
         f"tiles        {tiles_text(file)}",

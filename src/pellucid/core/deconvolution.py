@@ -17,7 +17,7 @@ from pellucid.core.noise import Noise, check_background, estimate_background, es
 from pellucid.core.operators import Blur, Extended
 from pellucid.core.problem import Observation, Problem, Restored
 from pellucid.core.psf import Psf, crop_to_support, focal_plane, fwhm_px
-from pellucid.core.psf_field import PsfField
+from pellucid.core.psf_field import PsfExpansion, PsfField
 from pellucid.core.psf_preparation import prepare
 from pellucid.core.residual import reblur_residual
 from pellucid.core.richardson_lucy import RichardsonLucy
@@ -226,6 +226,37 @@ def _check_planes(psf: Psf | PsfField, shape: Shape) -> None:
         )
 
 
+Kernel = NDArray[np.float32] | PsfExpansion
+"""What blurs a volume wherever in it one looks: a PSF, or as many as a field has."""
+
+
+def kernel_of(psf: Psf | PsfField) -> Kernel:
+    """Return what a PSF or a field blurs with, in a box of at least `ROOM_FWHM` widths on each side."""
+    if isinstance(psf, PsfField):
+        psfs = np.pad(psf.psfs, [(0, 0), *_room(psf.typical)])
+        return replace(psf, psfs=psfs).expanded(FIELD_ACCURACY)
+    return roomy(psf)
+
+
+def kernels_of(psf: Psf | PsfField) -> list[NDArray[np.float32]]:
+    """Return the values of a PSF, or of every PSF of a field, in such a box."""
+    if isinstance(psf, Psf):
+        return [roomy(psf)]
+    room = _room(psf.typical)
+    return [np.pad(values.astype(np.float32), room) for values in psf.psfs]
+
+
+def blur_at(
+    kernel: Kernel, shape: Shape, origin: Shape = (0, 0, 0), device: str | torch.device | None = None
+) -> Extended:
+    """Return the blur of an image of `shape` whose first voxel is the volume's voxel `origin`."""
+    if not isinstance(kernel, PsfExpansion):
+        # on "meta", tensors without memory carry the shapes through the arithmetic
+        return Blur(torch.from_numpy(kernel).to(device), shape)
+    z, y, x = (n * step for n, step in zip(origin, kernel.spacing_um, strict=True))
+    return VaryingBlur(kernel, shape, origin_um=(z, y, x), device=device)
+
+
 def roomy(psf: Psf) -> NDArray[np.float32]:
     """Return the values of a PSF in a box of at least `ROOM_FWHM` widths on each side, dark beyond."""
     return np.pad(psf.values.astype(np.float32), _room(psf))
@@ -287,12 +318,7 @@ def blur_of(
     psf: Psf | PsfField, shape: Shape, device: str | torch.device | None = None
 ) -> Extended:
     """Return the blur of an image of `shape` on `device`: one that varies for a field."""
-    if isinstance(psf, PsfField):
-        psfs = np.pad(psf.psfs, [(0, 0), *_room(psf.typical)])
-        return VaryingBlur.of(
-            replace(psf, psfs=psfs), shape, accuracy=FIELD_ACCURACY, device=device
-        )
-    return Blur(torch.from_numpy(roomy(psf)).to(device), shape)
+    return blur_at(kernel_of(psf), shape, device=device)
 
 
 def problem_of(

@@ -188,13 +188,13 @@ class PsfExpansion:
         """Number of kernels."""
         return len(self.kernels)
 
-    def weights(self, places_um: Knots) -> Array:
-        """Return the weights (rank, z, y, x) at all combinations of the places on the three axes.
+    def weights(self, places_um: Knots, terms: slice = slice(None)) -> Array:
+        """Return the weights (terms, z, y, x) at all combinations of the places on the three axes.
 
         Beyond the outermost knots the weights are those at the knots. An axis along which nothing
         varies has one voxel.
         """
-        values = self.table
+        values = self.table[terms]
         for axis, (knots, places) in enumerate(zip(self.knots, places_um, strict=True)):
             values = _interpolated(values, knots, places, axis + 1)
         return values

@@ -28,7 +28,7 @@ from pellucid.core.back_projectors import BackProjector, Matched
 from pellucid.core.boundary import constant_where_seen
 from pellucid.core.coarsening import refined
 from pellucid.core.fourier import Shape, empty
-from pellucid.core.operators import Blur, Extended
+from pellucid.core.operators import Extended
 from pellucid.core.passband import widths_of
 from pellucid.core.problem import Observation, Problem, Restored
 from pellucid.core.richardson_lucy import peak_bytes
@@ -296,7 +296,7 @@ def box_mean(x: Tensor, radius: Shape) -> Tensor:
 
 def _onto(x: Tensor, level: JudgedLevel, finer: JudgedLevel) -> Tensor:
     coarse, fine = (lv.problem.observations[0].operator for lv in (level, finer))
-    assert isinstance(coarse, Blur)
-    assert isinstance(fine, Blur)
+    assert isinstance(coarse, Extended)
+    assert isinstance(fine, Extended)
     z, y, x_ = (a // b for a, b in zip(level.factors, finer.factors, strict=True))
     return refined(x, coarse, fine, (z, y, x_))

@@ -115,6 +115,7 @@ def plan(
     peak_bytes: Callable[[Shape], int],
     budget_bytes: int,
     step: Shape = (1, 1, 1),
+    remedy: str = "crop the PSF",
 ) -> Tiling:
     """Return the tiling that costs least of those whose tiles fit.
 
@@ -127,6 +128,7 @@ def plan(
     align : output chunk or shard; cores are whole multiples of it
     peak_bytes : memory to restore an image of a shape
     step : see `Tiling`
+    remedy : beside more memory, in the words of a refusal
 
     Raises
     ------
@@ -150,7 +152,7 @@ def plan(
         raise PlanError(
             f"tiles: the smallest, a core of {smallest} with a halo of {halo}, needs "
             f"{needed / 2**20:.0f} MiB, and {budget_bytes / 2**20:.0f} MiB may be used. "
-            "Allow more memory, or crop the PSF."
+            f"Allow more memory, or {remedy}."
         )
     return best[1]
 

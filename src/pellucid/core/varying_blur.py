@@ -10,7 +10,7 @@ from torch import Tensor
 from pellucid.core.fourier import Finish, Shape, empty, fast_shape, filtered, transfer_function
 from pellucid.core.mixing import mix_slabs, unmixed
 from pellucid.core.operators import Blur, Extended, LinearOperator, binned_psf
-from pellucid.core.psf_field import Array, Knots, PsfExpansion, PsfField
+from pellucid.core.psf_field import Array, PsfExpansion, PsfField
 
 PLACES_PER_AXIS = 3
 """Places at which the strongest transfer of a field is looked for: its borders and its middle."""
@@ -65,16 +65,8 @@ class VaryingBlur(Extended):
         self.transfers = [self.mean.transfer] + [
             transfer_function(kernel.contiguous(), self.grid, origin) for kernel in kernels[1:]
         ]
-        z, y, x = (
-            (np.arange(n, dtype=np.float64) - m) * np.float64(step) + start
-            for n, m, step, start in zip(
-                self.domain_shape, self.margin, expansion.spacing_um, origin_um, strict=True
-            )
-        )
-        places: Knots = (z, y, x)
-        values = np.ascontiguousarray(expansion.weights(places))
-        self.weights = list(torch.from_numpy(values).to(device, dtype))
-        self.weights[0] = torch.ones(1, 1, 1, dtype=dtype, device=device)
+        flat = torch.ones(1, 1, 1, dtype=dtype, device=device)
+        self.weights = [flat, *(self._weight(term) for term in range(1, expansion.rank))]
 
     @classmethod
     def of(
@@ -90,6 +82,20 @@ class VaryingBlur(Extended):
         """Return the blur of a field, of the rank that `accuracy` needs unless it is given."""
         expansion = field.expanded(accuracy, rank=rank)
         return cls(expansion, image_shape, dtype=dtype, device=device)
+
+    def _weight(self, term: int) -> Tensor:
+        sizes = zip(self.domain_shape, self.expansion.knots, strict=True)
+        z, y, x = (n if len(knots) > 1 else 1 for n, knots in sizes)
+        if self.psf.is_meta:  # only shapes are wanted, of volumes that may be larger than memory
+            return self.psf.new_empty(z, y, x)
+        along_z, along_y, along_x = (
+            (np.arange(n, dtype=np.float64) - m) * np.float64(step) + start
+            for n, m, step, start in zip(
+                self.domain_shape, self.margin, self.expansion.spacing_um, self.origin_um, strict=True
+            )
+        )
+        values = self.expansion.weights((along_z, along_y, along_x), slice(term, term + 1))[0]
+        return torch.from_numpy(np.ascontiguousarray(values)).to(self.psf)
 
     def __repr__(self) -> str:
         return (

@@ -19,6 +19,7 @@ from pellucid.errors import InputError, ParameterError
 
 Float64 = NDArray[np.float64]
 Shape = tuple[int, int, int]
+Box = tuple[slice, slice, slice]
 
 FWHM_PER_SIGMA = 2.3548200450309493
 REGION = (8, 16, 16)
@@ -77,32 +78,44 @@ def wrongness(
         `supported_resolution_px`
     region : voxels per region; a rest at the border joins the last one
     """
-    shape = checked_shape(image, "wrongness")
-    if checked_shape(truth, "wrongness") != shape:
-        raise InputError(
-            f"wrongness: expected image and truth of one shape, got {tuple(image.shape)} and "
-            f"{tuple(truth.shape)}. Crop or resample one to the other's grid."
-        )
-    if min(resolution_px) < 0 or min(region) < 1:
-        raise ParameterError(f"wrongness: expected sizes above 0, got {resolution_px} and {region}.")
-    sigma = np.asarray(resolution_px) / FWHM_PER_SIGMA
-    seen, true = (
-        ndimage.gaussian_filter(finite(to_numpy(v), "wrongness").astype(np.float64), sigma)
-        for v in (image, truth)
-    )
-    overall = float(np.sqrt((true**2).mean()))
-    if overall == 0:
+    seen, true = _at_resolution(image, truth, resolution_px, region)
+    if not true.any():
         raise InputError("wrongness: expected a truth that is not all zero. Use another one.")
-    light = np.sqrt(by_region(true**2, region))
-    gain, offset = _brightness(seen, true, region, np.maximum(light, EMPTY * overall))
-    off = np.sqrt(by_region((gain * seen + offset - true) ** 2, region))
-    error = off / np.maximum(light, EMPTY * overall)
+    centre = float(seen.mean())  # sums about it keep their digits
+    measured = _sums(seen - centre, true, region)
+    light, (gain, offset) = _light(measured), _brightness(measured)
+    offset -= gain * centre
+    error = np.sqrt(by_region((gain * seen + offset - true) ** 2, region)) / light
     # A haze that the truth lacks is taken away, but an offset that the fit would add is no structure.
     structure = gain * seen + min(offset, 0.0)
     near = tuple(max(1, round(f)) for f in resolution_px)
     return Wrongness(
         error, _excess(structure, true, near), _excess(true, structure, near), gain, offset
     )
+
+
+def moments(
+    image: Array, truth: Array, resolution_px: Triple, part: Box | None = None, *, region: Shape = REGION
+) -> Float64:
+    """Return what `errors` has to know of every region of a part of both; see `wrongness`.
+
+    Parameters
+    ----------
+    part : whole regions of the volume, in voxels of `image`, which holds what surrounds them; None: all
+
+    Returns
+    -------
+    (6, z, y, x) : voxels, and sums over them of answer, truth, answer^2, answer truth, truth^2
+    """
+    return _sums(*_at_resolution(image, truth, resolution_px, region, part), region)
+
+
+def errors(measured: Float64) -> Float64:
+    """Return the error of every region from the `moments` of all; 1 where the truth is empty."""
+    if not measured[5].any():
+        return np.ones(measured.shape[1:])
+    squares = _left(measured, *_brightness(measured)) / measured[0]
+    return np.asarray(np.sqrt(squares) / _light(measured))
 
 
 def supported_resolution_px(psf: Psf) -> Triple:
@@ -127,37 +140,79 @@ def region_edges(n: int, region: int) -> list[int]:
     return [*range(0, region * max(1, n // region), region), n]
 
 
-def _brightness(seen: Float64, true: Float64, region: Shape, light: Float64) -> tuple[float, float]:
-    """Return gain (0 or more) and offset that bring `seen` closest to `true`: least trimmed squares.
+def _at_resolution(
+    image: Array, truth: Array, resolution_px: Triple, region: Shape, part: Box | None = None
+) -> tuple[Float64, Float64]:
+    """Return a part of both as a Gaussian of `resolution_px` sees them; raises what `wrongness` does."""
+    shape = checked_shape(image, "wrongness")
+    if checked_shape(truth, "wrongness") != shape:
+        raise InputError(
+            f"wrongness: expected image and truth of one shape, got {tuple(image.shape)} and "
+            f"{tuple(truth.shape)}. Crop or resample one to the other's grid."
+        )
+    if min(resolution_px) < 0 or min(region) < 1:
+        raise ParameterError(f"wrongness: expected sizes above 0, got {resolution_px} and {region}.")
+    sigma = np.asarray(resolution_px) / FWHM_PER_SIGMA
+    around, inner = [], []
+    for n, wanted, s in zip(shape, part or [slice(0, n) for n in shape], sigma, strict=True):
+        low, high = max(wanted.start - round(4 * s), 0), min(wanted.stop + round(4 * s), n)
+        around.append(slice(low, high))
+        inner.append(slice(wanted.start - low, wanted.stop - low))
+    seen, true = (
+        ndimage.gaussian_filter(finite(to_numpy(v[tuple(around)]), "wrongness").astype(np.float64), sigma)
+        for v in (image, truth)
+    )
+    return seen[tuple(inner)], true[tuple(inner)]
+
+
+def _sums(seen: Float64, true: Float64, region: Shape) -> Float64:
+    sizes = np.ones(())
+    for n, r in zip(seen.shape, region, strict=True):
+        sizes = np.multiply.outer(sizes, np.diff(region_edges(n, r)))
+    pairs = ((seen, 1.0), (true, 1.0), (seen, seen), (seen, true), (true, true))
+    return np.asarray(np.stack([sizes, *(by_region(a * b, region) * sizes for a, b in pairs)]))
+
+
+def _light(measured: Float64) -> Float64:
+    """Return the root mean square of the truth in every region, or what a difference counts against."""
+    overall = np.sqrt(measured[5].sum() / measured[0].sum())
+    return np.asarray(np.maximum(np.sqrt(measured[5] / measured[0]), EMPTY * overall))
+
+
+def _left(measured: Float64, gain: float, offset: float) -> Float64:
+    """Return the sum of squares that an answer of this brightness leaves, region by region."""
+    n, s, t, ss, st, tt = measured
+    squares = gain * gain * ss + offset * offset * n + tt
+    return np.asarray(squares + 2 * (gain * offset * s - gain * st - offset * t)).clip(0)
+
+
+def _brightness(measured: Float64) -> tuple[float, float]:
+    """Return gain (0 or more) and offset that bring the answer closest to the truth: least trimmed squares.
 
     Rousseeuw's concentration steps (1984, 2006) on regions, from the fit of the whole and of every half
     of the volume; then all regions take part that the best of these explains. Bright and dark regions
     must both stay, or a gain of 0 would explain the darkness.
     """
-    centre, width = float(seen.mean()), float(seen.std()) or 1.0
-    seen = (seen - centre) / width
-    sizes = np.ones(())
-    for n, r in zip(seen.shape, region, strict=True):
-        sizes = np.multiply.outer(sizes, np.diff(region_edges(n, r)))
-    parts = (np.ones_like(seen), seen, true, seen**2, seen * true, true**2)
-    moments = np.stack([by_region(p, region).ravel() for p in parts]) * sizes.ravel()
-    energy = moments[5]
+    grid, light = measured.shape[1:], _light(measured).ravel()
+    n, s, t, ss, st, tt = measured.reshape(6, -1)
+    centre = float(s.sum() / n.sum())
+    varies = float(ss.sum() / n.sum()) - centre**2
+    width = float(np.sqrt(varies)) if varies > 1e-12 * centre**2 else 1.0
+    # about the mean of the answer and by its width, so that the fit's sums stay alike in size
+    ss, st = (ss - 2 * centre * s + centre**2 * n) / width**2, (st - centre * t) / width
+    moved = np.stack([n, (s - centre * n) / width, t, ss, st, tt])
+    energy = tt
 
     def fitted(kept: NDArray[np.bool_]) -> tuple[float, float]:
-        n, s, t, ss, st, _ = moments[:, kept].sum(axis=1)
+        n, s, t, ss, st, _ = moved[:, kept].sum(axis=1)
         varies = ss - s * s / n
         gain = max((st - s * t / n) / varies, 0.0) if varies > 1e-12 * ss else 0.0
         return float(gain), float((t - gain * s) / n)
 
-    def left(gain: float, offset: float) -> Float64:
-        n, s, t, ss, st, tt = moments
-        squares = gain * gain * ss + offset * offset * n + tt
-        return np.asarray(squares + 2 * (gain * offset * s - gain * st - offset * t)).clip(0)
-
     def concentrated(kept: NDArray[np.bool_]) -> tuple[float, float, float]:
         for _ in range(FIT_ROUNDS):
-            squares = left(*fitted(kept))
-            order = np.argsort(squares / moments[0], kind="stable")
+            squares = _left(moved, *fitted(kept))
+            order = np.argsort(squares / n, kind="stable")
             enough = max(
                 int(np.ceil(TRUSTED * order.size)),
                 int(np.searchsorted(np.cumsum(energy[order]), TRUSTED * energy.sum())) + 1,
@@ -165,16 +220,16 @@ def _brightness(seen: Float64, true: Float64, region: Shape, light: Float64) -> 
             before, kept = kept, np.isin(np.arange(order.size), order[:enough])
             if (kept == before).all():
                 break
-        return (float(left(*fitted(kept))[kept].sum()), *fitted(kept))
+        return (float(_left(moved, *fitted(kept))[kept].sum()), *fitted(kept))
 
     starts = [np.ones(energy.size, bool)]
-    for axis, n in enumerate(light.shape):
-        side = np.broadcast_to(np.expand_dims(np.arange(n) < n / 2, [a for a in range(3) if a != axis]),
-                               light.shape).ravel()  # fmt: skip
+    for axis, count in enumerate(grid):
+        first = np.expand_dims(np.arange(count) < count / 2, [a for a in range(3) if a != axis])
+        side = np.broadcast_to(first, grid).ravel()
         starts += [h for h in (side, ~side) if energy[h].sum() > 0]
     _, gain, offset = min(concentrated(kept) for kept in starts)
     for _ in range(FIT_ROUNDS):
-        explained = np.sqrt(left(gain, offset) / moments[0]) <= EXPLAINED * light.ravel()
+        explained = np.sqrt(_left(moved, gain, offset) / n) <= EXPLAINED * light
         if explained.mean() < TRUSTED or energy[explained].sum() < TRUSTED * energy.sum():
             break
         before = gain, offset

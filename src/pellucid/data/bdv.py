@@ -6,6 +6,7 @@ from xml.etree import ElementTree
 from xml.etree.ElementTree import Element
 
 from pellucid.data.source import Calibration, Source, to_micrometres
+from pellucid.data.stored_volumes import Hdf5Volumes, N5Volumes
 from pellucid.data.volume_set import Volumes, VolumeSet, chosen_image
 from pellucid.errors import InputError
 
@@ -156,12 +157,8 @@ def _volumes(
         raise InputError(f"{path.name}: names {stored.name}, which is not there. Put it beside the XML.")
     keys = [(t, c) for t in range(len(times)) for c in range(len(setups))]
     if kind == "bdv.hdf5":
-        from pellucid.data.hdf5 import Hdf5Volumes
-
         names = {(t, c): f"t{times[t]:05d}/s{setups[c]:02d}/0/cells" for t, c in keys}
         return stored, Hdf5Volumes(stored, names)
-    from pellucid.data.n5 import N5Volumes
-
     return stored, N5Volumes(
         {(t, c): stored / f"setup{setups[c]}/timepoint{times[t]}/s0" for t, c in keys}
     )

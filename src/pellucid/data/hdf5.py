@@ -6,7 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from pellucid.data.source import Array, Calibration, Source, check_only_image, to_micrometres
+from pellucid.data.bdv import open_bdv
+from pellucid.data.source import Calibration, Source, check_only_image, to_micrometres
+from pellucid.data.stored_volumes import Hdf5Volumes, import_h5py
 from pellucid.data.volume_set import VolumeSet
 from pellucid.errors import InputError
 
@@ -26,8 +28,6 @@ def open_hdf5(path: Path, image: int | None = None) -> Source:
         ) from error
     described = path.with_suffix(".xml")
     if setups and described.is_file():
-        from pellucid.data.bdv import open_bdv
-
         return open_bdv(described, image)
     if setups:
         raise InputError(
@@ -37,40 +37,6 @@ def open_hdf5(path: Path, image: int | None = None) -> Source:
     raise InputError(
         f"{path.name}: HDF5 of neither BigDataViewer nor Imaris. Export it as OME-Zarr or OME-TIFF."
     )
-
-
-def import_h5py(path: Path) -> Any:
-    """The module h5py; InputError that says how to get it."""
-    try:
-        import h5py
-    except ImportError as error:
-        raise InputError(
-            f"{path.name}: HDF5 is read with h5py, which is not installed. "
-            "Install it: pip install 'pellucid[hdf5]'."
-        ) from error
-    return h5py
-
-
-class Hdf5Volumes:
-    """Datasets of one file, by a pattern of their names.
-
-    The file is opened anew for each block: threads share nothing, and nothing stays open.
-    """
-
-    def __init__(self, path: Path, names: dict[tuple[int, int], str]) -> None:
-        import_h5py(path)  # where it is missing, that is what to say
-        self._path, self._names = path, names
-
-    def describe(self, t: int, c: int) -> tuple[tuple[int, ...], np.dtype]:
-        with import_h5py(self._path).File(self._path, "r") as file:
-            dataset = file[self._names[t, c]]
-            return tuple(dataset.shape), dataset.dtype.newbyteorder("=")
-
-    def read(self, t: int, c: int, box: tuple[slice, ...]) -> Array:
-        with import_h5py(self._path).File(self._path, "r") as file:
-            dataset = file[self._names[t, c]]
-            pixels: Array = dataset[box].astype(dataset.dtype.newbyteorder("="), copy=False)
-            return pixels
 
 
 def _imaris(path: Path, file: Any) -> VolumeSet:

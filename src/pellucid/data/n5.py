@@ -1,12 +1,10 @@
 """N5 folders: single arrays, and those of BigDataViewer; axes are x, y, z there."""
 
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import tensorstore
-
-from pellucid.data.source import Array, Calibration, Source, check_only_image, to_micrometres
+from pellucid.data.bdv import open_bdv
+from pellucid.data.source import Calibration, Source, check_only_image, to_micrometres
+from pellucid.data.stored_volumes import N5Volumes
 from pellucid.data.volume_set import VolumeSet
 from pellucid.data.zarr_json import read_json
 from pellucid.errors import InputError
@@ -17,8 +15,6 @@ def open_n5(path: Path, image: int | None = None) -> Source:
     about = read_json(path / "attributes.json")
     described = path.with_suffix(".xml")
     if "dimensions" not in about and described.is_file():
-        from pellucid.data.bdv import open_bdv
-
         return open_bdv(described, image)
     if "dimensions" not in about:
         raise InputError(
@@ -38,25 +34,3 @@ def open_n5(path: Path, image: int | None = None) -> Source:
     return VolumeSet(
         path, N5Volumes({(0, 0): path}), (1, 1), Calibration((z, y, x)), files=(path,)
     )
-
-
-class N5Volumes:
-    """Arrays of N5, opened when they are first needed."""
-
-    def __init__(self, paths: dict[tuple[int, int], Path]) -> None:
-        self._paths = paths
-        self._open: dict[tuple[int, int], Any] = {}
-
-    def describe(self, t: int, c: int) -> tuple[tuple[int, ...], np.dtype]:
-        array = self._array(t, c)
-        return tuple(array.shape)[::-1], np.dtype(array.dtype.numpy_dtype)
-
-    def read(self, t: int, c: int, box: tuple[slice, ...]) -> Array:
-        pixels: Array = np.asarray(self._array(t, c)[box[::-1]].read().result())
-        return np.ascontiguousarray(pixels.transpose(2, 1, 0))
-
-    def _array(self, t: int, c: int) -> Any:
-        if (t, c) not in self._open:
-            store = {"driver": "file", "path": str(self._paths[t, c].resolve())}
-            self._open[t, c] = tensorstore.open({"driver": "n5", "kvstore": store}, read=True).result()
-        return self._open[t, c]

@@ -19,9 +19,9 @@ from torch import Tensor
 
 from pellucid.core.joint_coarsening import is_joint
 from pellucid.core.operators import Windowed
-from pellucid.core.problem import Observation, Problem
+from pellucid.core.problem import Observation, Problem, Window
 from pellucid.core.psf import Psf, Triple
-from pellucid.core.wrongness import REGION, region_edges, supported_resolution_px, wrongness
+from pellucid.core.wrongness import errors, moments, supported_resolution_px
 from pellucid.networks.features import classical
 from pellucid.networks.polish import Estimator
 from pellucid.networks.training import window_of
@@ -33,6 +33,9 @@ FEATURES = (
 
 REHEARSALS = 3
 """Rehearsals whose squared errors are averaged: a single one adds 10 % of noise of its own."""
+
+COMPARED = REHEARSALS + 2
+"""Pairs of images that are compared: every rehearsal, and the answer with two others."""
 
 FLOOR = 0.01
 """Error below which no difference counts."""
@@ -69,28 +72,47 @@ def gather(
     plain : the classical solution on the object's grid, where it is known
     """
     plain = classical(problem) if plain is None else plain
-    images = [o.operator.forward(x) for o in problem.observations]
+    return evidence_of(compared(problem, network, x, plain, seed=seed))
+
+
+def compared(
+    problem: Problem, network: Estimator, x: Tensor, plain: Tensor, *, part: Window | None = None,
+    seed: int = 0,
+) -> NDArray[np.float64]:  # fmt: skip
+    """Return (`COMPARED`, 6, z, y, x) what `evidence_of` has to know of the regions in a part of the image.
+
+    Parameters
+    ----------
+    part : whole regions, with as much of the image around them as a network sees; None: all
+    """
     twiced = (2 * plain - classical(without_noise(problem, plain))).clamp_min(0)
-    rehearsed = [
-        error_of(problem, network.estimate(recorded_again(problem, plain, seed + i)), plain)
+    measured = [
+        _moments(problem, network.estimate(recorded_again(problem, plain, seed + i)), plain, part)
         for i in range(REHEARSALS)
     ]
-    columns = [
-        np.sqrt(np.mean(np.square(rehearsed), axis=0)),
-        error_of(problem, x, twiced),
-        error_of(problem, linear_estimate(problem, images), x),
-    ]
+    measured.append(_moments(problem, x, twiced, part))
+    images = [o.operator.forward(x) for o in problem.observations]
+    return np.stack([*measured, _moments(problem, linear_estimate(problem, images), x, part)])
+
+
+def evidence_of(measured: NDArray[np.float64]) -> Evidence:
+    """Return the evidence from what was `compared` of all regions: brightness is a matter of the whole."""
+    *rehearsed, disagreement, unsaid = map(errors, measured)
+    columns = [np.sqrt(np.mean(np.square(rehearsed), axis=0)), disagreement, unsaid]
     return np.asarray(np.log(np.stack(columns, axis=-1) + FLOOR))
 
 
 def error_of(problem: Problem, x: Tensor, truth: Tensor) -> NDArray[np.float64]:
     """Return the error of every region of `x` relative to the light of `truth` there, at the resolution
     that the recording supports; both on the object's grid. 1 where the truth is empty."""
+    return errors(_moments(problem, x, truth))
+
+
+def _moments(
+    problem: Problem, x: Tensor, truth: Tensor, part: Window | None = None
+) -> NDArray[np.float64]:
     window = window_of(problem)
-    if not bool(truth[window].any()):
-        grid = [len(region_edges(n, r)) - 1 for n, r in zip(truth[window].shape, REGION, strict=True)]
-        return np.ones(grid)
-    return wrongness(x[window], truth[window], resolution_px(problem)).error
+    return moments(x[window], truth[window], resolution_px(problem), part)
 
 
 def without_noise(problem: Problem, x: Tensor) -> Problem:

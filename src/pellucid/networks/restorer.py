@@ -80,7 +80,8 @@ class Network:
         kept = 0
         for operator in (o.operator for o in problem.observations):
             if isinstance(operator, Windowed):
-                kept += len(places_of(operator)) * math.prod(closed_grid(operator)[1])
+                for place in places_of(operator):
+                    kept += math.prod(closed_grid(operator)[1]) + place.share.numel()
                 kept += len(getattr(operator, "transfers", "1")) * math.prod(operator.grid)
             elif is_view(operator):
                 kept += math.prod(problem.shape) + math.prod(parts_of(operator)[0].grid)

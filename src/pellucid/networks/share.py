@@ -15,7 +15,8 @@ import torch.nn.functional as nn
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pellucid.core.problem import Problem
+from pellucid.core.fourier import Shape
+from pellucid.core.problem import Problem, Window
 from pellucid.core.wrongness import REGION, by_region
 from pellucid.errors import InputError
 from pellucid.networks.evidence import FEATURES, Evidence
@@ -103,15 +104,21 @@ def fit_share(evidence: list[Evidence], best: list[Best]) -> Share:
     return Share(*flat)
 
 
-def fallen_back(answer: Tensor, plain: Tensor, share: Float64) -> Tensor:
+def fallen_back(
+    answer: Tensor, plain: Tensor, share: Float64, of: Shape | None = None, part: Window | None = None
+) -> Tensor:
     """Return the classical solution `plain` and `share` of what the answer adds to it.
 
     The seams of the regions are averaged over half a region.
+
+    Parameters
+    ----------
+    of, part : shape of the image whose regions these are, and what of it is answered; None: all of it
     """
     z, y, x = answer.shape
     size = [r // 2 + 1 if n > r // 2 else 1 for n, r in zip((z, y, x), REGION, strict=True)]
     size = [s + 1 - s % 2 for s in size]
-    wide = as_map(share, (z, y, x)).to(answer.device)[None, None]
+    wide = as_map(share, of or (z, y, x), part).to(answer.device)[None, None]
     smooth = nn.avg_pool3d(wide, size, 1, [s // 2 for s in size], count_include_pad=False)[0, 0]
     return plain + smooth * (answer - plain)
 

@@ -10,7 +10,7 @@ from scipy import ndimage, optimize, stats
 from torch import Tensor
 
 from pellucid.core.fourier import Shape
-from pellucid.core.problem import Observation, Problem
+from pellucid.core.problem import Observation, Problem, Window
 from pellucid.core.psf import Psf
 from pellucid.core.psf_field import PsfField
 from pellucid.core.wrongness import REGION, region_edges
@@ -218,9 +218,11 @@ def scores(believable: Float64, wrong: Any, limit: float = 0.5) -> dict[str, flo
     }  # fmt: skip
 
 
-def as_map(believable: Float64, shape: Shape) -> Tensor:
-    """Return the probabilities on the voxels of the image, (z, y, x) float32."""
+def as_map(believable: Float64, shape: Shape, part: Window | None = None) -> Tensor:
+    """Return what is known of regions on the voxels of the image, or of a part of it, (z, y, x) float32."""
     values = believable
-    for axis, (n, r) in enumerate(zip(shape, REGION, strict=True)):
-        values = np.repeat(values, np.diff(region_edges(n, r)), axis=axis)
+    for axis, (n, r, seen) in enumerate(zip(shape, REGION, part or [slice(None)] * 3, strict=True)):
+        edges = region_edges(n, r)
+        voxels = np.arange(n)[seen]
+        values = values.take(np.searchsorted(edges[1:-1], voxels, side="right"), axis=axis)
     return torch.from_numpy(values.astype(np.float32))

@@ -208,9 +208,11 @@ def _sites(operators: Sequence[LinearOperator], part: Window) -> list[tuple[Arra
     """A few places of a part, um of the object, and hat functions between them that sum to 1."""
     world = parts_of(operators[0])[1].world
     low, high = varying_box(operators)
-    varies = high - low > np.asarray(world.spacing_um)
-    sizes = [p.stop - p.start for p in part]
-    axes = [hats(bool(v), n, 0, n) for v, n in zip(varies, sizes, strict=True)]
+    to_voxel = world.um_to_index
+    axes = []
+    for axis, (first, last) in enumerate(zip(to_voxel.apply(low), to_voxel.apply(high), strict=True)):
+        start, size = part[axis].start, part[axis].stop - part[axis].start
+        axes.append(hats(last - first > 1, (first - start, last - start), size, 0, size))
     sites = []
     for (z, hz), (y, hy), (x, hx) in itertools.product(*axes):
         index = [p.start + c for p, c in zip(part, (z, y, x), strict=True)]

@@ -25,7 +25,7 @@ ALPHA = 0.01
 """Strength of the Wiener step, relative to the operator's gain: one for all images, so it is linear."""
 
 PLACES = 3
-"""Places on every axis along which the blur varies."""
+"""Places on every axis along which the blur varies: of a PSF field, wherever in it an image lies."""
 
 FLAT = 0.15
 """Share of the way between opposite faces, at either end, in which border voxels are repeated."""
@@ -106,9 +106,17 @@ def _made(operator: Windowed, part: Window) -> Filters:
         seen = [p if n > 1 else slice(None) for p, n in zip(part, site.share.shape, strict=True)]
         shares.append(site.share[tuple(seen)].permute(order).contiguous())
     # powers are computed twice: of many places they would take half as much as the filters
-    level = ALPHA * max(float(otf.abs().square_().max()) for otf in otfs)
+    level = ALPHA * _gain(operator, sites) ** 2
     transfers = [otf.div_(otf.abs().square_().add_(level)) for otf in otfs]
     return Filters(order, grid, (z, y, x), shares, transfers)
+
+
+def _gain(operator: Windowed, sites: list[Place]) -> float:
+    """Return the largest share of its light that an emitter sends, anywhere in a field."""
+    if isinstance(operator, VaryingBlur):
+        flux = operator.expansion.kernels.sum(axis=(1, 2, 3))
+        return float(np.tensordot(flux, operator.expansion.table, axes=1).max())
+    return max(float(site.psf.sum()) for site in sites)
 
 
 def closed_grid(operator: Windowed) -> tuple[Shape, Shape]:
@@ -145,10 +153,16 @@ def closed(image: Tensor, before: Shape, grid: Shape) -> Tensor:
 
 
 def places_of(operator: Windowed) -> list[Place]:
-    """Return the PSFs at a few places of the operator, and hat functions between them that sum to 1."""
+    """Return the PSFs at a few places of the operator, and hat functions between them that sum to 1.
+
+    Of a PSF field the places are its own, and those are left out that have no share in this image: the
+    step of a part is that of the whole.
+    """
     if isinstance(operator, VaryingBlur):
         steps, start = operator.expansion.spacing_um, operator.origin_um
         varies = [n > 1 for n in operator.expansion.table.shape[1:]]
+        knots = zip(operator.expansion.knots, start, steps, strict=True)
+        ends = [((float(k[0]) - s) / d, (float(k[-1]) - s) / d) for k, s, d in knots]
 
         def psf_at(place: tuple[float, ...]) -> Tensor:
             z, y, x = (s + i * d for s, i, d in zip(start, place, steps, strict=True))
@@ -156,6 +170,7 @@ def places_of(operator: Windowed) -> list[Place]:
 
     elif isinstance(operator, SheetScan):
         light = operator.illumination
+        ends = [(0.0, n - 1.0) for n in operator.range_shape]
         varies = [bool((light != light[:1]).any()), False, True]
 
         def psf_at(place: tuple[float, ...]) -> Tensor:
@@ -169,7 +184,7 @@ def places_of(operator: Windowed) -> list[Place]:
         assert isinstance(operator, Blur)
         return [Place(operator.psf, torch.ones(1, 1, 1).to(operator.psf))]
     sizes, margin, domain = operator.range_shape, operator.margin, operator.domain_shape
-    axes = [hats(*a) for a in zip(varies, sizes, margin, domain, strict=True)]
+    axes = [hats(*a) for a in zip(varies, ends, sizes, margin, domain, strict=True)]
     sites = []
     for (z, hz), (y, hy), (x, hx) in itertools.product(*axes):
         psf = psf_at((z, y, x))
@@ -185,15 +200,17 @@ def continued(image: Tensor, margin: Shape, shape: Shape) -> Tensor:
     return nn.pad(image[None, None], flat, mode="replicate")[0, 0]
 
 
-def hats(varies: bool, size: int, margin: int, domain: int) -> list[tuple[float, Tensor]]:
+def hats(
+    varies: bool, ends: tuple[float, float], size: int, margin: int, domain: int
+) -> list[tuple[float, Tensor]]:
     """Return places in voxels of the image, and their hat functions over the object's voxels."""
     if not varies or size == 1:
         return [((size - 1) / 2, torch.ones(1))]
-    centres = np.linspace(0, size - 1, min(PLACES, size))
-    voxels = np.clip(np.arange(domain) - margin, 0, size - 1)
+    centres = np.linspace(*ends, PLACES)
+    voxels = np.arange(domain) - margin
+    each = (np.interp(voxels, centres, unit) for unit in np.eye(PLACES))
     return [
-        (float(c), torch.from_numpy(np.interp(voxels, centres, unit)))
-        for c, unit in zip(centres, np.eye(len(centres)), strict=True)
+        (float(c), torch.from_numpy(hat)) for c, hat in zip(centres, each, strict=True) if hat.any()
     ]
 
 

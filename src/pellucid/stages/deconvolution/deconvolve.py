@@ -14,7 +14,7 @@ import torch
 from pellucid.core.deconvolution import deconvolve
 from pellucid.core.psf import fwhm_um
 from pellucid.data.record import RunRecord, fingerprint, write_record
-from pellucid.errors import PellucidError, PlanError
+from pellucid.errors import PellucidError
 from pellucid.stages.deconvolution.planning import FilePlan, Plan
 from pellucid.stages.deconvolution.sinks import Sink, open_sink
 from pellucid.stages.deconvolution.tiling_run import run_tiled
@@ -22,7 +22,7 @@ from pellucid.stages.screening import Screening, screen
 from pellucid.stages.work.engine import Engine, InProcess
 from pellucid.stages.work.events import FileDone, OnEvent, VolumeDone, VolumeFailed, Warned, ignore
 from pellucid.stages.work.lanes import ReadAhead, WriteBehind
-from pellucid.stages.work.resources import describe_device
+from pellucid.stages.work.resources import describe_device, failure
 
 Float32 = npt.NDArray[np.float32]
 
@@ -191,16 +191,8 @@ class _Series:
                 self.on_event(Warned(sentence))
             begin = time.perf_counter()
             image, stats = self._compute(job, read)
-        except PellucidError as error:
-            return self._failed(begun, job, error)
-        except (MemoryError, torch.OutOfMemoryError) as error:
-            why = (
-                f"{job.name}: out of memory on {self.plan.device}. Close what else runs there, "
-                "take a crop, or choose another device."
-            )
-            # What the traceback holds would keep the memory from the volumes that follow.
-            error.__traceback__ = None
-            return self._failed(begun, job, PlanError(why))
+        except (PellucidError, MemoryError, torch.OutOfMemoryError) as error:
+            return self._failed(begun, job, failure(error, job.name, self.plan.device))
         seconds = time.perf_counter() - begin
         begun.spend("deconvolve", seconds)
         t, c = job.source

@@ -22,7 +22,14 @@ from pellucid.stages.deconvolution.memory import (
     shape_that_fits,
 )
 from pellucid.stages.parameters import SUFFIXES, DeconvolveParameters
-from pellucid.stages.pieces.piece_choice import gib, goes_on, shared_out, tiles_json, workplace_of
+from pellucid.stages.pieces.piece_choice import (
+    gib,
+    goes_on,
+    room_words,
+    shared_out,
+    tiles_json,
+    workplace_of,
+)
 from pellucid.stages.pieces.tile_plan import BESIDE_BYTES, TilePlan, plan_tiles
 from pellucid.stages.pieces.volume_statistics import LazyVolume
 from pellucid.stages.psf.choice import back_projector_figures, psfs_or_fields
@@ -115,6 +122,7 @@ class Plan:
             "iterations": self.parameters.iterations or "auto",
             "device": describe_device(self.device),
             "available_bytes": self.available_bytes,
+            "memory_bytes": self.parameters.memory,
             "volumes": self.total,
             "files": [self._file_json(file) for file in self.files],
         }
@@ -249,42 +257,31 @@ def _fitted(file: FilePlan, parameters: DeconvolveParameters, place: Workplace) 
     in_one = fits and parameters.tile is None and parameters.cluster is None
     if in_one and not begun:
         return file
-    psfs = [psf for psf in file.psfs if not isinstance(psf, PsfField)]
-    is_tileable = file.output.name.lower().endswith(".zarr") and parameters.dtype == "float32"
-    if is_tileable and len(psfs) == len(file.psfs):
+    if file.output.name.lower().endswith(".zarr") and parameters.dtype == "float32":
         core = listed_core(file.output) if parameters.resume else None
         asked = parameters.model_copy(update={"tile": parameters.tile or core})
         itemsize = file.recording.dtype.itemsize
 
         def within(room: int | None) -> TilePlan:
-            return plan_tiles((z, y, x), tuple(psfs), asked, itemsize, room, masked=file.masked)
+            return plan_tiles((z, y, x), file.psfs, asked, itemsize, room, masked=file.masked)
 
         tiles = within(room)
         if asked.tile is None:
             tiles = shared_out(tiles, math.prod(file.shape[:2]), place, within)
         return replace(file, tiles=tiles, peak_bytes=tiles.tiling.peak_bytes, host_bytes=0)
-    if len(psfs) < len(file.psfs) and fits:
-        raise ParameterError(
-            f"{'tile' if parameters.tile else 'cluster'}: tiles need one PSF for all places. Give one "
-            "(--psf FILE) in place of the field, or deconvolve in one piece."
-        )
     if fits:
         raise ParameterError(
-            f"{'tile' if parameters.tile else 'cluster'}: tiles are written as float32 OME-Zarr, with "
-            "one PSF for all places. Name a .ome.zarr output, or leave the "
-            f"{'tile' if parameters.tile else 'cluster'} out."
+            f"{'tile' if parameters.tile else 'cluster'}: tiles are written as float32 OME-Zarr. Name a "
+            f".ome.zarr output, or leave the {'tile' if parameters.tile else 'cluster'} out."
         )
     assert room is not None
     left = room - beside
     widest = max(file.psfs, key=lambda psf: math.prod(psf.shape))
     crop = shape_that_fits((z, y, x), widest, parameters, left, masked=file.masked)
-    if len(psfs) < len(file.psfs):
-        remedy = "Tiles need one PSF for all places: give one (--psf FILE) in place of the field"
-    else:
-        remedy = "Write float32 OME-Zarr (.ome.zarr), which is made by tiles"
     raise PlanError(
-        f"{file.recording.path.name}: a volume of {(z, y, x)} needs {gib(needed)} and {device} has "
-        f"{gib(room)} free. {remedy}" + (f", or take a crop: {crop} would fit." if crop else ".")
+        f"{file.recording.path.name}: a volume of {(z, y, x)} needs {gib(needed)} and "
+        f"{room_words(room, parameters, device)}. Write float32 OME-Zarr (.ome.zarr), which is made by "
+        "tiles" + (f", or take a crop: {crop} would fit." if crop else ".")
     )
 
 

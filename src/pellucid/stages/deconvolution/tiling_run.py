@@ -9,21 +9,28 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from pellucid.core import back_projectors
 from pellucid.core.accelerated import Accelerated
-from pellucid.core.deconvolution import back_projector, in_photons, roomy, usable_psf
-from pellucid.core.operators import Blur
+from pellucid.core.deconvolution import (
+    Kernel,
+    back_projector,
+    blur_at,
+    image_shape,
+    in_photons,
+    kernel_of,
+    usable_psf,
+)
 from pellucid.core.problem import Observation, Problem, Restored
-from pellucid.core.psf import Psf
 from pellucid.core.replay import Replay, Schedule, Stretch, decided
 from pellucid.core.richardson_lucy import RichardsonLucy
-from pellucid.core.tiling import Tile, Tiling
+from pellucid.core.tiling import Box, Tile, Tiling
 from pellucid.data.manifest import Manifest
 from pellucid.data.ome_zarr_writer import StoredArray
 from pellucid.data.record import RunRecord, fingerprint, write_record
@@ -66,7 +73,7 @@ class VolumeTask:
     """
 
     volume: LazyVolume
-    kernel: Float32
+    kernel: Kernel
     statistics: VolumeStatistics
     restorer: Restorer
     device: str
@@ -83,19 +90,23 @@ class VolumeTask:
 
     def restored(self, tile: Tile, counts: npt.NDArray[Any]) -> tuple[Float32, dict[str, Any]]:
         """Return the core of a tile in counts above background, and what the restorer said."""
-        problem = self.problem(counts)
+        problem = self.problem(counts, tile.read)
         done = self.restorer(problem)
         light = problem.observations[0].keep_recorded(done.image)
-        core = light[tile.inner].mul(self.statistics.levels.gain).cpu().numpy()
-        return np.ascontiguousarray(core), {"ran_away": bool(done.stats.get("ran_away", False))}
+        return self.core(tile, light), {"ran_away": bool(done.stats.get("ran_away", False))}
 
-    def problem(self, counts: npt.NDArray[Any]) -> Problem:
-        """Return the problem of a tile in photons."""
+    def core(self, tile: Tile, light: Tensor) -> Float32:
+        """Return the core of a tile in counts, of what was restored of it in photons."""
+        core = light[tile.inner].mul(self.statistics.levels.gain).cpu().numpy()
+        return np.ascontiguousarray(core)
+
+    def problem(self, counts: npt.NDArray[Any], box: Box) -> Problem:
+        """Return the problem of a part of the volume in photons, of the blur at its place."""
         image = torch.from_numpy(np.ascontiguousarray(counts, np.float32)).to(self.device)
         levels = self.statistics.levels
         photons, expected, _ = in_photons(image, levels.background, levels.camera)
-        z, y, x = image.shape
-        blur = Blur(torch.from_numpy(self.kernel).to(self.device), (z, y, x))
+        z, y, x = (part.start for part in box)
+        blur = blur_at(self.kernel, image_shape(image), (z, y, x), self.device)
         fill = levels.fill
         seen = None
         if fill is not None and not (mask := fill.recorded(np.asarray(counts))).all():
@@ -232,14 +243,14 @@ def _prepared(
     }
     known = measured(volumes, tiling, asked.background, asked.fill, engine, done)
     projector = back_projector(asked.method)
+    kernels = {psf: kernel_of(usable_psf(psf, tiling.shape)) for psf in file.psfs}
     tasks = {}
     for place, volume in volumes.items():
         chosen: Restorer = Accelerated(projector, seed=asked.seed)
         if asked.iterations is not None:
             chosen = RichardsonLucy(asked.iterations, projector, start=known[place].start)
-        psf = file.psfs[place[1]]
-        assert isinstance(psf, Psf)  # the plan cuts nothing of which the blur varies
-        tasks[place] = volume_task(volume, psf, known[place], chosen, plan.device)
+        kernel = kernels[file.psfs[place[1]]]
+        tasks[place] = VolumeTask(volume, kernel, known[place], chosen, plan.device)
     if asked.iterations is not None:
         return tasks
     decisions = decided_by(scheduled, file.tiles, tasks, done, engine)
@@ -247,20 +258,13 @@ def _prepared(
     return {place: replace(t, restorer=replays.get(place, t.restorer)) for place, t in tasks.items()}
 
 
-def volume_task(
-    volume: LazyVolume, psf: Psf, statistics: VolumeStatistics, restorer: Restorer, device: str
-) -> VolumeTask:
-    """What a worker needs to know of a volume."""
-    kernel = roomy(usable_psf(psf, volume.shape))
-    return VolumeTask(volume, kernel, statistics, restorer, device)
-
-
-Decide = Callable[[VolumeTask, npt.NDArray[Any]], dict[str, Any]]
-"""What all tiles of a volume repeat, in JSON types, from the counts of its typical tile."""
+V = TypeVar("V", bound=VolumeTask)
+Decide = Callable[[V, Problem], dict[str, Any]]
+"""What all tiles of a volume repeat, in JSON types, from the problem of its typical tile."""
 
 
 def decided_by(
-    decide: Decide, tiles: TilePlan, volumes: dict[Place, VolumeTask], done: Manifest, engine: Engine
+    decide: Decide[V], tiles: TilePlan, volumes: Mapping[Place, V], done: Manifest, engine: Engine
 ) -> dict[Place, dict[str, Any]]:
     """What was decided of every volume that holds light, as it is listed."""
     deciding = DecidedVolumes(tiles, volumes, decide)
@@ -270,12 +274,12 @@ def decided_by(
 
 
 @dataclass(frozen=True)
-class DecidedVolumes:
+class DecidedVolumes(Generic[V]):
     """The task of deciding, on one tile of a volume (t, c), what all its tiles will repeat."""
 
     tiles: TilePlan
-    volumes: dict[Place, VolumeTask]
-    decide: Decide
+    volumes: Mapping[Place, V]
+    decide: Decide[V]
 
     def part(self, key: Place) -> str:
         """See `Task.part`."""
@@ -283,23 +287,25 @@ class DecidedVolumes:
 
     def read(self, key: Place) -> npt.NDArray[Any]:
         """Return the counts of the middle of the typical tile."""
-        typical = self.tiles.tiling.tile(self.volumes[key].statistics.typical)
-        counts: npt.NDArray[Any] = self.volumes[key].volume[self.tiles.sample(typical)]
+        counts: npt.NDArray[Any] = self.volumes[key].volume[self._sample(key)]
         return counts
+
+    def _sample(self, key: Place) -> Box:
+        return self.tiles.sample(self.tiles.tiling.tile(self.volumes[key].statistics.typical))
 
     def compute(self, key: Place, read: npt.NDArray[Any]) -> dict[str, Any]:
         """Return what is decided, as it is listed."""
-        return self.decide(self.volumes[key], read)
+        return self.decide(self.volumes[key], self.volumes[key].problem(read, self._sample(key)))
 
     def write(self, key: Place, made: dict[str, Any]) -> dict[str, Any]:
         """Return what is listed of a volume."""
         return made
 
 
-def scheduled(task: VolumeTask, counts: npt.NDArray[Any]) -> dict[str, Any]:
+def scheduled(task: VolumeTask, sample: Problem) -> dict[str, Any]:
     """The schedule that the guarded restorer of a volume follows on a sample of it."""
     assert isinstance(task.restorer, Accelerated)
-    return schedule_json(decided(task.restorer, task.problem(counts), task.statistics.start))
+    return schedule_json(decided(task.restorer, sample, task.statistics.start))
 
 
 def _decisions(restorer: Restorer) -> dict[str, Any] | None:

@@ -1,6 +1,5 @@
 """Restoration of a recording by a model: the answer, its polish, its verdict, its record."""
 
-import math
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -12,13 +11,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from pellucid.core.accelerated import Accelerated
 from pellucid.core.deconvolution import as_volume, blur_of, image_shape, usable_psf
 from pellucid.core.problem import Observation, Problem
 from pellucid.core.psf import Psf
 from pellucid.core.psf_field import PsfField
 from pellucid.data.model_files import read_model
 from pellucid.data.output import check_not_input, create_output
+from pellucid.data.plain_json import plain_json
 from pellucid.data.record import RunRecord, fingerprint, write_record
 from pellucid.data.recording import Recording, open_recording
 from pellucid.data.writer import (
@@ -27,7 +26,7 @@ from pellucid.data.writer import (
     check_free_space,
     check_output_path,
 )
-from pellucid.errors import InputError, OutputError, ParameterError, PlanError
+from pellucid.errors import InputError, OutputError, ParameterError, PellucidError, PlanError
 from pellucid.networks.evidence import gather
 from pellucid.networks.features import classical
 from pellucid.networks.model import Architecture, RestorationNet
@@ -36,17 +35,35 @@ from pellucid.networks.restorer import Network
 from pellucid.networks.share import Share, fallen_back
 from pellucid.networks.trust import Trust, as_map
 from pellucid.networks.views import Optics, Views
+from pellucid.stages.networks.judging import judged_bytes
 from pellucid.stages.networks.optics import check_spacing, optics_of
 from pellucid.stages.networks.parameters import RestoreParameters
 from pellucid.stages.networks.tiles import planned_tiles, run_network_tiles, without_tiles
 from pellucid.stages.networks.training import photon_problem
-from pellucid.stages.pieces.piece_choice import fits_in_one, gib, goes_on, workplace_of
+from pellucid.stages.pieces.piece_choice import (
+    fits_in_one,
+    gib,
+    goes_on,
+    room_words,
+    tiles_json,
+    workplace_of,
+)
 from pellucid.stages.pieces.tile_plan import TilePlan
 from pellucid.stages.pieces.volume_statistics import LazyVolume, Place
+from pellucid.stages.screening import screen
 from pellucid.stages.selection import chosen, time_step_s
-from pellucid.stages.work.cluster_choice import Workplace, opened_engine
+from pellucid.stages.work.cluster_choice import Workplace
 from pellucid.stages.work.engine import Engine, InProcess
-from pellucid.stages.work.events import FileDone, OnEvent, VolumeDone, ignore
+from pellucid.stages.work.events import (
+    FileDone,
+    OnEvent,
+    VolumeDone,
+    VolumeFailed,
+    Warned,
+    ignore,
+)
+from pellucid.stages.work.resources import describe_device, failure
+from pellucid.stages.work.workplace import opened_engine
 
 
 def load_network(folder: Path) -> tuple[Network, Optics, dict[str, Any]]:
@@ -124,6 +141,37 @@ class RestorePlan:
             for c, channel in enumerate(self.channels)
         }
 
+    def to_json(self) -> dict[str, Any]:
+        """The plan as JSON types."""
+        asked, recording = self.parameters, self.recording
+        file = {
+            "input": str(recording.path),
+            "input_shape_tczyx": recording.shape,
+            "input_dtype": recording.dtype.name,
+            "output": str(self.output),
+            "output_shape_tczyx": self.shape,
+            "output_dtype": self.image.dtype,
+            "output_bytes": self.image.size_bytes * (1 + (asked.verdict is not None)),
+            "verdict": asked.verdict,
+            "voxel_um": self.image.voxel_um,
+            "times": self.times,
+            "channels": dict(zip(self.image.names, self.channels, strict=True)),
+            **tiles_json(self.tiles),
+            "peak_bytes": self.peak_bytes,
+        }
+        said: dict[str, Any] = plain_json({
+            "model": asked.model, "operator": self.card["operator"], "passes": len(self.card["networks"]),
+            "polish": asked.polish, "fall_back": asked.fall_back, "device": describe_device(self.device),
+            "available_bytes": self.available_bytes, "memory_bytes": asked.memory, "volumes": self.total,
+            "files": [file],
+        })  # fmt: skip
+        return said
+
+    @property
+    def is_judged(self) -> bool:
+        """Whether evidence about the answer is wanted."""
+        return self.parameters.fall_back or self.parameters.verdict is not None
+
     @property
     def names(self) -> list[str]:
         """Of the volumes, for people."""
@@ -136,8 +184,8 @@ class RestorePlan:
 
     @property
     def steps(self) -> int:
-        """Number of volumes, or of their tiles."""
-        return self.total * (1 if self.tiles is None else len(self.tiles.tiling))
+        """Number of volumes, or of their tiles, twice where these are judged before."""
+        return self.total * (1 if self.tiles is None else len(self.tiles.tiling) * (1 + self.is_judged))
 
     def writers(self) -> list[ImageWriter]:
         """The outputs, the image first, checked and not yet begun."""
@@ -207,7 +255,7 @@ def _fitted(plan: RestorePlan, place: Workplace) -> RestorePlan:
     assert room is not None
     raise PlanError(
         f"{plan.recording.path.name}: restoring {plan.shape[2:]} needs {gib(plan.peak_bytes)} and "
-        f"{plan.device} has {gib(room)} free. {why}, or take a crop."
+        f"{room_words(room, asked, plan.device)}. {why}, or take a crop."
     )
 
 
@@ -250,25 +298,52 @@ def run_restoring(
     if plan.tiles is not None:
         run_network_tiles(plan, record, on_event, engine)
         return record.statistics
-    volumes = []
+    volumes: list[dict[str, Any]] = []
     with ExitStack() as stack:
         outs = [stack.enter_context(writer) for writer in plan.writers()]
         for number, (place, volume) in enumerate(plan.volumes.items(), 1):
             begin = time.perf_counter()
-            image, judged, stats = answered(
-                volume[:, :, :], plan.restorer, plan.psf, plan.card, fall_back=parameters.fall_back,
-                verdict=parameters.verdict is not None, device=plan.device,
-            )  # fmt: skip
-            for out, written in zip(outs, [image] if judged is None else [image, judged], strict=True):
-                out.write(*place, written.numpy().astype(np.float32))
+            try:
+                made, stats = _restored(plan, volume, on_event)
+            except (PellucidError, MemoryError, torch.OutOfMemoryError) as error:
+                why = failure(error, volume.name, plan.device)
+                if all("failed" in one for one in volumes) and number == plan.total:
+                    raise why from error  # nothing was restored, and nothing is written
+                made, stats = [np.full(volume.shape, np.nan, np.float32)] * len(outs), {"failed": str(why)}
+            for out, image in zip(outs, made, strict=True):
+                out.write(*place, image)
             seconds = time.perf_counter() - begin
             record.timings_s["restore"] = record.timings_s.get("restore", 0.0) + seconds
-            volumes.append({"t": volume.t, "c": volume.c, **stats})
-            on_event(VolumeDone(number, plan.total, seconds, volume.name))
-    record.statistics = {"volumes": volumes}
+            volumes.append({"t": volume.t, "c": volume.c, "seconds": seconds, **stats})
+            if "failed" in stats:
+                on_event(VolumeFailed(number, plan.total, volume.name, stats["failed"]))
+            else:
+                on_event(VolumeDone(number, plan.total, seconds, volume.name))
+    failed = sum("failed" in one for one in volumes)
+    record.statistics = {"failed_volumes": failed, "volumes": volumes}
     for out in outs:
         on_event(FileDone(out.path, write_record(record, out.path)))
     return record.statistics
+
+
+def _restored(
+    plan: RestorePlan, volume: LazyVolume, on_event: OnEvent
+) -> tuple[list[npt.NDArray[np.float32]], dict[str, Any]]:
+    """What is written of a volume, the image first, and what is recorded of it."""
+    counts, asks = volume[:, :, :], plan.parameters.verdict is not None
+    screened = screen(counts, volume.name)
+    for sentence in screened.warnings:
+        on_event(Warned(sentence))
+    if screened.is_empty:
+        dark = np.zeros(volume.shape, np.float32)
+        return [dark, dark + 1][: 1 + asks], {"iterations": 0, "warnings": screened.warnings}
+    image, judged, stats = answered(
+        counts, plan.restorer, plan.psf, plan.card, fall_back=plan.parameters.fall_back, verdict=asks,
+        device=plan.device,
+    )  # fmt: skip
+    made = [image] if judged is None else [image, judged]
+    seen = {"warnings": screened.warnings, "notes": screened.notes}
+    return [part.numpy().astype(np.float32) for part in made], {**stats, **seen}
 
 
 def answered(
@@ -309,13 +384,7 @@ def _peak_bytes(plan: RestorePlan) -> int:
     blur = blur_of(usable_psf(plan.psf, (z, y, x)), (z, y, x), "meta")
     image = torch.empty((z, y, x), dtype=torch.float32, device="meta")
     problem = Problem((Observation(image, blur),))
-    return peak_of(problem, plan.restorer, plan.parameters) + 12 * z * y * x
-
-
-def peak_of(problem: Problem, restorer: Polished, asked: RestoreParameters) -> int:
-    """Memory that the answer takes, and what is to be said of it, beside the images."""
-    peak = restorer.peak_bytes(problem)
-    if asked.verdict is not None or asked.fall_back:
-        # beside each solution stand the answer, the classical one, its twin, and what compares them
-        peak = max(peak, Accelerated().peak_bytes(problem)) + 4 * 8 * math.prod(problem.shape)
-    return peak
+    peak = plan.restorer.peak_bytes(problem)
+    if plan.is_judged:
+        peak = judged_bytes(problem, plan.restorer)
+    return peak + 12 * z * y * x

@@ -16,6 +16,7 @@ from pellucid.core.geometry import Grid
 from pellucid.core.transform_series import SeriesRegistration
 from pellucid.core.views import View
 from pellucid.data.output import check_not_input, create_output, stem
+from pellucid.data.plain_json import plain_json
 from pellucid.data.record import RunRecord, fingerprint, write_record
 from pellucid.data.transform_file import write_transforms
 from pellucid.data.writer import ImageDescription, ImageWriter, check_output_path
@@ -23,6 +24,7 @@ from pellucid.errors import OutputError, ParameterError, PlanError
 from pellucid.networks.polish import Polished
 from pellucid.networks.restorer import Network
 from pellucid.networks.views import Views, boxed, joint_views, unlit
+from pellucid.stages.networks.judging import judged_bytes
 from pellucid.stages.networks.parameters import RestoreParameters
 from pellucid.stages.networks.placing import (
     check_views,
@@ -38,11 +40,10 @@ from pellucid.stages.networks.restoring import (
     check_card,
     check_modality,
     load_network,
-    peak_of,
     plan_restoring,
     run_restoring,
 )
-from pellucid.stages.pieces.piece_choice import gib, workplace_of
+from pellucid.stages.pieces.piece_choice import gib, tiles_json, workplace_of
 from pellucid.stages.registration.view_series import ViewSeries, open_views
 from pellucid.stages.work.engine import Engine, InProcess
 from pellucid.stages.work.events import (
@@ -51,6 +52,7 @@ from pellucid.stages.work.events import (
     VolumeDone,
     ignore,
 )
+from pellucid.stages.work.resources import describe_device
 
 
 @dataclass(frozen=True)
@@ -115,6 +117,32 @@ class ViewsPlan:
     def steps(self) -> int:
         """The same: none is cut."""
         return self.total
+
+    def to_json(self) -> dict[str, Any]:
+        """The plan as JSON types."""
+        asked, image = self.parameters, self.image
+        first = self.views[0]
+        file = {
+            "input": ", ".join(view.name for view in self.views),
+            "input_shape_tczyx": (len(first.times), len(first.channels), *first.shape),
+            "input_dtype": first.dtype.name,
+            "output": str(self.output),
+            "output_shape_tczyx": image.shape,
+            "output_dtype": image.dtype,
+            "output_bytes": image.size_bytes * (1 + (asked.verdict is not None)),
+            "verdict": asked.verdict,
+            "voxel_um": image.voxel_um,
+            "transforms": asked.transforms or "registered first",
+            **tiles_json(None),
+            "peak_bytes": self.peak_bytes,
+        }
+        said: dict[str, Any] = plain_json({
+            "model": asked.model, "operator": self.card["operator"], "passes": len(self.card["networks"]),
+            "polish": asked.polish, "fall_back": asked.fall_back, "device": describe_device(self.device),
+            "available_bytes": self.available_bytes, "memory_bytes": asked.memory, "volumes": self.total,
+            "files": [file],
+        })  # fmt: skip
+        return said
 
     def side_outputs(self) -> list[Path]:
         """What is written beside the image: what to believe, and transforms that were found here."""
@@ -262,7 +290,8 @@ def _peak_bytes(plan: ViewsPlan, world: Grid) -> int:
     ]
     problem = joint_problem(hollow, world)
     recorded = sum(int(np.prod(view.shape)) for view in plan.views)
-    own = peak_of(problem, plan.restorer, plan.parameters)
+    judged = plan.parameters.fall_back or plan.parameters.verdict is not None
+    own = judged_bytes(problem, plan.restorer) if judged else plan.restorer.peak_bytes(problem)
     return own + 12 * recorded + 12 * int(np.prod(world.shape))
 
 

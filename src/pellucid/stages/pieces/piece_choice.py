@@ -4,11 +4,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
+from pellucid.data.manifest import differences
+from pellucid.data.record import fingerprint, read_record
 from pellucid.data.resumable_zarr import manifest_path
-from pellucid.errors import OutputError, PlanError
+from pellucid.errors import OutputError, PellucidError, PlanError
+from pellucid.stages.parameters import Parameters
 from pellucid.stages.pieces.tile_plan import BESIDE_BYTES, MARGIN, TilePlan
-from pellucid.stages.work.cluster_choice import Workplace, workplace
+from pellucid.stages.work.cluster_choice import Workplace
 from pellucid.stages.work.resources import available_bytes, resident_bytes, resolve_device
+from pellucid.stages.work.workplace import workplace
 
 TILES_OF_A_WORKER = 2
 """At least, so that none waits long for the last."""
@@ -63,6 +67,43 @@ def goes_on(output: Path, *, resume: bool, overwrite: bool) -> bool:
     return begun and resume
 
 
+WITHOUT_EFFECT = frozenset(
+    {"output", "overwrite", "resume", "memory", "tile", "device", "cluster", "report", "format", "picture"}
+)
+"""Parameters that do not decide what a finished output holds."""
+
+
+def is_finished(command: str, asked: Parameters, output: Path) -> bool:
+    """Whether an output that is to be gone on with is finished, of these inputs and parameters.
+
+    Raises
+    ------
+    OutputError : it is finished, and was made otherwise
+    """
+    output = output.expanduser()
+    begun = [output.with_name(output.name + end) for end in (".partial", ".parts.jsonl", ".unfinished")]
+    if not output.exists() or any(path.exists() for path in begun):
+        return False
+    try:
+        record = read_record(output)
+    except PellucidError:
+        return False
+    if record.get("command") != command:
+        return False
+    now = {name: value for name, value in asked.plain().items() if name not in WITHOUT_EFFECT}
+    changed = differences({name: record["parameters"].get(name) for name in now}, now)
+    for known in record["inputs"]:
+        path = Path(known["path"])
+        if not path.exists() or fingerprint(path).checksum != known["checksum"]:
+            changed.append(f"{path.name} has changed")
+    if changed:
+        raise OutputError(
+            f"{output.name}: is finished, and was made otherwise: {'; '.join(changed[:4])}. Choose another "
+            "name, or begin anew with --overwrite."
+        )
+    return True
+
+
 def fits_in_one(peak_bytes: int, room_bytes: int | None, asked: Placed) -> bool:
     """Whether one piece takes no more than there is; against stated memory counts what lies beside it."""
     beside = BESIDE_BYTES if asked.memory is not None else 0
@@ -96,6 +137,13 @@ def tiles_json(tiles: TilePlan | None) -> dict[str, Any]:
         "tiles": len(tiling), "core_zyx": tiling.core_shape, "halo_zyx": tiling.halo,
         "halo_share": tiling.halo_share,
     }  # fmt: skip
+
+
+def room_words(room: int, asked: Placed, device: str) -> str:
+    """What may be used, in words: of what was allowed, or of what the device has."""
+    if asked.memory is None or device != "cpu":
+        return f"{device} has {gib(room)} free"
+    return f"{gib(room)} are left beside the program of the {gib(asked.memory)} that are allowed"
 
 
 def gib(count: int) -> str:

@@ -6,13 +6,14 @@ from contextlib import contextmanager
 from typing import Any
 
 from pellucid.core.tiling import Tiling
+from pellucid.data.manifest import Manifest
 from pellucid.data.record import RunRecord, package_versions
 from pellucid.data.resumable_zarr import ResumableZarr
 from pellucid.data.writer import remove
 from pellucid.errors import NotFiniteError, PellucidError
 from pellucid.stages.parameters import Parameters
 from pellucid.stages.pieces.pyramid_run import make_levels
-from pellucid.stages.work.engine import Done, Engine, Key, Task
+from pellucid.stages.work.engine import Done, Engine, Facts, Key, Task
 from pellucid.stages.work.events import OnEvent, TileDone, TilesKept
 
 
@@ -48,20 +49,39 @@ def make_pieces(
     computing : what the record calls the time of arithmetic
     named : a piece in words
     """
-    if kept := sum(task.part(key) in writer.done for key in keys):
+    run_pieces(
+        keys, task, writer.done, engine, record, on_event, computing=computing, named=named,
+        count=writer.count,
+    )  # fmt: skip
+    with record.timed("pyramid"):
+        make_levels(writer, engine)
+
+
+def run_pieces(
+    keys: Sequence[Key],
+    task: Task[Key],
+    listed: Manifest,
+    engine: Engine,
+    record: RunRecord,
+    on_event: OnEvent,
+    *,
+    computing: str,
+    named: Callable[[Key], str],
+    count: Callable[[Facts], None] = lambda facts: None,
+) -> None:
+    """Make and tell of the pieces that are not listed yet; see `make_pieces`."""
+    if kept := sum(task.part(key) in listed for key in keys):
         on_event(TilesKept(kept))
     number = itertools.count(1 + kept)
 
     def on_done(done: Done[Key]) -> None:
-        writer.count(done.facts)
+        count(done.facts)
         for part, seconds in done.timings_s.items():
             name = computing if part == "compute" else part
             record.timings_s[name] = record.timings_s.get(name, 0.0) + seconds
         on_event(TileDone(next(number), len(keys), done.timings_s["compute"], named(done.key)))
 
-    engine.run(keys, task, writer.done, on_done)
-    with record.timed("pyramid"):
-        make_levels(writer, engine)
+    engine.run(keys, task, listed, on_done)
 
 
 @contextmanager

@@ -7,13 +7,23 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from pellucid.core.accelerated import Accelerated
 from pellucid.core.coarsening import bin_factors
-from pellucid.core.deconvolution import back_projector, restorer, roomy, usable_psf
+from pellucid.core.deconvolution import (
+    Kernel,
+    back_projector,
+    blur_at,
+    kernel_of,
+    kernels_of,
+    restorer,
+    usable_psf,
+)
 from pellucid.core.fourier import Shape
-from pellucid.core.operators import Blur
 from pellucid.core.problem import Observation, Problem
 from pellucid.core.psf import Psf, fwhm_px
+from pellucid.core.psf_field import PsfExpansion, PsfField
 from pellucid.core.replay import replayed_peak_bytes
+from pellucid.core.richardson_lucy import RichardsonLucy
 from pellucid.core.tiling import Box, Tile, Tiling, halo_of, plan
 from pellucid.data.pyramid import SHARD_CHUNKS, Triple, chunk_and_shard
 from pellucid.errors import ParameterError, PlanError
@@ -60,7 +70,7 @@ class TilePlan:
 
 def plan_tiles(
     shape: Shape,
-    psfs: tuple[Psf, ...],
+    psfs: tuple[Psf | PsfField, ...],
     parameters: DeconvolveParameters,
     itemsize: int,
     room_bytes: int | None,
@@ -76,11 +86,10 @@ def plan_tiles(
     PlanError : not even the smallest tile fits
     ParameterError : `tile` is not made of whole chunks of the output
     """
-    kernels = [roomy(usable_psf(psf, shape)) for psf in psfs]
-    halo = _largest([halo_of(k) for k in kernels])
-    reach = _largest([(k.shape[0] - 1, k.shape[1] - 1, k.shape[2] - 1) for k in kernels])
-    widest = max(kernels, key=lambda k: k.size)
-    step = (1, 1, 1) if parameters.iterations else _coarsest(kernels, shape)
+    usable = [usable_psf(psf, shape) for psf in psfs]
+    halo, reach = halo_and_reach(usable)
+    widest = max(map(kernel_of, usable), key=_size)
+    step = (1, 1, 1) if parameters.iterations else coarsest(usable, shape)
 
     def needed(read: Shape) -> int:
         voxels = math.prod(read)
@@ -94,8 +103,20 @@ def plan_tiles(
         shape, parameters.tile, halo=halo, reach=reach, needed=needed, room_bytes=room, step=step
     )
     largest_read = max((box_shape(tile.read) for tile in tiling), key=math.prod)
-    sample = _sample_shape(largest_read, widest, parameters, room - BESIDE_BYTES, masked)
+    guarded = restorer(back_projector(parameters.method), None)
+    sample = sample_shape(largest_read, widest, guarded, room - BESIDE_BYTES, masked=masked)
     return TilePlan(tiling, shard_chunks(tiling, room), sample)
+
+
+def halo_and_reach(psfs: Sequence[Psf | PsfField]) -> tuple[Shape, Shape]:
+    """Return the voxels beyond a core that decide it, and those by which a PSF enlarges an image."""
+    boxes = [box for psf in psfs for box in kernels_of(psf)]
+    reach = _largest([(b.shape[0] - 1, b.shape[1] - 1, b.shape[2] - 1) for b in boxes])
+    return _largest([halo_of(box) for box in boxes]), reach
+
+
+def _size(kernel: Kernel) -> int:
+    return kernel.kernels.size if isinstance(kernel, PsfExpansion) else kernel.size
 
 
 def planning_room(room_bytes: int | None) -> int:
@@ -112,13 +133,14 @@ def fitted_tiling(
     needed: Callable[[Shape], int],
     room_bytes: int,
     step: Shape = (1, 1, 1),
+    remedy: str = "crop the PSF",
 ) -> Tiling:
     """Return the tiling into cores that were asked for, or the one that costs least, within the room.
 
     Parameters
     ----------
     needed : memory for a tile that is read
-    halo, reach, step : see `core.tiling.plan`
+    halo, reach, step, remedy : see `core.tiling.plan`
 
     Raises
     ------
@@ -128,7 +150,7 @@ def fitted_tiling(
     if core is None:
         return plan(
             shape, halo=halo, reach=reach, align=chunk, peak_bytes=needed, budget_bytes=room_bytes,
-            step=step,
+            step=step, remedy=remedy,
         )  # fmt: skip
     tiling = _asked_for(core, shape, chunk, halo, step)
     largest = max(needed(box_shape(tile.read)) for tile in tiling)
@@ -142,21 +164,22 @@ def fitted_tiling(
 
 
 def tile_peak_bytes(
-    shape: Shape, kernel: np.ndarray, parameters: DeconvolveParameters, *, masked: bool = False
+    shape: Shape, kernel: Kernel, parameters: DeconvolveParameters, *, masked: bool = False
 ) -> int:
     """Memory that the restoration of one tile takes."""
-    problem, projector = _meta_problem(shape, kernel, masked), back_projector(parameters.method)
+    problem, projector = meta_problem(shape, kernel, masked=masked), back_projector(parameters.method)
     if parameters.iterations is None:
         return replayed_peak_bytes(problem, projector)
     return restorer(projector, parameters.iterations).peak_bytes(problem)
 
 
-def _sample_shape(
-    largest: Shape, kernel: np.ndarray, parameters: DeconvolveParameters, room_bytes: int, masked: bool
-) -> Shape:
+def sample_shape(
+    largest: Shape, kernel: Kernel, guarded: Accelerated | RichardsonLucy, room_bytes: int, *,
+    masked: bool = False,
+) -> Shape:  # fmt: skip
     """The most of a tile that can be restored with all decisions open: it takes twice the memory."""
-    size, guarded = list(largest), restorer(back_projector(parameters.method), None)
-    while guarded.peak_bytes(_meta_problem(_triple(size), kernel, masked)) > room_bytes:
+    size = list(largest)
+    while guarded.peak_bytes(meta_problem(_triple(size), kernel, masked=masked)) > room_bytes:
         axis = int(np.argmax(size))
         if size[axis] < 2 * SMALLEST_SAMPLE:
             break
@@ -164,9 +187,11 @@ def _sample_shape(
     return _triple(size)
 
 
-def _meta_problem(shape: Shape, kernel: np.ndarray, masked: bool) -> Problem:
-    # Tensors without memory carry the shapes through the arithmetic.
-    blur = Blur(torch.empty(kernel.shape, dtype=torch.float32, device="meta"), shape)
+def meta_problem(
+    shape: Shape, kernel: Kernel, origin: Shape = (0, 0, 0), *, masked: bool = False
+) -> Problem:
+    """A problem of tensors without memory, which carry the shapes through the arithmetic."""
+    blur = blur_at(kernel, shape, origin, "meta")
     image = torch.empty(shape, dtype=torch.float32, device="meta")
     return Problem((Observation(image, blur, recorded=image.bool() if masked else None),))
 
@@ -181,10 +206,10 @@ def _asked_for(tile: Shape, shape: Shape, chunk: Triple, halo: Shape, step: Shap
     return Tiling(shape, (z, y, x), halo, step, 0)
 
 
-def _coarsest(kernels: list[np.ndarray], shape: Shape) -> Shape:
+def coarsest(psfs: Sequence[Psf | PsfField], shape: Shape) -> Shape:
     """What every tile's beginning must be a multiple of, so that all bin the same voxels."""
     steps = []
-    for kernel in kernels:
+    for kernel in (psf.typical for psf in psfs):
         z, y, x = fwhm_px(kernel)
         widths = tuple(1.0 if n == 1 else w for n, w in zip(kernel.shape, (z, y, x), strict=True))
         known = all(math.isfinite(w) for w in widths)

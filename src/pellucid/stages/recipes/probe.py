@@ -18,13 +18,12 @@ import numpy.typing as npt
 import torch
 
 from pellucid.core.accelerated import Accelerated
-from pellucid.core.deconvolution import back_projector, deconvolve, restorer, roomy, usable_psf
+from pellucid.core.deconvolution import back_projector, deconvolve, kernel_of, restorer, usable_psf
 from pellucid.core.deskew import deskew, deskewed_grid
 from pellucid.core.geometry import as_triple
 from pellucid.core.noise import estimate_background
 from pellucid.core.pairwise import pairwise_shift
 from pellucid.core.placement import place
-from pellucid.core.psf import Psf
 from pellucid.core.quality import measure
 from pellucid.core.replay import Replay, decided
 from pellucid.core.sampling import MAX_VOXELS
@@ -263,8 +262,7 @@ def _tiles(plan: Plan, file: FilePlan, c: int, piece: Volume) -> tuple[Volume, f
     """The measuring, the decisions, and all tiles as far as they cost what the piece costs."""
     assert file.tiles is not None
     asked, tiling, psf = plan.parameters, file.tiles.tiling, file.psfs[c]
-    assert isinstance(psf, Psf)
-    kernel = roomy(usable_psf(psf, file.shape[2:]))
+    kernel = kernel_of(usable_psf(psf, file.shape[2:]))
     z, y, x = piece.shape
     alone = Tiling((z, y, x), (z, y, x), (0, 0, 0), (1, 1, 1), 0)
     levels, sampling = _timed(lambda: sampled(piece, asked.background, asked.fill))
@@ -276,7 +274,7 @@ def _tiles(plan: Plan, file: FilePlan, c: int, piece: Volume) -> tuple[Volume, f
     task = VolumeTask(volume, kernel, statistics, chosen, plan.device)
     deciding = 0.0
     if isinstance(chosen, Accelerated):
-        problem = task.problem(piece)
+        problem = task.problem(piece, alone.tile(0).read)
         schedule, deciding = _timed(lambda: decided(chosen, problem, statistics.start))
         task = replace(task, restorer=Replay(schedule))
     (sharp, _), each = _timed(lambda: task.restored(alone.tile(0), piece))

@@ -24,8 +24,8 @@ from pellucid.stages.registration import register_files as registering
 from pellucid.stages.stitching import mosaic_deconvolving as mosaic
 from pellucid.stages.stitching import stitching
 from pellucid.stages.stitching.plan import StitchPlan, plan_stitching
-from pellucid.stages.work.cluster_choice import opened_engine
 from pellucid.stages.work.events import OnEvent
+from pellucid.stages.work.workplace import opened_engine
 
 
 @dataclass(frozen=True)

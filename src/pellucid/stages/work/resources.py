@@ -4,7 +4,7 @@ import ctypes
 import os
 from pathlib import Path
 
-from pellucid.errors import ParameterError
+from pellucid.errors import ParameterError, PellucidError, PlanError
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h of glibc
 MEMINFO = Path("/proc/meminfo")
@@ -80,6 +80,18 @@ def available_bytes(device: str) -> int | None:
         return int(torch.cuda.mem_get_info(device)[0])
     known = [size for size in (_free_of_system(), *_free_of_container()) if size is not None]
     return min(known, default=None)
+
+
+def failure(error: BaseException, name: str, device: str) -> PellucidError:
+    """The error by which a volume of a series fails, in one sentence."""
+    if isinstance(error, PellucidError):
+        return error
+    # what the traceback holds would keep the memory from the volumes that follow
+    error.__traceback__ = None
+    return PlanError(
+        f"{name}: out of memory on {device}. Close what else runs there, take a crop, or choose another "
+        "device."
+    )
 
 
 def _free_of_system() -> int | None:

@@ -1,0 +1,244 @@
+"""What speaks for a network's answer, measured tile by tile and put together for the whole volume.
+
+How bright an answer is, is a matter of the whole; where it errs then, of every region alone. So tiles say
+what `evidence.compared` says of the regions that begin in their cores, a few sums each, and verdict and
+cure follow from all of them together, as they do in one piece. The classical solution that this takes is
+guarded by a tile's own photons: evidence has no seams to hide, and is calibrated on that.
+"""
+
+import base64
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pellucid.core.accelerated import Accelerated
+from pellucid.core.problem import Problem
+from pellucid.core.tiling import Box, Tile, Tiling
+from pellucid.core.wrongness import REGION, region_edges
+from pellucid.data.manifest import Manifest
+from pellucid.data.ome_zarr_writer import StoredArray
+from pellucid.data.record import RunRecord
+from pellucid.data.resumable_zarr import ResumableZarr, write_part
+from pellucid.networks.evidence import COMPARED, REHEARSALS, compared, evidence_of
+from pellucid.networks.features import classical
+from pellucid.networks.polish import Polished
+from pellucid.networks.restorer import Network
+from pellucid.networks.share import Share
+from pellucid.networks.trust import Trust, as_map
+from pellucid.stages.deconvolution.tiling_run import Float32, TileKey
+from pellucid.stages.networks.parameters import RestoreParameters
+from pellucid.stages.pieces.pieces_run import make_pieces, run_pieces
+from pellucid.stages.pieces.tile_plan import box_shape
+from pellucid.stages.pieces.volume_statistics import Place
+from pellucid.stages.work.engine import Engine
+from pellucid.stages.work.events import OnEvent, ignore
+
+if TYPE_CHECKING:
+    from pellucid.stages.networks.restoring import RestorePlan
+    from pellucid.stages.networks.tiles import NetworkVolume
+
+LISTED_BYTES, SUMMED_BYTES = 0.1, 0.4
+"""Held for each voxel of a volume: what is listed of its regions, and what follows from it."""
+
+Float64 = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What is known of a volume's answer, region by region.
+
+    Parameters
+    ----------
+    believable : probability that it is right; None where the model holds no verdict
+    share : of the answer beside the classical solution; None where the model knows none
+    """
+
+    believable: Float64 | None
+    share: Float64 | None
+    limit: float = 0.5
+
+    def statistics(self, asked: RestoreParameters) -> dict[str, Any]:
+        """What is recorded of a volume."""
+        said: dict[str, Any] = {}
+        if asked.fall_back and self.share is not None:
+            said |= {"network_share": float(self.share.mean())}
+        if asked.verdict is not None and self.believable is not None:
+            said |= {"believable": float(self.believable.mean()), "limit": self.limit}
+            said |= {"doubtful_regions": int((1 - self.believable > self.limit).sum())}
+        return said
+
+
+def judged_bytes(problem: Problem, restorer: Polished) -> int:
+    """Memory that evidence about an answer takes, beside the images of a recording."""
+    assert isinstance(restorer.network, Network)
+    kept, solving = restorer.network.kept_bytes(problem), Accelerated().peak_bytes(problem)
+    # five volumes of float64 where two are compared; beside all of it the answer, the classical
+    # solution, the image that one of them would give, and what is made of that
+    comparing = 5 * 8 * math.prod(problem.observations[0].image.shape)
+    working = max(restorer.peak_bytes(problem), kept + max(solving, comparing))
+    return working + 4 * 4 * math.prod(problem.shape)
+
+
+def regions_of(tile: Tile, shape: tuple[int, int, int]) -> Box | None:
+    """The regions that begin in the core of a tile, in voxels of the volume; None where there are none."""
+    box = []
+    for core, n, r in zip(tile.core, shape, REGION, strict=True):
+        edges = region_edges(n, r)
+        mine = [i for i, start in enumerate(edges[:-1]) if core.start <= start < core.stop]
+        if not mine:
+            return None  # a rest at the border belongs to the last region, which began before it
+        box.append(slice(edges[mine[0]], edges[mine[-1] + 1]))
+    return box[0], box[1], box[2]
+
+
+@dataclass(frozen=True)
+class JudgedTiles:
+    """The task of comparing the answer and rehearsals of a tile with what speaks for or against them."""
+
+    tiling: Tiling
+    volumes: Mapping[Place, "NetworkVolume"]
+
+    def part(self, key: TileKey) -> str:
+        """See `Task.part`."""
+        return "t{} c{} tile {} judged".format(*key)
+
+    def read(self, key: TileKey) -> list[npt.NDArray[Any]]:
+        """Return the counts of a tile and its halo, to be taken out."""
+        return [self.volumes[key[:2]].read(self.tiling.tile(key[2]))]
+
+    def compute(self, key: TileKey, read: list[npt.NDArray[Any]]) -> Float64:
+        """Return what is compared of the regions that begin in a tile."""
+        volume, tile = self.volumes[key[:2]], self.tiling.tile(key[2])
+        regions = regions_of(tile, self.tiling.shape)
+        assert regions is not None
+        problem = volume.problem(read.pop(), tile.read)
+        z, y, x = (
+            slice(own.start - seen.start, own.stop - seen.start)
+            for own, seen in zip(regions, tile.read, strict=True)
+        )
+        answer, plain = volume.restorer.estimate(problem), classical(problem)
+        return compared(
+            problem, volume.restorer, answer, plain, part=(z, y, x), seed=REHEARSALS * tile.index
+        )
+
+    def write(self, key: TileKey, made: Float64) -> dict[str, Any]:
+        """Return what is listed of a tile: a tenth of a byte a voxel."""
+        return {"sums": base64.b64encode(made.astype("<f4").tobytes()).decode()}
+
+
+def judgements(
+    plan: "RestorePlan",
+    volumes: Mapping[Place, "NetworkVolume"],
+    done: Manifest,
+    engine: Engine,
+    record: RunRecord,
+    on_event: OnEvent,
+) -> dict[Place, Judgement]:
+    """What speaks for the answers of all volumes; nothing where neither verdict nor cure is asked for."""
+    if not plan.is_judged:
+        return {}
+    assert plan.tiles is not None
+    tiling = plan.tiles.tiling
+    task = JudgedTiles(tiling, volumes)
+    lit = [
+        (*place, tile.index)
+        for place, volume in volumes.items()
+        for tile in tiling
+        if tile.index not in volume.dark and regions_of(tile, tiling.shape) is not None
+    ]
+
+    def named(key: TileKey) -> str:
+        return f"{volumes[key[:2]].volume.name} tile {key[2]} judged"
+
+    run_pieces(lit, task, done, engine, record, on_event, computing="judge", named=named)
+    found = {}
+    for place in volumes:
+        measured = _empty(tiling)
+        of_one = [key for key in lit if key[:2] == place]
+        for key in of_one:
+            _put(measured, tiling.tile(key[2]), done.facts(task.part(key))["sums"], tiling)
+        found[place] = _judged(plan.card, measured, lit=bool(of_one))
+    return found
+
+
+def _empty(tiling: Tiling) -> Float64:
+    """Sums over regions without light."""
+    sizes = np.ones(())
+    for n, r in zip(tiling.shape, REGION, strict=True):
+        sizes = np.multiply.outer(sizes, np.diff(region_edges(n, r)))
+    measured = np.zeros((COMPARED, 6, *sizes.shape))
+    measured[:, 0] = sizes
+    return measured
+
+
+def _put(measured: Float64, tile: Tile, sums: str, tiling: Tiling) -> None:
+    regions = regions_of(tile, tiling.shape)
+    assert regions is not None
+    z, y, x = (
+        slice(own.start // r, own.start // r + len(region_edges(own.stop - own.start, r)) - 1)
+        for own, r in zip(regions, REGION, strict=True)
+    )
+    mine = measured[:, :, z, y, x]
+    mine[...] = np.frombuffer(base64.b64decode(sums), "<f4").reshape(mine.shape)
+
+
+def _judged(card: dict[str, Any], measured: Float64, *, lit: bool) -> Judgement:
+    if not lit:  # what is dark is told rightly
+        return Judgement(np.ones(measured.shape[2:]), np.ones(measured.shape[2:]))
+    evidence = evidence_of(measured)
+    believable, share, limit = None, None, 0.5
+    if card.get("share") is not None:
+        share = Share.from_dict(card["share"]).of(evidence)
+    if card.get("trust") is not None:
+        trust = Trust.from_dict(card["trust"])
+        believable, limit = trust.believable(evidence), trust.limit
+    return Judgement(believable, share, limit)
+
+
+@dataclass(frozen=True)
+class MappedTiles:
+    """The task of writing what is to be believed, core by core."""
+
+    tiling: Tiling
+    believable: Mapping[Place, Float64]
+    stored: StoredArray
+
+    def part(self, key: TileKey) -> str:
+        """See `Task.part`."""
+        return "t{} c{} tile {}".format(*key)
+
+    def read(self, key: TileKey) -> None:
+        """Read nothing: regions are few."""
+
+    def compute(self, key: TileKey, read: None) -> Float32:
+        """Return the probabilities on the voxels of a core."""
+        core = self.tiling.tile(key[2]).core
+        mapped: Float32 = as_map(self.believable[key[:2]], self.tiling.shape, core).numpy()
+        return mapped
+
+    def write(self, key: TileKey, made: Float32) -> dict[str, Any]:
+        """Write a core; returns what is listed of it."""
+        t, c, index = key
+        core = self.tiling.tile(index).core
+        z, y, x = (part.start for part in core)
+        return write_part(self.stored, t, c, made, box_shape(core), (z, y, x))
+
+
+def make_map(
+    tiling: Tiling,
+    judged: Mapping[Place, Judgement],
+    writer: ResumableZarr,
+    engine: Engine,
+    record: RunRecord,
+) -> None:
+    """Write the map of what to believe, with its coarser levels."""
+    believable = {p: one.believable for p, one in judged.items() if one.believable is not None}
+    task = MappedTiles(tiling, believable, writer.stored_array(0))
+    keys = [(*place, index) for place in judged for index in range(len(tiling))]
+    make_pieces(
+        keys, task, writer, engine, record, ignore, computing="map", named=lambda key: task.part(key)
+    )
