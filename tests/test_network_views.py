@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from pellucid.core.fusion import fuse
 from pellucid.core.geometry import Affine, Grid
 from pellucid.core.multiview import record_views, turned_arms
 from pellucid.core.problem import Observation, Problem
@@ -15,6 +16,7 @@ from pellucid.core.psf_theory import gaussian
 from pellucid.core.quality import ncc
 from pellucid.core.simulation import filaments
 from pellucid.core.views import View
+from pellucid.errors import InputError
 from pellucid.networks.evidence import gather, resolution_px
 from pellucid.networks.features import BORDER, classical, inputs_of, positions_of, recorded_part
 from pellucid.networks.model import Architecture, RestorationNet
@@ -234,6 +236,22 @@ def test_views_whose_blur_varies_are_solved_and_filtered_place_by_place():
     assert start > 0.005 + start_by_wrong
     assert solved > 0.01 + solved_by_wrong
     assert solved > start
+
+
+def test_views_with_fields_are_fused_in_their_own_voxels():
+    world = Grid((24, 24, 24), (UM, UM, UM), frame="world")
+    psf = gaussian((6 * UM, 2.5 * UM, 2.5 * UM), world.spacing_um, (13, 7, 7))
+    seen = record_views(
+        filaments, world, turned_arms((0, 90), world, [psf]), peak_photons=300, seed=4
+    )
+    same = PsfField.of([psf, psf], [(0.0, 0.0, 0.0), (0.0, 0.0, 23 * UM)])
+    one, field = (
+        [View(v.counts, v.grid, v.world_to_view, psf) for v in seen.views] for psf in (psf, same)
+    )
+    images = [fuse(views, world).image for views in (one, field)]
+    torch.testing.assert_close(*images, atol=0.02 * float(images[0].max()), rtol=0)
+    with pytest.raises(InputError, match="needs how='joint'"):
+        fuse(field, world, how="resample-then-joint")
 
 
 def test_a_network_is_told_where_in_the_fields_it_is():

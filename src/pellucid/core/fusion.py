@@ -109,6 +109,8 @@ def fuse(
     }
     if how in ("average", "content-average"):
         return Restored(averaged_light(lit, world, how).mul_(lit[0].gain), stats)
+    if any(view.psf_field is not None for view in lit):
+        _check_field(how, back_projector)
     problem = (joint_problem if how == "joint" else resampled_problem)(lit, world)
     projector = back_projector or WienerButterworth(cutoff_fwhm=2**-0.5)
     if isinstance(projector, VirtualViews):
@@ -193,6 +195,14 @@ def averaged_light(views: Sequence[LitView], world: Grid, weighting: Weighting) 
     fields = [view.field for view in views]
     masks = [view.recorded for view in views]
     return averaged(*on_equal_terms(views), world, weighting, fields, masks)[0].clamp_min_(0)
+
+
+def _check_field(how: Method, back_projector: BackProjector | None) -> None:
+    if how != "joint" or isinstance(back_projector, VirtualViews):
+        raise InputError(
+            "fuse: a PSF that varies needs how='joint' without virtual views. Choose these, or give each "
+            "view one PSF."
+        )
 
 
 def _checked_world(views: Sequence[View], world: Grid | None) -> Grid:
