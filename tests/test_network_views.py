@@ -26,7 +26,13 @@ from pellucid.networks.share import best_share
 from pellucid.networks.structures import Light, simulate
 from pellucid.networks.training import Schedule, SimulatedPairs, held_out_pairs, trained
 from pellucid.networks.trust import calibration_case, stretched
-from pellucid.networks.view_sampling import linear_estimate, object_psf, sampled_view
+from pellucid.networks.view_sampling import (
+    count_places,
+    linear_estimate,
+    object_psf,
+    sampled_view,
+    varying_box,
+)
 from pellucid.networks.views import Views, joint_views
 from pellucid.testing import dot_test
 
@@ -268,6 +274,17 @@ def test_a_network_is_told_where_in_the_fields_it_is():
     assert max(abs(middle[0][1]), abs(middle[1][1])) > 0.1
     assert float(places[0][1].abs().max()) == 0
     assert float(places[1].abs().max()) <= 1
+
+
+def test_a_tilt_is_no_place():
+    """Turned a little about another axis, the fields reach along it too, and mean nothing by that."""
+    field = widening()
+    tilted = TURN @ Affine.rotation("z", 0.05)
+    views = Views.turned([field, field], [Affine.identity(), tilted], (UM, UM, UM))
+    microscope = views.microscope(SHAPE)
+    low, high = varying_box(microscope.operators)
+    assert low[1] == high[1]
+    assert count_places(microscope.operators) == 9
 
 
 def test_views_that_stand_otherwise_are_measured_against_the_model():

@@ -26,13 +26,17 @@ from pellucid.core.psf import Psf
 from pellucid.core.rotated_psf import rotated_psf
 from pellucid.core.slab_sampling import SlabSample, sampling_variance_px
 from pellucid.core.varying_blur import VaryingBlur
-from pellucid.networks.wiener import ALPHA, closed, continued, hats, wiener_step
+from pellucid.networks.wiener import ALPHA, PLACES, closed, continued, hats, wiener_step
 
 Array = NDArray[np.float64]
 
 BEYOND = 6
 """Voxels by which the border voxels of a view are repeated, as of the object: a network is asked about
 4 voxels more than what is wanted."""
+
+TILTED = 0.18
+"""Share of the longest side of a box below which another side is that of a tilt: views stand within 10
+degrees of where they should."""
 
 
 def wiener_steps(
@@ -136,7 +140,10 @@ def parts_of(operator: LinearOperator) -> tuple[Extended, SlabSample]:
 
 
 def varying_box(operators: Sequence[LinearOperator]) -> tuple[Array, Array]:
-    """Return the box (z, y, x), um of the object, over which the PSF of any view varies; or one point."""
+    """Return the box (z, y, x), um of the object, over which the PSF of any view varies; or one point.
+
+    It is flat along axes that it reaches along only because a view is a little tilted.
+    """
     corners = [np.zeros((0, 3))]
     for blur, sample in (parts_of(o) for o in operators):
         if isinstance(blur, VaryingBlur):
@@ -144,7 +151,19 @@ def varying_box(operators: Sequence[LinearOperator]) -> tuple[Array, Array]:
             box = np.array(list(itertools.product(*ends)))
             corners.append(sample.world_to_view.inverse().apply(box))
     every = np.concatenate(corners)
-    return (every.min(0), every.max(0)) if len(every) else (np.zeros(3), np.zeros(3))
+    if len(every) == 0:
+        return np.zeros(3), np.zeros(3)
+    low, high = every.min(0), every.max(0)
+    flat = high - low < TILTED * (high - low).max()
+    middle = (low + high) / 2
+    return np.where(flat, middle, low), np.where(flat, middle, high)
+
+
+def count_places(operators: Sequence[LinearOperator]) -> int:
+    """Return at how many places of the object filters are made."""
+    low, high = varying_box(operators)
+    varies = high - low > np.asarray(parts_of(operators[0])[1].world.spacing_um)
+    return int(PLACES ** np.count_nonzero(varies))
 
 
 @dataclass(frozen=True)
@@ -216,7 +235,7 @@ def _sites(operators: Sequence[LinearOperator], part: Window) -> list[tuple[Arra
     sites = []
     for (z, hz), (y, hy), (x, hx) in itertools.product(*axes):
         index = [p.start + c for p, c in zip(part, (z, y, x), strict=True)]
-        share = hz[:, None, None] * hy[:, None] * hx
+        share = hz.float()[:, None, None] * hy.float()[:, None] * hx.float()
         sites.append((world.index_to_um.apply(index), share))
     return sites
 
