@@ -96,6 +96,15 @@ def test_views_are_restored_where_a_file_places_them(folder, tmp_path):
     assert not (tmp_path / "sharp_transforms.json").exists()
 
 
+def test_a_dry_run_says_what_would_become_of_the_views(folder, tmp_path, capsys):
+    out = tmp_path / "sharp.ome.tif"
+    assert restoring(folder, out, "--dry-run") == 0
+    said = capsys.readouterr().out
+    assert "a.tif, b.tif" in said
+    assert "blur of 2 views" in said
+    assert not list(tmp_path.iterdir())
+
+
 def test_views_are_registered_first_where_nothing_places_them(folder, tmp_path):
     out = tmp_path / "sharp.ome.zarr"
     assert restoring(folder, out, "--polish", "1") == 0
