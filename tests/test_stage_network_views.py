@@ -120,6 +120,22 @@ def test_views_are_registered_first_where_nothing_places_them(folder, tmp_path):
     np.testing.assert_array_equal(pellucid.open(again).read(), pellucid.open(out).read())
 
 
+def test_a_bad_time_point_stops_nothing(folder, tmp_path, capsys):
+    for name in "ab":
+        counts = pellucid.open(folder / f"{name}.tif").read().astype(np.float32)
+        pellucid.write(tmp_path / f"{name}_0.tif", counts, voxel_um=(2 * UM, UM, UM))
+        counts[3] = np.nan if name == "b" else counts[3]
+        pellucid.write(tmp_path / f"{name}_1.tif", counts, voxel_um=(2 * UM, UM, UM))
+    out = tmp_path / "sharp.ome.zarr"
+    files = [str(tmp_path / f"{name}_{{t}}.tif") for name in "ab"]
+    asked = ["--model", str(folder / "model"), "--transforms", str(folder / "reg.json")]
+    assert main(["restore", *files, *asked, "--polish", "0", "-o", str(out)]) == 3
+    assert "1 of 2 volumes failed" in capsys.readouterr().err
+    both = pellucid.open(out)
+    assert both.read(0).max() > 0
+    assert np.isnan(both.read(1)).all()
+
+
 @pytest.mark.parametrize("placed", [True, False])
 def test_arrays_and_views_give_what_files_give(folder, tmp_path, placed):
     arrays = [pellucid.open(folder / f"{name}.tif").read() for name in "ab"]

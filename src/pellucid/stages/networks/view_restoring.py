@@ -1,6 +1,7 @@
 """Restoration of several views by a model: placed by a file or registered, answered together, written."""
 
 import dataclasses
+import math
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -20,7 +21,7 @@ from pellucid.data.plain_json import plain_json
 from pellucid.data.record import RunRecord, fingerprint, write_record
 from pellucid.data.transform_file import write_transforms
 from pellucid.data.writer import ImageDescription, ImageWriter, check_output_path
-from pellucid.errors import OutputError, ParameterError, PlanError
+from pellucid.errors import OutputError, ParameterError, PellucidError, PlanError
 from pellucid.networks.polish import Polished
 from pellucid.networks.restorer import Network
 from pellucid.networks.views import Views, boxed, joint_views, unlit
@@ -46,13 +47,8 @@ from pellucid.stages.networks.restoring import (
 from pellucid.stages.pieces.piece_choice import gib, tiles_json, workplace_of
 from pellucid.stages.registration.view_series import ViewSeries, open_views
 from pellucid.stages.work.engine import Engine, InProcess
-from pellucid.stages.work.events import (
-    FileDone,
-    OnEvent,
-    VolumeDone,
-    ignore,
-)
-from pellucid.stages.work.resources import describe_device
+from pellucid.stages.work.events import FileDone, OnEvent, VolumeDone, VolumeFailed, ignore
+from pellucid.stages.work.resources import describe_device, failure
 
 
 @dataclass(frozen=True)
@@ -221,19 +217,29 @@ def run_views(plan: ViewsPlan, on_event: OnEvent = ignore) -> dict[str, Any]:
     over_time = places(plan.optics, plan.views, found)
     world = shared_world(plan.optics, over_time, plan.views)
     _check_memory(plan, _peak_bytes(plan, world), world)
-    volumes = []
+    volumes: list[dict[str, Any]] = []
     with ExitStack() as stack:
         outs = [stack.enter_context(writer) for writer in _writers(plan, world)]
         for number, ((t, c), name) in enumerate(zip(plan.places, plan.names, strict=True), 1):
             begin = time.perf_counter()
-            written, stats = _answered(plan, world, (t, c), found)
+            try:
+                written, stats = _answered(plan, world, (t, c), found)
+            except (PellucidError, MemoryError, torch.OutOfMemoryError) as error:
+                why = failure(error, name, plan.device)
+                if all("failed" in one for one in volumes) and number == plan.total:
+                    raise why from error  # nothing was restored, and nothing is written
+                written, stats = [torch.full(world.shape, math.nan)] * len(outs), {"failed": str(why)}
             for out, volume in zip(outs, written, strict=True):
                 out.write(t, c, volume.numpy().astype(np.float32))
             seconds = time.perf_counter() - begin
             record.timings_s["restore"] = record.timings_s.get("restore", 0.0) + seconds
-            volumes.append({"t": plan.views[0].times[t], "c": c, **stats})
-            on_event(VolumeDone(number, plan.steps, seconds, name))
-    record.statistics = {"volumes": volumes, "world": world.to_dict()}
+            volumes.append({"t": plan.views[0].times[t], "c": c, "seconds": seconds, **stats})
+            if "failed" in stats:
+                on_event(VolumeFailed(number, plan.total, name, stats["failed"]))
+            else:
+                on_event(VolumeDone(number, plan.total, seconds, name))
+    failed = sum("failed" in one for one in volumes)
+    record.statistics = {"failed_volumes": failed, "volumes": volumes, "world": world.to_dict()}
     if plan.given is None:
         grids, names = [view.grid for view in plan.views], [view.name for view in plan.views]
         write_transforms(plan.side_outputs()[-1], found, grids, names, asked.plain())
