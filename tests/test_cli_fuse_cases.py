@@ -13,9 +13,11 @@ from pellucid.apps.cli import main
 from pellucid.core.deskew import StageScan, deskewed_grid
 from pellucid.core.geometry import Affine, Grid
 from pellucid.core.multiview import DUAL_DEG, QUAD_DEG, record_views, turned_arms
+from pellucid.core.psf_field import PsfField
 from pellucid.core.psf_theory import gaussian
 from pellucid.core.quality import ncc
 from pellucid.core.simulation import Camera, filaments
+from pellucid.data.psf_field_file import write_psf_field
 from pellucid.data.record import read_record
 from pellucid.stages.registration import pair_registration
 
@@ -60,6 +62,27 @@ def test_registration_knows_the_psfs(folder, monkeypatch):
         assert psf.sum() == pytest.approx(1, abs=1e-5)
     assert fuse(*ANGLES, "--method", "average", "--no-projections", "--overwrite", psf=()) == 0
     assert known[-1] == (None, None)
+
+
+def test_a_view_whose_blur_varies_takes_a_field(folder, capsys):
+    psf = recorded().views[0].psf
+    places = [(0.0, 0.0, 0.0), (0.0, 0.0, 31.0)]
+    write_psf_field("same.npz", PsfField.of([psf, psf], places))
+    sharper = gaussian((3.0, 3.0, 3.0), UM)
+    write_psf_field("other.npz", PsfField.of([psf, sharper], places))
+    images = []
+    for number, file in enumerate(("psf.tif", "same.npz", "other.npz")):
+        asked = ["--psf", file, "--psf", "psf.tif"]
+        assert fuse(*ANGLES, *QUICK, psf=asked, output=f"f{number}.ome.tif") == 0
+        images.append(pellucid.open(f"f{number}.ome.tif").read())
+    top = float(images[0].max())
+    assert np.abs(images[1] - images[0]).max() < 0.012 * top
+    assert np.abs(images[2] - images[0]).max() > 0.025 * top
+    field = ["--psf", "same.npz"]
+    assert fuse(*ANGLES, *QUICK, "--method", "resample-then-joint", psf=field, output="g.tif") == 2
+    assert "which the method joint takes" in capsys.readouterr().err
+    assert fuse(*ANGLES, *QUICK, "--tile", "16,16,16", psf=field, output="g.ome.zarr") == 2
+    assert "Blocks take one PSF for each view" in capsys.readouterr().err
 
 
 def test_how_views_lie_is_never_guessed(folder, capsys):

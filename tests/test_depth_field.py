@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+import pellucid
 from pellucid.apps.cli import main
 from pellucid.core.depth_field import depth_field
 from pellucid.core.optics import Layers, Optics
@@ -54,3 +55,21 @@ def test_the_command_makes_a_field_that_widens_with_depth(tmp_path, capsys):
     assert "emitters 0 to" in capsys.readouterr().out
     assert main(command) != 0
     assert main([*command[:-2], "-o", str(tmp_path / "other.npz"), "--planes", "1"]) != 0
+
+
+def test_the_command_makes_the_field_of_a_sheet_from_the_detections_psf(tmp_path, capsys):
+    voxel_um = (0.4, 0.2, 0.2)
+    psf = gaussian((2.0, 0.5, 0.5), voxel_um, (15, 7, 7)).values.astype(np.float32)
+    pellucid.write(tmp_path / "objective.tif", psf, voxel_um=voxel_um)
+    path = tmp_path / "sheet.npz"
+    asked = ["psf", "sheet", str(tmp_path / "objective.tif"), "-o", str(path)]
+    numbers = "--fwhm-um 1.2 --wavelength-nm 488 --columns 101 --waist-um 4"
+    assert main([*asked, *numbers.split()]) == 0
+    field = read_psf_field(path)
+    widths = [fwhm_um(Psf.normalised(psf, field.spacing_um))[0] for psf in field.psfs]
+    thinnest = field.positions_um[int(np.argmin(widths)), 2]
+    assert abs(thinnest - 4) < 3
+    assert widths[-1] > 1.2 * min(widths)
+    assert read_record(path)["command"] == "psf sheet"
+    assert main([*asked, *numbers.split()]) == 1
+    assert "exists" in capsys.readouterr().err

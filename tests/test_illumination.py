@@ -6,7 +6,12 @@ import torch
 
 from pellucid.core.accelerated import Accelerated
 from pellucid.core.back_projectors import Matched
-from pellucid.core.illumination import GaussianSheet, light_sheet_scan, reflective_scans
+from pellucid.core.illumination import (
+    GaussianSheet,
+    light_sheet_field,
+    light_sheet_scan,
+    reflective_scans,
+)
 from pellucid.core.operators import Blur
 from pellucid.core.problem import Observation, Problem
 from pellucid.core.psf_field import PsfField
@@ -52,6 +57,27 @@ def test_a_sheet_with_a_waist_is_a_blur_that_varies_along_it():
     whole = torch.zeros(blur.domain_shape, dtype=torch.float64)
     whole[:15, :10, 2:26] = e
     torch.testing.assert_close(blur.forward(whole)[:, :, 2:22], scan.forward(e))
+
+
+def test_a_sheets_field_is_its_scan_within_the_accuracy_stated():
+    voxel_um = (VOXEL_UM, VOXEL_UM, 1.0)
+    psf = gaussian((1.6, 0.6, 1.5), voxel_um, (15, 5, 5))
+    shape, sheet = (9, 8, 41), GaussianSheet(1.2, 488)
+    scan = light_sheet_scan(torch.from_numpy(psf.values.copy()), shape, voxel_um, sheet)
+    field = light_sheet_field(psf, shape[2], sheet, accuracy=1e-4)
+    rough = light_sheet_field(psf, shape[2], sheet, accuracy=0.1)
+    assert len(rough.psfs) < len(field.psfs)
+    np.testing.assert_allclose(field.psfs[len(field.psfs) // 2].sum(), 1)  # at the waist
+    blur = VaryingBlur.of(field, shape, accuracy=1e-6, dtype=torch.float64)
+    # beyond the image the field has the PSFs of its border
+    e = torch.zeros(blur.domain_shape, dtype=torch.float64)
+    e[blur.window] = torch.rand(shape, dtype=torch.float64)
+    e[..., : blur.margin[2]] = e[..., blur.margin[2] + shape[2] :] = 0
+    same = torch.zeros(scan.domain_shape, dtype=torch.float64)
+    same[scan.window] = e[blur.window]
+    seen = scan.forward(same)
+    seen = seen * float(blur.forward(e).sum() / seen.sum())
+    assert float((blur.forward(e) - seen).norm() / seen.norm()) < 3e-4
 
 
 def test_reflective_views_are_the_loops_over_their_sheets():

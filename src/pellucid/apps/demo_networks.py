@@ -70,6 +70,7 @@ def varying_blur(output: Path) -> Part:
     say("recording filaments and shells with a light sheet that is thick at its ends")
     truth, image = _recorded(microscope())
     network, field, card = load_network(MODEL)
+    assert isinstance(field, PsfField)
     operator = blur_of(usable_psf(field, SHAPE), SHAPE)
     problem = Problem((Observation(image, operator, BACKGROUND),))
     seconds: dict[str, float] = {}

@@ -11,7 +11,7 @@ from pellucid.apps.terminal import OK, SOME_FAILED, Progress, print_json, say
 from pellucid.stages.networks.parameters import ExportParameters, RestoreParameters, TrainParameters
 
 RestoreOptions: Any = options_of(
-    RestoreParameters, without=frozenset({"input", "model", "output"})
+    RestoreParameters, without=frozenset({"input", "views", "model", "output"})
 )
 Options = Annotated[RestoreOptions, Parameter(name="*")]
 Output = Annotated[Path | None, Parameter(name=["--output", "-o"])]
@@ -50,8 +50,7 @@ def train(recipe: Path, *, json: bool = False) -> int:
 
 
 def restore(
-    input: Path | None = None,
-    *,
+    *inputs: str,
     model: Path | None = None,
     output: Output = None,
     options: Options = RestoreOptions(),
@@ -64,8 +63,8 @@ def restore(
 
     Parameters
     ----------
-    input
-        TIFF, OME-TIFF, OME-Zarr or .npy.
+    inputs
+        TIFF, OME-TIFF, OME-Zarr or .npy; for a model of several views each view, as `pellucid fuse` takes.
     model
         Folder that `pellucid train` wrote.
     output
@@ -79,7 +78,10 @@ def restore(
     json
         Print JSON for machines, and only that.
     """
-    named = {"input": input, "model": model, "output": output}
+    named = {
+        "input": inputs[0] if inputs else None, "views": inputs[1:] or None, "model": model,
+        "output": output,
+    }  # fmt: skip
     parameters = asked_of(RestoreParameters, "restore", config, options, named)
     if print_config:
         print(as_yaml(parameters), end="")
@@ -87,10 +89,11 @@ def restore(
     from pellucid.apps.text import begun_line, failed_lines, restore_plan_text, restored_lines
     if finished("restore", parameters, json=json):
         return OK
-    from pellucid.stages.networks.restoring import failures, plan_restoring, run_restoring
+    from pellucid.stages.networks.restoring import failures
+    from pellucid.stages.networks.view_restoring import plan_restoration, run_restoration
     from pellucid.stages.work.workplace import opened_engine
 
-    plan = plan_restoring(parameters)
+    plan = plan_restoration(parameters)
     if dry_run:
         said = plan.to_json()
         print_json(said) if json else print(restore_plan_text(said), end="")
@@ -102,7 +105,7 @@ def restore(
         if parameters.cluster is not None and not json:
             say(engine.described)
         with Progress(plan.steps, quiet=json, doing="restoring") as progress:
-            stats = run_restoring(plan, progress, engine)
+            stats = run_restoration(plan, progress, engine)
     if json:
         print_json(stats)
     else:

@@ -1,4 +1,4 @@
-"""The commands about PSFs: `pellucid psf inspect | make | field | beads`."""
+"""The commands about PSFs: `pellucid psf inspect | make | field | sheet | beads`."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -8,16 +8,18 @@ from cyclopts import App, Parameter
 from pellucid.apps.options import given, options_of
 from pellucid.apps.terminal import OK, print_json, say
 from pellucid.stages.parameters import InputParameters, OpticsParameters
-from pellucid.stages.psf.field_parameters import DepthFieldParameters
+from pellucid.stages.psf.field_parameters import DepthFieldParameters, SheetParameters
 
 psf_app = App(name="psf", help="Make, distill and inspect point spread functions.")
 
 OpticsOptions: Any = options_of(OpticsParameters)
 DepthFieldOptions: Any = options_of(DepthFieldParameters)
+SheetOptions: Any = options_of(SheetParameters)
 InputOptions: Any = options_of(InputParameters)
 VoxelOptions: Any = options_of(InputParameters, without=frozenset({"axes", "time", "channel"}))
 Optics = Annotated[OpticsOptions, Parameter(name="*")]
 DepthField = Annotated[DepthFieldOptions, Parameter(name="*")]
+Sheet = Annotated[SheetOptions, Parameter(name="*")]
 Reading = Annotated[InputOptions, Parameter(name="*")]
 Voxel = Annotated[VoxelOptions, Parameter(name="*")]
 Output = Annotated[Path, Parameter(name=["--output", "-o"])]
@@ -105,6 +107,31 @@ def field(
 
     asked = DepthFieldParameters.checked(given(options))
     made = make_depth_field(asked, output, overwrite=overwrite)
+    print(field_text(made), end="")
+    say(f"wrote {output}")
+    return OK
+
+
+@psf_app.command
+def sheet(
+    detection: Path, *, output: Output, options: Sheet = SheetOptions(), overwrite: bool = False
+) -> int:
+    """Make the PSF field of a light sheet with its waist, from the PSF of the detection alone.
+
+    Parameters
+    ----------
+    detection
+        A PSF of the objective, without the sheet: TIFF, OME-Zarr or .npy (`pellucid psf make`).
+    output
+        .npz; `pellucid deconvolve --psf` and recipes of `pellucid train` take it.
+    overwrite
+        Replace an output that exists.
+    """
+    from pellucid.apps.psf_field_text import field_text
+    from pellucid.stages.psf.field_files import make_sheet_field
+
+    asked = SheetParameters.checked(given(options))
+    made = make_sheet_field(detection, asked, output, overwrite=overwrite)
     print(field_text(made), end="")
     say(f"wrote {output}")
     return OK

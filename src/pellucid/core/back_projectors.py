@@ -281,9 +281,10 @@ def figures(projector: BackProjector, blur: Blur) -> Figures:
 
 def back_projection(operator: LinearOperator, projector: BackProjector) -> LinearOperator:
     """Return the map from image to object that `projector` makes of any operator."""
-    if isinstance(operator, VaryingBlur) and not isinstance(projector, Matched):
-        return VaryingBackProjection(operator, projector)
     innermost = operator.outer if isinstance(operator, Composed) else operator
+    if isinstance(innermost, VaryingBlur) and not isinstance(projector, Matched):
+        back = VaryingBackProjection(innermost, projector)
+        return Adjoint(operator.inner) @ back if isinstance(operator, Composed) else back
     if isinstance(projector, Matched) and not isinstance(innermost, Blur):
         return Adjoint(operator)
     return BackProjection(operator, projector)

@@ -18,16 +18,17 @@ from torch import Tensor
 from pellucid.core.accelerated import Accelerated
 from pellucid.core.averaging import Weighting, averaged, on_other_grid
 from pellucid.core.back_projectors import BackProjector, Matched, WienerButterworth
-from pellucid.core.deconvolution import image_shape
+from pellucid.core.deconvolution import FIELD_ACCURACY, image_shape
 from pellucid.core.field_resampling import sampled
 from pellucid.core.geometry import Grid
 from pellucid.core.joint_operators import extended_grid, reached_box, sharpened, widened
-from pellucid.core.operators import Blur, Composed
+from pellucid.core.operators import Blur, Composed, Extended
 from pellucid.core.problem import Observation, Problem, Restored
 from pellucid.core.psf import Psf
 from pellucid.core.richardson_lucy import RichardsonLucy
 from pellucid.core.rotated_psf import rotated_psf
 from pellucid.core.slab_sampling import SlabSample, sampling_variance_px
+from pellucid.core.varying_blur import VaryingBlur
 from pellucid.core.views import (
     LitView,
     View,
@@ -97,7 +98,7 @@ def fuse(
     if all(view.dark for view in seen):
         dark = torch.zeros(world.shape, device=seen[0].photons.device)
         return Restored(dark, {"how": how, "stopped_by": "no light above background"})
-    lit = brightened(_lit(seen), world)
+    lit = brightened(all_lit(seen), world)
     shares = [1.0 if v.recorded is None else float(v.recorded.double().mean()) for v in lit]
     stats: dict[str, Any] = {
         "how": how,
@@ -108,6 +109,8 @@ def fuse(
     }
     if how in ("average", "content-average"):
         return Restored(averaged_light(lit, world, how).mul_(lit[0].gain), stats)
+    if any(view.psf_field is not None for view in lit):
+        _check_field(how, back_projector)
     problem = (joint_problem if how == "joint" else resampled_problem)(lit, world)
     projector = back_projector or WienerButterworth(cutoff_fwhm=2**-0.5)
     if isinstance(projector, VirtualViews):
@@ -194,6 +197,14 @@ def averaged_light(views: Sequence[LitView], world: Grid, weighting: Weighting) 
     return averaged(*on_equal_terms(views), world, weighting, fields, masks)[0].clamp_min_(0)
 
 
+def _check_field(how: Method, back_projector: BackProjector | None) -> None:
+    if how != "joint" or isinstance(back_projector, VirtualViews):
+        raise InputError(
+            "fuse: a PSF that varies needs how='joint' without virtual views. Choose these, or give each "
+            "view one PSF."
+        )
+
+
 def _checked_world(views: Sequence[View], world: Grid | None) -> Grid:
     if not views:
         raise InputError("fuse: expected one view or more, got none.")
@@ -208,7 +219,8 @@ def _checked_world(views: Sequence[View], world: Grid | None) -> Grid:
     return proposed_world(views) if world is None else world
 
 
-def _lit(views: list[LitView]) -> list[LitView]:
+def all_lit(views: list[LitView]) -> list[LitView]:
+    """Return the views; InputError for one that is dark beside others that are not."""
     for number, view in enumerate(views):
         if view.dark:
             raise InputError(
@@ -242,12 +254,17 @@ def _psf(view: LitView) -> Psf:
     return view.psf
 
 
-def _blur(view: LitView, first: LitView, world: Grid) -> Blur:
+def _blur(view: LitView, first: LitView, world: Grid) -> Extended:
     """Return the blur whose flux turns the first view's brightness into this view's photons."""
     flux = float(view.brightness or 1) * view.voxel_um3 / first.voxel_um3
     variance = sampling_variance_px(world, view.grid, view.world_to_view)
+    shape, device = image_shape(view.photons), view.photons.device
+    if view.psf_field is not None:
+        psfs = np.stack([sharpened(psf, variance) * flux for psf in view.psf_field.psfs])
+        known = replace(view.psf_field, psfs=psfs).expanded(FIELD_ACCURACY)
+        return VaryingBlur(known, shape, origin_um=view.grid.origin_um, device=device)
     kernel = sharpened(_psf(view).values, variance) * flux
-    return Blur(torch.from_numpy(kernel).to(view.photons), image_shape(view.photons))
+    return Blur(torch.from_numpy(kernel).to(view.photons), shape)
 
 
 def _cropped(view: LitView, world: Grid) -> LitView:

@@ -15,11 +15,15 @@ from torch import Tensor
 from pellucid.core.fourier import Shape
 from pellucid.core.operators import LinearOperator
 from pellucid.core.optics import FWHM_PER_WAIST, check_wavelength_nm
-from pellucid.core.psf import Triple
+from pellucid.core.psf import Psf, Triple
+from pellucid.core.psf_field import PsfField
 from pellucid.core.sheet_scan import SheetScan
 from pellucid.errors import InputError, ParameterError
 
 Array = npt.NDArray[np.float64]
+
+SHEET_PLACES = (3, 5, 9, 17, 33)
+"""Places along a sheet at which its PSFs are written, fewest first."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +91,50 @@ def light_sheet_scan(
     light = sheet.at(_behind_um(psf, spacing_um[0])[:, None], along[None])
     moving = np.broadcast_to(light, (image_shape[0], *light.shape))
     return SheetScan(psf, _like(psf, moving), image_shape)
+
+
+def light_sheet_field(
+    psf: Psf,
+    columns: int,
+    sheet: GaussianSheet,
+    *,
+    waist_um: float | None = None,
+    accuracy: float = 1e-3,
+) -> PsfField:
+    """Return the same microscope as PSFs at places along x: the sheet moves with the plane in focus.
+
+    So an emitter's light depends on its x alone, and `VaryingBlur` of this field is `light_sheet_scan`,
+    within `accuracy` and the field's own.
+
+    Parameters
+    ----------
+    psf : of the detection alone, with its voxels
+    columns : voxels of the image along x
+    waist_um : x of the waist from the image's first voxel; None: the middle of the image
+    accuracy : to be met halfway between neighbouring places, as a share of the PSF's root sum of squares
+    """
+    if psf.spacing_um is None:
+        raise ParameterError("light_sheet_field: the PSF states no voxel size. Give spacing_um.")
+    last = (columns - 1) * psf.spacing_um[2]
+    waist = last / 2 if waist_um is None else waist_um
+    behind = _behind_um(psf.values, psf.spacing_um[0])
+    flux = float((psf.values * sheet.at(behind, np.zeros(1))[:, None, None]).sum())
+
+    def at(x_um: float) -> Array:
+        light = sheet.at(behind, np.array([x_um - waist]))
+        return np.asarray(psf.values * light[:, None, None] / flux)
+
+    for count in SHEET_PLACES:
+        places = np.linspace(0, last, count)
+        positions = np.stack([0 * places, 0 * places, places], axis=1)
+        note = f"a light sheet of {sheet.fwhm_um:g} um along x, its waist at {waist:.4g} um"
+        field = PsfField(np.stack([at(x) for x in places]), positions, psf.spacing_um, (note,))
+        known = field.expanded(accuracy / 10)
+        halfway = (places[1:] + places[:-1]) / 2
+        errors = [np.linalg.norm(known.psf_at((0.0, 0.0, x)) - at(x)) for x in halfway]
+        if max(errors) <= accuracy * np.linalg.norm(at(waist)):
+            break
+    return field
 
 
 def reflective_scans(
@@ -158,7 +206,7 @@ def _crossed(
     return SheetScan(psf, _like(psf, light), image_shape)
 
 
-def _behind_um(psf: Tensor, step_um: float) -> Array:
+def _behind_um(psf: Tensor | Array, step_um: float) -> Array:
     """Distance along z from the detected plane to the object plane that the PSF's plane d shows."""
     depth = psf.shape[0]
     return -(np.arange(depth) - depth // 2) * np.float64(step_um)

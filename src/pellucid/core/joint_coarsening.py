@@ -9,16 +9,18 @@ import math
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from pellucid.core.coarsening import SMALLEST, binned_recording
 from pellucid.core.fourier import Shape
 from pellucid.core.geometry import Grid, as_triple
 from pellucid.core.joint_operators import extended_grid, sharpened, widened
-from pellucid.core.operators import Blur, Composed, binned_psf
+from pellucid.core.operators import Blur, Composed, Extended, LinearOperator, binned_psf
 from pellucid.core.passband import widths_of
 from pellucid.core.problem import Observation, Problem
 from pellucid.core.slab_sampling import SlabSample, sampling_variance_px
+from pellucid.core.varying_blur import VaryingBlur
 
 FACTORS = (1, 2, 4)
 """Binnings of the object, from none to the coarsest."""
@@ -30,11 +32,15 @@ another must."""
 
 def is_joint(problem: Problem) -> bool:
     """Say whether the object is sampled at each view's own angle, as `joint_problem` has it."""
-    return all(
-        isinstance(o.operator, Composed)
-        and isinstance(o.operator.outer, Blur)
-        and isinstance(o.operator.inner, SlabSample)
-        for o in problem.observations
+    return all(is_view(o.operator) for o in problem.observations)
+
+
+def is_view(operator: LinearOperator) -> bool:
+    """Say whether an operator samples the object at a view's own angle, and blurs it."""
+    return (
+        isinstance(operator, Composed)
+        and isinstance(operator.outer, Extended)
+        and isinstance(operator.inner, SlabSample)
     )
 
 
@@ -79,10 +85,7 @@ def joint_binned(problem: Problem, factors: Shape) -> Problem:
         more = sampling_variance_px(coarse, grid, sample.world_to_view) - sampling_variance_px(
             world, fine, sample.world_to_view
         ) / np.square(binning)
-        kernel = binned_psf(blur.psf, binning).cpu().numpy().astype(np.float64)
-        kernel = sharpened(np.maximum(kernel, 0), np.maximum(more, 0))
-        kernel *= math.prod(binning) / first
-        blurs.append(Blur(torch.from_numpy(kernel).to(blur.psf), grid.shape))
+        blurs.append(_binned_blur(blur, binning, grid.shape, more, math.prod(binning) / first))
         behind.append(extended_grid(grid, blurs[-1]))
         samples.append(sample)
         backgrounds.append(o.background * math.prod(binning))
@@ -103,6 +106,17 @@ def joint_binned(problem: Problem, factors: Shape) -> Problem:
     return Problem(tuple(observations), window)
 
 
+def _binned_blur(
+    blur: Extended, binning: Shape, shape: Shape, more: NDArray[np.float64], flux: float
+) -> Extended:
+    if isinstance(blur, VaryingBlur):
+        # kernels that are not PSFs cannot be sharpened: a coarse start does without
+        return blur.binned(binning, shape).times(flux)
+    kernel = binned_psf(blur.psf, binning).cpu().numpy().astype(np.float64)
+    kernel = sharpened(np.maximum(kernel, 0), np.maximum(more, 0)) * flux
+    return Blur(torch.from_numpy(kernel).to(blur.psf), shape)
+
+
 def joint_refined(x: Tensor, coarse: Problem, fine: Problem) -> Tensor:
     """Return the object `x` of `coarse` on the grid of `fine`, trilinear, in photons of its voxels."""
     (_, here), (_, there) = (_parts(problem.observations[0]) for problem in (coarse, fine))
@@ -120,10 +134,10 @@ def joint_refined(x: Tensor, coarse: Problem, fine: Problem) -> Tensor:
     return x.div_(light)
 
 
-def _parts(o: Observation) -> tuple[Blur, SlabSample]:
+def _parts(o: Observation) -> tuple[Extended, SlabSample]:
     assert isinstance(o.operator, Composed)
     blur, sample = o.operator.outer, o.operator.inner
-    assert isinstance(blur, Blur)
+    assert isinstance(blur, Extended)
     assert isinstance(sample, SlabSample)
     return blur, sample
 
@@ -135,11 +149,11 @@ def _world(problem: Problem) -> Grid:
     return domain.crop([part.start for part in window], [part.stop for part in window])
 
 
-def _view_factors(blur: Blur, factors: Shape) -> Shape:
+def _view_factors(blur: Extended, factors: Shape) -> Shape:
     """How a view is binned where the object is by `factors`: less along axes that it samples coarsely."""
     most = max(factors)
     chosen = []
-    for width, n in zip(widths_of(blur), blur.range_shape, strict=True):
+    for width, n in zip(widths_of(blur.typical), blur.range_shape, strict=True):
         f = most
         while f > 1 and (n // f < SMALLEST or (math.isfinite(width) and width / f < LEAST_WIDTH)):
             f //= 2

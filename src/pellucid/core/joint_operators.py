@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 
 from pellucid.core.fourier import Shape
 from pellucid.core.geometry import Affine, Grid, as_triple
-from pellucid.core.operators import Blur
+from pellucid.core.operators import Extended
 from pellucid.core.problem import Window
 
 
-def extended_grid(grid: Grid, blur: Blur) -> Grid:
+def extended_grid(grid: Grid, blur: Extended) -> Grid:
     """Return the grid of the object behind a blurred image: object voxel = image voxel + margin."""
     origin = grid.index_to_um.apply(-np.asarray(blur.margin, dtype=np.float64))
     return Grid(blur.domain_shape, grid.spacing_um, as_triple(origin, "origin"), grid.frame)
@@ -27,7 +27,7 @@ def widened(
     world: Grid,
     world_to_views: Sequence[Affine],
     behind: Sequence[Grid],
-    blurs: Sequence[Blur],
+    blurs: Sequence[Extended],
     displaced_um: float = 0.0,
 ) -> tuple[Grid, Window]:
     """Return `world` grown over all that sends light into the views, and where `world` lies in it.
@@ -71,7 +71,7 @@ def reached_box(
     return z, y, x
 
 
-def _reached(blur: Blur) -> NDArray[np.int64]:
+def _reached(blur: Extended) -> NDArray[np.int64]:
     """Return the shape of the object that the image sees; the blur's domain is an FFT size larger."""
     return np.add(blur.range_shape, blur.psf.shape) - 1
 

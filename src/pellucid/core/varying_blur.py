@@ -161,6 +161,13 @@ class VaryingBlur(Extended):
         blur.transfer = largest.to(self.transfers[0].dtype)
         return blur
 
+    def times(self, flux: float) -> "VaryingBlur":
+        """Return the blur that sends `flux` times the light."""
+        more = replace(self.expansion, kernels=self.expansion.kernels * flux)
+        return VaryingBlur(
+            more, self.range_shape, origin_um=self.origin_um, dtype=self.psf.dtype, device=self.psf.device
+        )
+
     def binned(self, factors: Shape, image_shape: Shape) -> "VaryingBlur":
         kernels = [binned_psf(torch.from_numpy(k), factors) for k in self.expansion.kernels]
         old = self.expansion.spacing_um

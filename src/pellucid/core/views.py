@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from pellucid.core.coverage import FillChoice, recorded
-from pellucid.core.deconvolution import Array, as_volume, image_shape, in_photons, usable_psf
+from pellucid.core.deconvolution import Array, as_volume, in_photons, usable_psf
 from pellucid.core.geometry import Affine, Grid, as_triple
 from pellucid.core.noise import Noise, check_background, estimate_background, estimate_noise
 from pellucid.core.psf import Psf
+from pellucid.core.psf_field import PsfField
 from pellucid.core.slab_sampling import SlabSample, plane_distances_um
 from pellucid.core.transform_field import TransformField
 from pellucid.errors import FrameError, InputError
@@ -32,7 +33,8 @@ class View:
     grid : where its voxels are, in a frame of its own
     world_to_view : maps micrometres of the world to micrometres of `grid.frame`; for registered
         views `Registration.fixed_to_moving`, and the identity for the fixed one
-    psf : on the voxels of this view, in its orientation; a `Psf` or an array. None: only averages
+    psf : on the voxels of this view, in its orientation; a `Psf` or an array, or a `PsfField` where it
+        varies (positions from the image's first voxel). None: only averages
     background : counts where there is no object, camera offset included; None: measured
     noise : the camera; None: measured
     brightness : photons collected relative to the first view; None: measured where views overlap
@@ -44,7 +46,7 @@ class View:
     image: Array
     grid: Grid
     world_to_view: Affine
-    psf: Psf | Array | None = None
+    psf: Psf | PsfField | Array | None = None
     background: float | None = None
     noise: Noise | None = None
     brightness: float | None = None
@@ -126,6 +128,7 @@ class LitView:
     background : expected photons per voxel that are not the object's
     gain : counts per photon; level : counts of the background
     recorded : (z, y, x) booleans, False where the camera never looked; None: it looked everywhere
+    psf_field : where the PSF varies, by positions in the view's frame; `psf` is then the mean one
     """
 
     photons: Tensor
@@ -139,6 +142,7 @@ class LitView:
     brightness: float | None
     field: TransformField | None = None
     recorded: Tensor | None = None
+    psf_field: PsfField | None = None
 
     @property
     def coverage(self) -> Tensor:
@@ -176,13 +180,24 @@ def prepared(view: View, device: str | torch.device | None) -> LitView:
         level = float(estimate_background(counts, fill=found or "none"))
     seen = None if mask is None else torch.from_numpy(mask).to(image.device)
     photons, expected, gain = in_photons(image, level, camera, seen)
-    psf = None if view.psf is None else usable_psf(view.psf, image_shape(image))
+    psf, psf_field = psfs_of(view)
     # floors as in the single-view restorer: a background of zero would forbid a single stray photon
     expected = max(expected, 1e-3 * float((photons if seen is None else photons[seen]).mean()))
     return LitView(
         photons, view.grid, view.world_to_view, psf, expected, gain, level, view.voxel_um3,
-        view.brightness, view.field, seen,
+        view.brightness, view.field, seen, psf_field,
     )  # fmt: skip
+
+
+def psfs_of(view: View) -> tuple[Psf | None, PsfField | None]:
+    """Return the PSF of a view and, where it varies, its field in the view's frame, of mean flux 1."""
+    shape = view.grid.shape
+    if not isinstance(view.psf, PsfField):
+        return None if view.psf is None else usable_psf(view.psf, shape), None
+    field = usable_psf(view.psf, shape)
+    flux = float(field.psfs.sum(axis=(1, 2, 3)).mean())
+    positions = field.positions_um + np.asarray(view.grid.origin_um)
+    return field.typical, replace(field, psfs=field.psfs / flux, positions_um=positions)
 
 
 def brightened(views: Sequence[LitView], world: Grid) -> list[LitView]:

@@ -25,6 +25,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pellucid.core.joint_coarsening import is_joint
 from pellucid.core.operators import Windowed
 from pellucid.core.problem import Observation, Problem, Window
 from pellucid.core.psf import Psf, Triple
@@ -39,6 +40,7 @@ from pellucid.core.wrongness import (
 from pellucid.networks.features import classical, recorded_part
 from pellucid.networks.polish import Estimator
 from pellucid.networks.training import window_of
+from pellucid.networks.view_sampling import object_psf
 
 FEATURES = ("error of a rehearsal", "disagreement with the classical solution")
 
@@ -78,7 +80,14 @@ class Squares:
 
 
 def resolution_px(problem: Problem) -> Triple:
-    """Return the resolution that an answer is judged at: half the width of the first view's PSF."""
+    """Return the resolution that an answer is judged at: half the width of the first view's PSF.
+
+    Of views at angles to the object, on every axis that of the one which is sharpest along it.
+    """
+    if is_joint(problem):
+        each = [supported_resolution_px(object_psf(o.operator)) for o in problem.observations]
+        z, y, x = (min(widths) for widths in zip(*each, strict=True))
+        return z, y, x
     operator = problem.observations[0].operator
     psf = operator.psf if isinstance(operator, Windowed) and hasattr(operator, "psf") else None
     if psf is None:

@@ -9,17 +9,26 @@ classical solution sees the Wiener step as a fourth.
 
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from pellucid.core.accelerated import Accelerated
 from pellucid.core.back_projectors import Matched
 from pellucid.core.fourier import empty
+from pellucid.core.joint_coarsening import is_joint, is_view
 from pellucid.core.operators import Extended, LinearOperator, Windowed
 from pellucid.core.problem import Observation, Problem, Window
 from pellucid.core.richardson_lucy import RichardsonLucy
 from pellucid.core.varying_blur import VaryingBlur
-from pellucid.networks.wiener import continued, wiener_step
+from pellucid.networks.view_sampling import (
+    flux_of,
+    parts_of,
+    sampled_view,
+    varying_box,
+    wiener_steps,
+)
+from pellucid.networks.wiener import continued
 
 CHANNELS = 3
 """Images per view."""
@@ -52,8 +61,13 @@ def inputs_of(
     size = (z.stop - z.start, y.stop - y.start, x.stop - x.start)
     each = channels(estimate is not None, start)
     out = empty((each * len(problem.observations), *size), problem.observations[0].image)
-    for v, o in enumerate(problem.observations):
+    signals = [
         _fill(out[v * each : (v + 1) * each], o, estimate, part, mean)
+        for v, o in enumerate(problem.observations)
+    ]
+    shown = list(out[::each]) if estimate is None else None
+    for v, step in enumerate(wiener_steps(problem, signals, part, shown)):
+        out[v * each + 1] = step if estimate is None else step.add_(estimate[part])
     if start == "classical" and estimate is None:
         out[3::each], out[1::each] = out[1::each].clone(), classical(problem)[z, y, x]
     return out
@@ -68,8 +82,15 @@ def whole(problem: Problem) -> Window:
 def recorded_part(problem: Problem) -> Window:
     """Return what a network is asked about: the part of the object behind the images, and `BORDER` more.
 
-    All of the object where an image does not lie voxel by voxel before it.
+    Of views at angles to it the part that is asked for, and `BORDER` more; all of it where an image lies
+    otherwise.
     """
+    if is_joint(problem) and problem.window is not None:
+        z, y, x = (
+            slice(max(0, w.start - BORDER), min(n, w.stop + BORDER))
+            for w, n in zip(problem.window, problem.shape, strict=True)
+        )
+        return z, y, x
     windows = [o.operator.window for o in problem.observations if isinstance(o.operator, Windowed)]
     if len(windows) < len(problem.observations):
         return whole(problem)
@@ -86,15 +107,19 @@ def classical(problem: Problem, most: int = 40) -> Tensor:
     """Return the classical solution on the object's whole grid, of `most` fine iterations at most."""
     extended = all(isinstance(o.operator, Extended) for o in problem.observations)
     guarded = Accelerated(max_iterations=most)
-    restorer = guarded if extended else RichardsonLucy(min(15, most), Matched())
+    coarse_first = extended or is_joint(problem)
+    restorer = guarded if coarse_first else RichardsonLucy(min(15, most), Matched())
     return restorer(Problem(problem.observations, whole(problem))).image
 
 
 def positions_of(problem: Problem, part: Window | None = None) -> Tensor:
     """Return (3, z, y, x) coordinates, -1 to 1 across the PSF field, 0 where nothing varies.
 
-    For operators without a field, across the image along every axis.
+    For operators without a field, across the image along every axis. For views at angles to the object,
+    across the fields of all.
     """
+    if is_joint(problem):
+        return _positions_of_views(problem, part or whole(problem))
     operator = problem.observations[0].operator
     axes = []
     for axis, (n, seen) in enumerate(zip(problem.shape, part or whole(problem), strict=True)):
@@ -115,24 +140,35 @@ def positions_of(problem: Problem, part: Window | None = None) -> Tensor:
     return torch.stack(torch.meshgrid(*axes, indexing="ij"))
 
 
+def _positions_of_views(problem: Problem, part: Window) -> Tensor:
+    operators = [o.operator for o in problem.observations]
+    world = parts_of(operators[0])[1].world
+    axes = []
+    for axis, (low, high) in enumerate(zip(*varying_box(operators), strict=True)):
+        voxels = np.arange(part[axis].start, part[axis].stop)
+        places = world.origin_um[axis] + voxels * world.spacing_um[axis]
+        varies = high - low > world.spacing_um[axis]
+        scaled = 2 * (places - low) / (high - low) - 1 if varies else 0 * places
+        axes.append(torch.from_numpy(scaled).float().clamp(-1, 1))
+    like = problem.observations[0].image
+    return torch.stack(torch.meshgrid(*axes, indexing="ij")).to(like.device)
+
+
 def _fill(
     out: Tensor, o: Observation, estimate: Tensor | None, part: Window, mean: float | None
-) -> None:
-    out[2] = _noise_level(o, part, mean)
-    signal = o.image - o.background
-    out[0] = on_object(signal, o.operator, part)
-    if estimate is None:
-        out[1] = wiener_step(signal, o.operator, part)
-        return
-    signal -= o.operator.forward(estimate)
-    out[3] = estimate[part]
-    out[1] = wiener_step(signal, o.operator, part).add_(out[3])
-
-
-def _noise_level(o: Observation, part: Window, mean: float | None) -> Tensor:
+) -> Tensor:
+    """Fill all but the Wiener step, and return the signal that this is made of."""
+    signal, flux = o.image - o.background, flux_of(o.operator)
+    shown = on_object(signal, o.operator, part)
+    torch.div(shown, flux, out=out[0])
     # Smoothed, so that the noise level does not carry the noise.
-    level = on_object(o.image, o.operator, part).clamp_min_(0)
-    return _box(level.add_(1e-3 * (o.image.mean() if mean is None else mean))).sqrt_()
+    level = (shown + o.background).clamp_min_(0)
+    level.add_(1e-3 * (o.image.mean() if mean is None else mean))
+    out[2] = _box(level).sqrt_().div_(flux)
+    if estimate is not None:
+        signal -= o.operator.forward(estimate)
+        out[3] = estimate[part]
+    return signal
 
 
 def on_object(image: Tensor, operator: LinearOperator, part: Window) -> Tensor:
@@ -143,6 +179,8 @@ def on_object(image: Tensor, operator: LinearOperator, part: Window) -> Tensor:
             (w.start - p.start, p.stop - p.start) for w, p in ends
         )
         return continued(image, (z, y, x), (depth, height, width))
+    if is_view(operator):
+        return sampled_view(image, operator, part)
     seen = operator.adjoint(torch.ones_like(image))
     return (operator.adjoint(image) / seen.clamp_min(1e-3 * float(seen.max())))[part]
 

@@ -9,9 +9,12 @@ import torch.nn.functional as nn
 from torch import Tensor
 
 from pellucid.core.accelerated import thinned
+from pellucid.core.joint_coarsening import is_view
 from pellucid.core.problem import Observation, Problem, Restored, sensitivities
 from pellucid.errors import ParameterError
+from pellucid.networks.features import whole
 from pellucid.networks.restorer import Network, restored
+from pellucid.networks.view_sampling import sampled_view
 
 MOST_ITERATIONS = 3
 """Iterations that "auto" may take."""
@@ -115,7 +118,9 @@ def contradiction(problem: Problem, x: Tensor, weight: Tensor) -> Tensor:
         z = z * math.sqrt(math.prod(min(5, n) for n in o.image.shape))
         doubt = ((z.abs() - 0.5 * DOUBT_Z) / (1.5 * DOUBT_Z)).clamp(0, 1)
         margin = getattr(o.operator, "margin", None)
-        if margin is not None:
+        if is_view(o.operator):
+            wide = sampled_view(doubt, o.operator, whole(problem))
+        elif margin is not None:
             wide = torch.zeros_like(x)
             wide[tuple(slice(m, m + n) for m, n in zip(margin, doubt.shape, strict=True))] = doubt
         else:

@@ -8,11 +8,13 @@ import torch
 from torch import Tensor
 
 from pellucid.core.accelerated import Accelerated
+from pellucid.core.joint_coarsening import is_view
 from pellucid.core.operators import Windowed
 from pellucid.core.problem import Problem, Restored, Window
 from pellucid.errors import InputError
 from pellucid.networks.features import channels, inputs_of, positions_of, recorded_part
 from pellucid.networks.model import RestorationNet
+from pellucid.networks.view_sampling import count_places, parts_of
 from pellucid.networks.wiener import closed_grid, continued, places_of
 
 _CAPABILITIES: dict[str, Any] = getattr(
@@ -75,12 +77,16 @@ class Network:
 
     def kept_bytes(self, problem: Problem) -> int:
         """Return bytes of filters and transfer functions, which stay as long as the problem."""
-        kept = 0
-        for operator in (o.operator for o in problem.observations):
+        kept, operators = 0, [o.operator for o in problem.observations]
+        for operator in operators:
             if isinstance(operator, Windowed):
                 for place in places_of(operator):
                     kept += math.prod(closed_grid(operator)[1]) + place.share.numel()
                 kept += len(getattr(operator, "transfers", "1")) * math.prod(operator.grid)
+            elif is_view(operator):
+                blur, _ = parts_of(operator)
+                kept += 2 * count_places(operators) * math.prod(problem.shape)
+                kept += len(getattr(blur, "transfers", "1")) * math.prod(blur.grid)
         return 4 * kept
 
     def estimate(self, problem: Problem) -> Tensor:

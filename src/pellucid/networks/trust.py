@@ -1,6 +1,6 @@
 """The verdict: a calibrated probability, region by region, that an answer is to be believed."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -9,9 +9,7 @@ from numpy.typing import NDArray
 from scipy import ndimage, optimize, stats
 from torch import Tensor
 
-from pellucid.core.deconvolution import blur_of
 from pellucid.core.fourier import Shape
-from pellucid.core.operators import Extended
 from pellucid.core.problem import Observation, Problem, Window
 from pellucid.core.psf import Psf
 from pellucid.core.psf_field import PsfField
@@ -19,6 +17,7 @@ from pellucid.core.wrongness import REGION, region_edges
 from pellucid.errors import InputError
 from pellucid.networks.evidence import FEATURES, FLOOR, Float64
 from pellucid.networks.structures import BANK, Example, Light, simulate
+from pellucid.networks.views import Microscope, Optics, Views, microscope_of
 
 WRONG = 0.5
 """Error of a region, relative to its light, above which it is called wrong."""
@@ -100,7 +99,7 @@ class Trust:
 
 
 def calibration_case(
-    psf: Psf | PsfField, shape: Shape, light: Light, seed: int, kinds: tuple[str, ...] = tuple(BANK)
+    psf: Optics, shape: Shape, light: Light, seed: int, kinds: tuple[str, ...] = tuple(BANK)
 ) -> Example:
     """Return a recording to calibrate on: of any structure or two, with the PSF, another, or a wrong one.
 
@@ -114,23 +113,31 @@ def calibration_case(
     if seed % 2 and len(kinds) > 1:
         kind = "+".join(rng.choice(kinds, 2, replace=False))
     other = stretched(psf, (float(factors[0]), float(factors[1]), float(factors[1])))
-    told = blur_of(other if case == 2 else psf, shape)
-    return recorded(kind, seed, blur_of(other, shape) if case > 1 else told, told, light)
+    told = microscope_of(other if case == 2 else psf, shape, seed)
+    return recorded(kind, seed, microscope_of(other, shape, seed) if case > 1 else told, told, light)
 
 
-def recorded(kind: str, seed: int, really: Extended, told: Extended, light: Light = Light()) -> Example:
+def recorded(
+    kind: str, seed: int, really: Microscope, told: Microscope, light: Light = Light()
+) -> Example:
     """Return what one microscope records as a problem for another; the truth on the latter's grid."""
-    made = simulate((really,), kind, seed, light)
-    o = made.problem.observations[0]
-    truth = torch.zeros(told.domain_shape)
+    made = simulate(really.operators, kind, seed, light)
+    truth = torch.zeros(told.operators[0].domain_shape)
     truth[told.window] = made.truth[really.window]
-    return Example(Problem((Observation(o.image, told, o.background),)), truth, kind)
+    observations = (
+        Observation(o.image, operator, o.background)
+        for o, operator in zip(made.problem.observations, told.operators, strict=True)
+    )
+    return Example(Problem(tuple(observations), told.window), truth, kind)
 
 
-def stretched(psf: Psf | PsfField, factors: tuple[float, float, float]) -> Psf | PsfField:
-    """Return the PSF, or every PSF of a field, `factors` (z, y, x) times as wide, in a fitting box."""
+def stretched(psf: Optics, factors: tuple[float, float, float]) -> Optics:
+    """Return the PSF, or every PSF of a field or of views, `factors` (z, y, x) times as wide."""
     if factors == (1.0, 1.0, 1.0):
         return psf
+    if isinstance(psf, Views):
+        wider = [stretched(one, factors) for one in psf.psfs]
+        return replace(psf, psfs=tuple(one for one in wider if not isinstance(one, Views)))
     if isinstance(psf, PsfField):
         wide = np.stack([_stretched(values, factors) for values in psf.psfs])
         return PsfField(wide, psf.positions_um, psf.spacing_um, psf.notes)

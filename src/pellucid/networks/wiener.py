@@ -184,7 +184,7 @@ def places_of(operator: Windowed) -> list[Place]:
         assert isinstance(operator, Blur)
         return [Place(operator.psf, torch.ones(1, 1, 1).to(operator.psf))]
     sizes, margin, domain = operator.range_shape, operator.margin, operator.domain_shape
-    axes = [_hats(*a) for a in zip(varies, ends, sizes, margin, domain, strict=True)]
+    axes = [hats(*a) for a in zip(varies, ends, sizes, margin, domain, strict=True)]
     sites = []
     for (z, hz), (y, hy), (x, hx) in itertools.product(*axes):
         psf = psf_at((z, y, x))
@@ -200,7 +200,7 @@ def continued(image: Tensor, margin: Shape, shape: Shape) -> Tensor:
     return nn.pad(image[None, None], flat, mode="replicate")[0, 0]
 
 
-def _hats(
+def hats(
     varies: bool, ends: tuple[float, float], size: int, margin: int, domain: int
 ) -> list[tuple[float, Tensor]]:
     """Return places in voxels of the image, and their hat functions over the object's voxels."""
@@ -208,9 +208,9 @@ def _hats(
         return [((size - 1) / 2, torch.ones(1))]
     centres = np.linspace(*ends, PLACES)
     voxels = np.arange(domain) - margin
-    hats = (np.interp(voxels, centres, unit) for unit in np.eye(PLACES))
+    each = (np.interp(voxels, centres, unit) for unit in np.eye(PLACES))
     return [
-        (float(c), torch.from_numpy(hat)) for c, hat in zip(centres, hats, strict=True) if hat.any()
+        (float(c), torch.from_numpy(hat)) for c, hat in zip(centres, each, strict=True) if hat.any()
     ]
 
 

@@ -43,6 +43,8 @@ def without_blocks(plan: FusePlan) -> str:
         return "Blocks are written as float32 OME-Zarr: name a .ome.zarr output"
     if asked.method == "resample-then-joint":
         return "Blocks are for the methods joint, average and content-average"
+    if any(field is not None for field in plan.fields):
+        return "Blocks take one PSF for each view, and here it varies"
     unfit = {
         "--crop auto": asked.crop == "auto",
         "--background-image": bool(asked.background_image),

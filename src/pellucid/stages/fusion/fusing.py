@@ -170,7 +170,9 @@ def _registered(
     world = cropped(plan.parameters, world_grid(plan.parameters, plan.views, every))
     if plan.parameters.crop == "auto":
         world = proposed_crop(plan, world, over_time)
-    needed = peak_bytes(plan.views, plan.psfs, every[0], world, plan.parameters.iterations)
+    needed = peak_bytes(
+        plan.views, plan.psfs, every[0], world, plan.parameters.iterations, plan.fields
+    )
     check_memory(plan, needed, world)
     waiting.keep("registration", {"series": registering.to_json(found), "world": world.to_dict()})
     return found, world
@@ -243,7 +245,7 @@ def _fused(
             counts = counts - (empty - level)
         views.append(
             View(counts, placed.recorded, placed.to_recorded(transform.world_to_view),
-                 plan.psfs[number][c], level, field=placed.field_to_recorded(transform.field),
+                 plan.psf_of(number, c), level, field=placed.field_to_recorded(transform.field),
                  fill=plan.parameters.fill)
         )  # fmt: skip
     with record.timed("fuse"):

@@ -13,6 +13,7 @@ from pellucid.core.fused_blocks import StoredView
 from pellucid.core.fusion import joint_problem
 from pellucid.core.geometry import Affine, Grid
 from pellucid.core.psf import Psf
+from pellucid.core.psf_field import PsfField
 from pellucid.core.richardson_lucy import RichardsonLucy
 from pellucid.core.tiling import Box
 from pellucid.core.views import LitView
@@ -36,6 +37,7 @@ def peak_bytes(
     transforms: Sequence[Affine],
     world: Grid,
     iterations: int | None,
+    fields: Sequence[PsfField | None] = (),
 ) -> int:
     """Memory that the fusion of one volume in one piece takes, the views that wait included."""
     recorded = sum(math.prod(view.recorded.shape) for view in views)
@@ -45,8 +47,10 @@ def peak_bytes(
     lit = [
         # tensors without memory carry the shapes through the arithmetic
         LitView(torch.empty(v.recorded.shape, device="meta"), v.recorded, v.to_recorded(transform),
-                psf, 1.0, 1.0, 0.0, 1.0, 1.0)
-        for v, psf, transform in zip(views, widest, transforms, strict=True)
+                psf, 1.0, 1.0, 0.0, 1.0, 1.0, psf_field=field)
+        for v, psf, transform, field in zip(
+            views, widest, transforms, fields or [None] * len(views), strict=True
+        )
     ]  # fmt: skip
     restorer = Accelerated() if iterations is None else stated_restorer(iterations, "flat")
     needed = restorer.peak_bytes(joint_problem(lit, world))

@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from pellucid.core.geometry import Affine, Grid
 from pellucid.core.psf import Psf, fwhm_px
+from pellucid.core.psf_field import PsfField
 from pellucid.core.transform_series import SeriesRegistration
 from pellucid.data.finished_volumes import waiting_folder
 from pellucid.data.output import stem
@@ -28,7 +29,8 @@ class FusePlan:
 
     `world` is that of the transforms that are nominal, or `given` by a file. PSFs are for each view
     and channel: `upright_psfs` at right angles, to register by, and `psfs` on the voxels as recorded.
-    `blocks` says how a result is cut that does not fit in one piece.
+    `blocks` says how a result is cut that does not fit in one piece. `fields` are of views whose PSF
+    varies, and `psfs` then the mean ones.
     """
 
     parameters: FuseParameters
@@ -42,6 +44,12 @@ class FusePlan:
     peak_bytes: int
     available_bytes: int | None
     blocks: TilePlan | None = None
+    fields: tuple[PsfField | None, ...] = ()
+
+    def psf_of(self, view: int, channel: int) -> Psf | PsfField | None:
+        """What a view is deconvolved with, on the voxels as recorded."""
+        field = self.fields[view] if self.fields else None
+        return self.psfs[view][channel] if field is None else field
 
     @property
     def output(self) -> Path:

@@ -9,6 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from pellucid.core.geometry import Affine
+from pellucid.core.psf import Psf
+from pellucid.core.psf_field import PsfField
 from pellucid.core.transform_series import SeriesRegistration
 from pellucid.core.views import proposed_world
 from pellucid.data.output import check_not_input
@@ -27,6 +29,7 @@ from pellucid.stages.fusion.plan import FusePlan, check_memory, replaces, side_o
 from pellucid.stages.fusion.registration import given_transforms
 from pellucid.stages.fusion.views import (
     PlacedSeries,
+    checked_fields,
     nominal,
     placed_series,
     view_psfs,
@@ -66,15 +69,19 @@ def plan_fusion(parameters: FuseParameters) -> FusePlan:
     over_time = _known_transforms(parameters, views, given)
     proposed_world(hollow(views, over_time[0]), cover="overlap")
     world = cropped(parameters, world_grid(parameters, views, over_time))
-    upright_psfs = view_psfs(parameters, views)
+    known = view_psfs(parameters, views)
+    fields = checked_fields(parameters, views, known)
+    upright_psfs: list[tuple[Psf | None, ...]] = [
+        tuple(psf.typical if isinstance(psf, PsfField) else psf for psf in own) for own in known
+    ]
     psfs = [
         tuple(view.recorded_psf(psf) for psf in own)
         for view, own in zip(views, upright_psfs, strict=True)
     ]
     plan = FusePlan(
         parameters, views, upright_psfs, psfs, given, _background_images(parameters, views), world,
-        place.device, peak_bytes(views, psfs, over_time[0], world, parameters.iterations),
-        _room(parameters, place),
+        place.device, peak_bytes(views, psfs, over_time[0], world, parameters.iterations, fields),
+        _room(parameters, place), fields=fields,
     )  # fmt: skip
     if not is_in_one(plan):
         plan = _in_blocks(plan, over_time, place)

@@ -13,13 +13,14 @@ import torch
 from pellucid.core.deskew import StageScan, deskew, deskewed_grid
 from pellucid.core.geometry import Affine, Grid, as_triple
 from pellucid.core.psf import Psf
+from pellucid.core.psf_field import PsfField
 from pellucid.core.transform_field import TransformField
 from pellucid.data.recording import Recording
 from pellucid.errors import InputError, ParameterError
 from pellucid.stages.deskewing.parameters import ScanParameters
 from pellucid.stages.fusion.parameters import FuseParameters
 from pellucid.stages.parameters import DeconvolveParameters
-from pellucid.stages.psf.choice import channel_psfs
+from pellucid.stages.psf.choice import psfs_or_fields
 from pellucid.stages.registration.pair_registration import nominal_transforms
 from pellucid.stages.registration.view_series import Sliced, ViewSeries
 
@@ -167,8 +168,8 @@ def nominal(parameters: FuseParameters, views: Sequence[PlacedSeries]) -> list[A
 
 def view_psfs(
     parameters: FuseParameters, views: Sequence[PlacedSeries]
-) -> list[tuple[Psf | None, ...]]:
-    """A PSF for each view and channel, at right angles; None for averages without one."""
+) -> list[tuple[Psf | PsfField | None, ...]]:
+    """A PSF or a PSF field for each view and channel, at right angles; None for averages without one."""
     channels = range(len(views[0].series.channels))
     averaged = parameters.method in ("average", "content-average")
     if averaged and not parameters.psf and not parameters.stated():
@@ -179,15 +180,30 @@ def view_psfs(
             "has in its own frame, or one for each view."
         )
     optics = {name: getattr(parameters, name) for name in parameters.stated()}
-    found: list[tuple[Psf | None, ...]] = []
+    found: list[tuple[Psf | PsfField | None, ...]] = []
     for number, view in enumerate(views):
         file = parameters.psf[number % len(parameters.psf)] if parameters.psf else None
         asked = DeconvolveParameters.checked(
             {**optics, "inputs": ("view",), "output": parameters.output,
              "psf": () if file is None else (file,), "psf_voxel_um": parameters.psf_voxel_um}
         )  # fmt: skip
-        found.append(channel_psfs(asked, _as_recording(view), list(channels)))
+        found.append(psfs_or_fields(asked, _as_recording(view), list(channels)))
     return found
+
+
+def checked_fields(
+    parameters: FuseParameters, views: Sequence[PlacedSeries],
+    psfs: Sequence[tuple[Psf | PsfField | None, ...]],
+) -> tuple[PsfField | None, ...]:  # fmt: skip
+    """The PSF field of each view that has one; ParameterError where none can be used."""
+    fields = tuple(own[0] if isinstance(own[0], PsfField) else None for own in psfs)
+    for view, field in zip(views, fields, strict=True):
+        if field is not None and (view.scan is not None or parameters.method != "joint"):
+            raise ParameterError(
+                f"psf: a PSF field for {view.series.name}, which the method joint takes, of views that are "
+                "no raw stage scans. Deskew the scan first, or give one PSF."
+            )
+    return fields
 
 
 def _as_recording(view: PlacedSeries) -> Recording:

@@ -7,6 +7,7 @@ from pydantic import BeforeValidator, Field
 
 from pellucid.stages.parameters import (
     Names,
+    Numbers,
     Parameters,
     Paths,
     SpacingUm,
@@ -43,7 +44,17 @@ class TrainParameters(Parameters):
     """A recipe: everything that `pellucid train` can be told."""
 
     output: Path = Field(description="Folder of the model.")
-    psf: Path = Field(description="PSF file of the microscope, or PSF field (.npz) for blur that varies.")
+    psf: Paths = Field(
+        min_length=1, description="PSF file of the microscope, PSF field (.npz) for blur that varies, or a "
+        "PSF for each of several views.",
+    )  # fmt: skip
+    angles: Numbers = Field(
+        (), description="Nominal angle of each of several views in degrees, as 0,90."
+    )
+    axis: str = Field("y", description="Axis of the angles: z, y, x, or a vector z,y,x.")
+    transforms: Path | None = Field(
+        None, description="How several views stand, in place of angles: .json of register, ITK .txt."
+    )
     voxel_um: SpacingUm = Field(None, description="Voxel size z,y,x of the images to restore.")
     modality: str = Field("unknown", description="Kind of microscope, kept in the card.")
     source: Literal["simulated", "teacher", "pairs"] = Field(
@@ -78,7 +89,12 @@ class TrainParameters(Parameters):
 class RestoreParameters(Parameters):
     """Everything that `pellucid restore` can be told."""
 
-    input: Path = Field(description="A recording.")
+    input: Path = Field(description="A recording; of several views the first.")
+    views: Names = Field((), description="The other views, in the order that the model knows.")
+    transforms: Path | None = Field(
+        None,
+        description="File of transforms of several views, as fuse takes; else they are registered first.",
+    )
     model: Path = Field(description="Folder of a model.")
     output: Path = Field(description=".ome.zarr, .ome.tif or .tif.")
     polish: Polish = Field("0", description="Physical iterations after the network.")

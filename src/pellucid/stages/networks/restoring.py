@@ -35,10 +35,12 @@ from pellucid.networks.polish import Polished
 from pellucid.networks.restorer import Network
 from pellucid.networks.share import Share, fallen_back
 from pellucid.networks.trust import Trust, as_map
+from pellucid.networks.views import Optics, Views
 from pellucid.stages.networks.judging import judged_bytes
+from pellucid.stages.networks.optics import check_spacing, optics_of
 from pellucid.stages.networks.parameters import RestoreParameters
 from pellucid.stages.networks.tiles import planned_tiles, run_network_tiles, without_tiles
-from pellucid.stages.networks.training import check_spacing, photon_problem
+from pellucid.stages.networks.training import photon_problem
 from pellucid.stages.pieces.piece_choice import (
     fits_in_one,
     gib,
@@ -65,8 +67,8 @@ from pellucid.stages.work.resources import describe_device, failure, return_free
 from pellucid.stages.work.workplace import opened_engine
 
 
-def load_network(folder: Path) -> tuple[Network, Psf | PsfField, dict[str, Any]]:
-    """The network of a model, the PSF or field it is for, and its card; InputError where they do not
+def load_network(folder: Path) -> tuple[Network, Optics, dict[str, Any]]:
+    """The network of a model, the microscope it is for, and its card; InputError where they do not
     fit."""
     tensors, card = read_model(folder)
     try:
@@ -78,14 +80,7 @@ def load_network(folder: Path) -> tuple[Network, Psf | PsfField, dict[str, Any]]
                 {k.removeprefix(mine): v for k, v in tensors.items() if k.startswith(mine)}
             )
             nets.append(net.eval())
-        z, y, x = (float(s) for s in card["voxel_um"])
-        psf: Psf | PsfField
-        if "psf_field" in tensors:
-            values = tensors["psf_field"].numpy().astype(np.float64)
-            psf = PsfField(values, tensors["positions_um"].numpy(), (z, y, x))
-        else:
-            psf = Psf(tensors["psf"].numpy().astype(np.float64), (z, y, x))
-        return Network(nets[0], tuple(nets[1:])), psf, card
+        return Network(nets[0], tuple(nets[1:])), optics_of(tensors, card), card
     except (KeyError, IndexError, TypeError, RuntimeError, ValueError) as error:
         raise InputError(f"{folder.name}: card and weights do not fit. Train the model anew.") from error
 
@@ -208,11 +203,18 @@ def plan_restoring(parameters: RestoreParameters) -> RestorePlan:
     InputError, OutputError, PlanError : what cannot be, in one sentence
     """
     network, psf, card = load_network(parameters.model)
-    if parameters.modality not in (None, card["modality"]):
+    if isinstance(psf, Views):
         raise InputError(
-            f"{parameters.model.name}: a model for {card['modality']}, asked for "
-            f"{parameters.modality}. Choose a model of that modality."
+            f"{parameters.model.name}: a model for {len(psf.psfs)} views, and this restores one. Use "
+            "`pellucid restore A B ...`."
         )
+    if parameters.views or parameters.transforms is not None:
+        raise InputError(
+            f"{parameters.model.name}: a model for one view, got {1 + len(parameters.views)}"
+            + (" and transforms" if parameters.transforms is not None else "")
+            + ". Fuse the views (`pellucid fuse`), or train a model for as many."
+        )
+    check_modality(card, parameters)
     asks = {"fall_back": parameters.fall_back, "verdict": parameters.verdict is not None}
     check_card(card, parameters.model.name, **asks)
     place = workplace_of(parameters)
@@ -256,6 +258,15 @@ def _fitted(plan: RestorePlan, place: Workplace) -> RestorePlan:
         f"{plan.recording.path.name}: restoring {plan.shape[2:]} needs {gib(plan.peak_bytes)} and "
         f"{room_words(room, asked, plan.device)}. {why}, or take a crop."
     )
+
+
+def check_modality(card: dict[str, Any], asked: RestoreParameters) -> None:
+    """InputError where a model is of another modality than asked for."""
+    if asked.modality not in (None, card["modality"]):
+        raise InputError(
+            f"{asked.model.name}: a model for {card['modality']}, asked for {asked.modality}. Choose a "
+            "model of that modality."
+        )
 
 
 def check_card(card: dict[str, Any], name: str, *, fall_back: bool, verdict: bool) -> None:
@@ -349,6 +360,14 @@ def answered(
 ) -> tuple[Tensor, Tensor | None, dict[str, Any]]:  # fmt: skip
     """Return the answer (z, y, x) in counts, the map of what to believe if asked for, and statistics."""
     problem, gain = photon_problem(as_volume(counts).to(device), psf)
+    image, judged, stats = answer_of(problem, restorer, card, fall_back=fall_back, verdict=verdict)
+    return image * gain, judged, stats
+
+
+def answer_of(
+    problem: Problem, restorer: Polished, card: dict[str, Any], *, fall_back: bool, verdict: bool
+) -> tuple[Tensor, Tensor | None, dict[str, Any]]:
+    """The same of a problem in photons, of one view or of several."""
     x, stats = restorer.polished(problem)
     image, judged = problem.windowed(x).cpu(), None
     if verdict or fall_back:
@@ -364,7 +383,7 @@ def answered(
             stats |= {"believable": float(believed.mean()), "limit": trust.limit}
             stats |= {"doubtful_regions": int(trust.doubted(believed).sum())}
             judged = as_map(believed, image_shape(image))
-    return image * gain, judged, stats
+    return image, judged, stats
 
 
 def _peak_bytes(plan: RestorePlan) -> int:

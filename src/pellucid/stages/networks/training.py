@@ -6,20 +6,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from pellucid.core.accelerated import Accelerated
-from pellucid.core.deconvolution import as_volume, blur_of, image_shape, problem_of, usable_psf
+from pellucid.core.deconvolution import as_volume, image_shape, problem_of, usable_psf
 from pellucid.core.fourier import Shape
 from pellucid.core.noise import estimate_background, estimate_noise
-from pellucid.core.operators import Extended
 from pellucid.core.problem import Problem
 from pellucid.core.psf import Psf
 from pellucid.core.psf_field import PsfField
 from pellucid.core.varying_blur import VaryingBlur
 from pellucid.data.model_files import read_tensors, write_model, write_tensors
-from pellucid.data.psf_field_file import is_field_file, read_psf_field
 from pellucid.data.recording import open_recording
 from pellucid.data.writer import check_output_path
 from pellucid.errors import InputError, ParameterError
@@ -43,8 +40,24 @@ from pellucid.networks.training import (
     pair_of,
 )
 from pellucid.networks.trust import Trust, calibration_case, fit
+from pellucid.networks.views import Microscope, Optics, Views, joint_views, microscope_of, varies
+from pellucid.stages.networks.optics import (
+    check_spacing,
+    optics_card,
+    optics_tensors,
+    read_optics,
+    voxels_of,
+)
 from pellucid.stages.networks.parameters import TrainParameters
-from pellucid.stages.psf.choice import prepared_psf
+from pellucid.stages.networks.placing import (
+    check_views,
+    given_places,
+    places,
+    registered,
+    shared_world,
+    views_at,
+)
+from pellucid.stages.registration.view_series import open_views
 from pellucid.stages.work.resources import resolve_device
 
 OnLook = Callable[[Trainer], None]
@@ -64,17 +77,16 @@ def train(parameters: TrainParameters, on_look: OnLook = lambda trainer: None) -
 
 def _trained(parameters: TrainParameters, device: str, on_look: OnLook) -> Path:
     check_output_path(parameters.output, parameters.overwrite)
-    spacing = _spacing(parameters)
-    psf = read_psf(parameters.psf, spacing, parameters.shape)
+    psf = read_optics(parameters)
     microscopes = microscopes_of(psf, parameters.shape)
     light = Light(parameters.peak_photons, parameters.background_photons)
     simulated = SimulatedPairs(
-        (microscopes[0],), parameters.structures, light, parameters.seed,
-        elsewhere=tuple((m,) for m in microscopes[1:]),
+        microscopes[0].operators, parameters.structures, light, parameters.seed,
+        microscopes[0].window, elsewhere=tuple(m.operators for m in microscopes[1:]),
     )  # fmt: skip
     held_out_pairs(simulated, parameters.held_out, 1)  # refuses structures that are trained on
-    recorded = None if parameters.source == "simulated" else _recorded(parameters, psf)
-    run = _Run(parameters, device, simulated, recorded, on_look)
+    recorded = None if parameters.source == "simulated" else _recorded(parameters, psf, device)
+    run = _Run(parameters, device, simulated, recorded, varies(psf), on_look)
     network = Network(run.trained(None))
     for _ in range(1, parameters.passes):
         network = replace(network, refining=(*network.refining, run.trained(network)))
@@ -85,8 +97,7 @@ def _trained(parameters: TrainParameters, device: str, on_look: OnLook) -> Path:
     card = {
         "networks": [net.architecture.as_dict() for net in nets],
         "parameters": sum(count_parameters(net) for net in nets),
-        "operator": "varying blur" if isinstance(psf, PsfField) else "blur",
-        "voxel_um": spacing, "modality": parameters.modality, "recipe": parameters.plain(),
+        **optics_card(psf), "modality": parameters.modality, "recipe": parameters.plain(),
         "structures": parameters.structures, "peak_photons": parameters.peak_photons,
         "background_photons": parameters.background_photons, "licence": parameters.licence,
         "metrics": {"held_out_nrmse": min(row["held_out"] for row in run.curves[-1])},
@@ -94,7 +105,7 @@ def _trained(parameters: TrainParameters, device: str, on_look: OnLook) -> Path:
         "share": share.as_dict(),
     }  # fmt: skip
     weights = {f"net{i}.{k}": v for i, net in enumerate(nets) for k, v in net.state_dict().items()}
-    weights |= psf_tensors(psf)
+    weights |= optics_tensors(psf)
     model = write_model(parameters.output, weights, card, overwrite=parameters.overwrite)
     checkpoint_path(parameters.output).unlink(missing_ok=True)
     return model
@@ -109,12 +120,14 @@ class _Run:
         device: str,
         simulated: SimulatedPairs,
         recorded: RecordedPairs | None,
+        positioned: bool,
         on_look: OnLook,
     ) -> None:
         self.parameters, self.simulated, self.recorded = parameters, simulated, recorded
         self.device, self.on_look = device, on_look
         self.checkpoint = checkpoint_path(parameters.output)
         self.recipe = parameters.plain()
+        self.positioned = positioned
         self.done: Tensors = {}
         self.curves: list[list[dict[str, float]]] = []
         self.begun: tuple[Tensors, dict[str, Any]] | None = None
@@ -137,8 +150,9 @@ class _Run:
                 recorded, problems=recorded.problems[known], truths=recorded.truths[known], before=before
             )
         architecture = Architecture(
-            volumetric=p.shape[0] > 1, width=p.width, refining=before is not None,
-            positioned=isinstance(simulated.operators[0], VaryingBlur),
+            views=len(simulated.operators), volumetric=p.shape[0] > 1, width=p.width,
+            refining=before is not None,
+            positioned=self.positioned,
         )  # fmt: skip
         net = RestorationNet(architecture, p.seed + number)
         schedule = Schedule(
@@ -189,7 +203,7 @@ def checkpoint_path(output: Path) -> Path:
 
 
 def calibrated(
-    network: Estimator, parameters: TrainParameters, psf: Psf | PsfField, light: Light
+    network: Estimator, parameters: TrainParameters, psf: Optics, light: Light
 ) -> tuple[Trust, Share]:
     """The verdict and the cure, fitted on structures trained on and others, by the PSF and wrong ones."""
     logs, errors, rehearsed, true, held = [], [], [], [], []
@@ -207,60 +221,36 @@ def calibrated(
     return fit(logs, errors, held), fit_share(rehearsed, true)
 
 
-def microscopes_of(psf: Psf | PsfField, shape: Shape) -> list[Extended]:
-    """The blur of an image of `shape`, and for a field that is larger the blur at other places of it."""
-    blur = blur_of(psf, shape)
+def microscopes_of(psf: Optics, shape: Shape) -> list[Microscope]:
+    """The microscope that records a volume of `shape`, and the same at other places.
+
+    These are of a field that is larger than the volume; of views, where voxels fall otherwise between those
+    of the object.
+    """
+    here = microscope_of(psf, shape)
+    if isinstance(psf, Views):
+        others = (microscope_of(psf, shape, seed) for seed in range(1, 1 + PLACES_OF_FIELD))
+        return [here, *(m for m in others if m.window == here.window)]
+    blur = here.operators[0]
     if not isinstance(blur, VaryingBlur):
-        return [blur]
+        return [here]
     spare = [
         float(k[-1] - k[0]) - (n - 1) * d if len(k) > 1 else 0.0
         for k, n, d in zip(blur.expansion.knots, shape, blur.expansion.spacing_um, strict=True)
     ]
     rng = np.random.default_rng(0)
-    crops: list[Extended] = [blur]
+    crops = [here]
     for _ in range(PLACES_OF_FIELD if max(spare) > 0 else 0):
         z, y, x = (
             float(k[0]) + float(rng.uniform()) * max(free, 0.0)
             for k, free in zip(blur.expansion.knots, spare, strict=True)
         )
-        crops.append(VaryingBlur(blur.expansion, shape, origin_um=(z, y, x)))
+        there = VaryingBlur(blur.expansion, shape, origin_um=(z, y, x))
+        crops.append(Microscope((there,), there.window))
     return crops
 
 
-def read_psf(path: Path, spacing: tuple[float, float, float], shape: Shape) -> Psf | PsfField:
-    """The PSF or the PSF field in a file, fit for images of `shape`."""
-    psf = read_psf_field(path) if is_field_file(path) else prepared_psf(path, spacing)
-    return usable_psf(psf, shape)
-
-
-def psf_tensors(psf: Psf | PsfField) -> Tensors:
-    """A PSF or a field as a model keeps it."""
-    if isinstance(psf, PsfField):
-        return {
-            "psf_field": torch.from_numpy(psf.psfs.astype(np.float32)),
-            "positions_um": torch.from_numpy(psf.positions_um),
-        }
-    return {"psf": torch.from_numpy(psf.values.astype(np.float32))}
-
-
-def _spacing(parameters: TrainParameters) -> tuple[float, float, float]:
-    is_field = is_field_file(parameters.psf)
-    own = (
-        read_psf_field(parameters.psf).spacing_um if is_field
-        else open_recording(parameters.psf).voxel_um
-    )  # fmt: skip
-    spacing = parameters.voxel_um or own
-    if spacing is None:
-        raise ParameterError("voxel_um: neither the recipe nor the PSF states one. Give it.")
-    if own is not None and any(abs(a / b - 1) > 0.02 for a, b in zip(own, spacing, strict=True)):
-        raise InputError(
-            f"{parameters.psf.name}: voxels of {own} um, and the recipe's are {spacing} um. Give a "
-            "PSF on the voxels of the images."
-        )
-    return spacing
-
-
-def _recorded(parameters: TrainParameters, psf: Psf | PsfField) -> RecordedPairs:
+def _recorded(parameters: TrainParameters, optics: Optics, device: str) -> RecordedPairs:
     paths, truths = parameters.recordings, parameters.truths
     if not paths or (parameters.source == "pairs" and len(truths) != len(paths)):
         raise InputError(
@@ -268,13 +258,17 @@ def _recorded(parameters: TrainParameters, psf: Psf | PsfField) -> RecordedPairs
             "Give recordings, and for pairs a truth for each in the same order."
         )
     problems, answers = [], []
+    if isinstance(optics, Views):
+        problems = _recorded_views(parameters, optics, device)
+        answers = [Accelerated(seed=parameters.seed)(problem).image for problem in problems]
+        return RecordedPairs(tuple(problems), tuple(answers), parameters.seed)
     for i, path in enumerate(paths):
         recording = open_recording(path, voxel_um=None)
-        check_spacing(recording.voxel_um, _spacing(parameters), path.name)
+        check_spacing(recording.voxel_um, voxels_of(optics), path.name)
         image = as_volume(recording.read())
         if float(image.max()) <= float(image.min()):
             raise InputError(f"{path.name}: a constant image teaches nothing. Leave it out.")
-        problem, gain = photon_problem(image, psf)
+        problem, gain = photon_problem(image, optics)
         problems.append(problem)
         if parameters.source == "teacher":
             answers.append(Accelerated(seed=parameters.seed)(problem).image)
@@ -283,20 +277,36 @@ def _recorded(parameters: TrainParameters, psf: Psf | PsfField) -> RecordedPairs
     return RecordedPairs(tuple(problems), tuple(answers), parameters.seed)
 
 
+def _recorded_views(parameters: TrainParameters, optics: Views, device: str) -> list[Problem]:
+    """The problem of each object that was recorded: its views one after the other in the recipe."""
+    if parameters.source == "pairs":
+        raise ParameterError(
+            "source: pairs are of one view, as a truth must lie on the object's voxels. Of several views "
+            "take the classical solution as teacher (source: teacher)."
+        )
+    paths, count = parameters.recordings, len(optics.psfs)
+    if len(paths) % count:
+        raise InputError(
+            f"recordings: {len(paths)} for {count} views. Name all views of an object, then the next one's."
+        )
+    problems = []
+    for first in range(0, len(paths), count):
+        views = open_views(paths[first : first + count])
+        check_views(views, optics, "recordings")
+        if parameters.transforms is None:
+            found = registered(optics, views, device)
+        else:
+            found = given_places(parameters.transforms.expanduser(), optics, views)
+        world = shared_world(optics, places(optics, views, found), views)
+        problems.append(joint_views(views_at(views, optics, found, 0, 0), world, device)[0])
+    return problems
+
+
 def photon_problem(image: Tensor, psf: Psf | PsfField) -> tuple[Problem, float]:
     """The problem of an image of counts, its noise and background measured, and its gain."""
     counts = image.cpu().numpy()
     camera, level = estimate_noise(counts), float(estimate_background(counts))
     return problem_of(image, usable_psf(psf, image_shape(image)), level, camera)
-
-
-def check_spacing(own: Any, wanted: tuple[float, float, float], name: str) -> None:
-    """Refuse voxels of another size; a file that is silent is taken as it is."""
-    if own is not None and any(abs(a / b - 1) > 0.02 for a, b in zip(own, wanted, strict=True)):
-        raise InputError(
-            f"{name}: voxels of {tuple(own)} um, the model is for {tuple(wanted)} um. Resample, or "
-            "train a model for these voxels."
-        )
 
 
 def _part(tensors: Tensors, prefix: str) -> Tensors:

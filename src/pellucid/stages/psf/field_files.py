@@ -8,16 +8,17 @@ from typing import Any
 from pellucid.core.bead_field import BeadField, distill_field
 from pellucid.core.deconvolution import FIELD_ACCURACY
 from pellucid.core.depth_field import depth_field
+from pellucid.core.illumination import GaussianSheet, light_sheet_field
 from pellucid.core.optics import Layers, Optics
 from pellucid.core.psf import Psf, fwhm_um
 from pellucid.core.psf_field import PsfField
 from pellucid.core.psf_theory import focus_um
 from pellucid.data.psf_field_file import check_field_output, write_psf_field
 from pellucid.data.record import RunRecord, fingerprint, write_record
-from pellucid.errors import ParameterError
+from pellucid.errors import InputError, ParameterError
 from pellucid.stages.parameters import InputParameters
-from pellucid.stages.psf.choice import computed_psf
-from pellucid.stages.psf.field_parameters import DepthFieldParameters
+from pellucid.stages.psf.choice import computed_psf, prepared_psf
+from pellucid.stages.psf.field_parameters import DepthFieldParameters, SheetParameters
 from pellucid.stages.psf.files import bead_stack
 
 
@@ -60,6 +61,27 @@ def make_depth_field(
     field = depth_field(psf_of, z_of, last_um * sample / (asked.refractive_index or 1.0))
     write_psf_field(output, field, overwrite=overwrite)
     record = RunRecord("psf field", parameters.plain())
+    record.statistics = {"psfs": len(field.psfs), "shape_zyx": field.shape, "notes": field.notes}
+    write_record(record, output)
+    return field
+
+
+def make_sheet_field(
+    detection: Path, parameters: SheetParameters, output: Path, *, overwrite: bool
+) -> PsfField:
+    """Write the field of a light sheet with its waist, from the PSF of the detection, with its record."""
+    asked = parameters
+    check_field_output(output, overwrite)
+    psf = prepared_psf(detection, asked.voxel_um)
+    if psf.spacing_um is None:
+        raise ParameterError("voxel_um: the PSF file states none. Give --voxel-um z,y,x.")
+    if psf.shape[0] < 2:
+        raise InputError(f"{detection.name}: one plane, which no sheet can light unevenly. Give a stack.")
+    sheet = GaussianSheet(asked.fwhm_um, asked.wavelength_nm, asked.refractive_index)
+    field = light_sheet_field(psf, asked.columns, sheet, waist_um=asked.waist_um)
+    write_psf_field(output, field, overwrite=overwrite)
+    record = RunRecord("psf sheet", asked.plain())
+    record.inputs = [fingerprint(detection)]
     record.statistics = {"psfs": len(field.psfs), "shape_zyx": field.shape, "notes": field.notes}
     write_record(record, output)
     return field

@@ -97,7 +97,7 @@ def fuse_seconds(plan: FusePlan, piece: Volume | None) -> tuple[float, Volume]:
         shape = placed.recorded.shape
         counts = placed.read(0, 0) if piece is None else repeated(piece, shape)
         views.append(View(counts.astype(np.float32), placed.recorded, placed.to_recorded(transform),
-                          plan.psfs[number][0], asked.background))  # fmt: skip
+                          plan.psf_of(number, 0), asked.background))  # fmt: skip
     reading, begin = time.perf_counter() - begin, time.perf_counter()
     iterations = asked.iterations
     done = fuse(
@@ -107,7 +107,8 @@ def fuse_seconds(plan: FusePlan, piece: Volume | None) -> tuple[float, Volume]:
     )  # fmt: skip
     spent = time.perf_counter() - begin
     here, whole = (
-        float(peak_bytes(plan.views, plan.psfs, places, w, iterations)) for w in (world, plan.world)
+        float(peak_bytes(plan.views, plan.psfs, places, w, iterations, plan.fields))
+        for w in (world, plan.world)
     )
     waiting = 8 * sum(math.prod(view.recorded.shape) for view in plan.views)
     here, whole = here - waiting, whole - waiting

@@ -10,7 +10,6 @@ import numpy.typing as npt
 
 from pellucid.core.geometry import Affine, Axis
 from pellucid.core.registration import Registration, StartName, register
-from pellucid.core.starts import view_turn
 from pellucid.core.transform_series import WORLD, SeriesRegistration, ViewTransform
 from pellucid.errors import ParameterError
 from pellucid.stages.parameters import RegistrationParameters
@@ -35,17 +34,27 @@ def nominal_transforms(
             f"angles: expected one for each of the {len(views)} views "
             f"({', '.join(view.name for view in views)}), got {len(angles_deg)}."
         )
-    angles = list(angles_deg) or [0.0] * len(views)
-    if not all(math.isfinite(angle) for angle in angles):
-        raise ParameterError(f"angles: expected finite degrees, got {tuple(angles)}.")
+    return centred(views, turns_of(list(angles_deg) or [0.0] * len(views), axis))
+
+
+def turns_of(angles_deg: Sequence[float], axis: str) -> list[Affine]:
+    """How each view is turned against the first by its nominal angle."""
+    if not all(math.isfinite(angle) for angle in angles_deg):
+        raise ParameterError(f"angles: expected finite degrees, got {tuple(angles_deg)}.")
     about = parsed_axis(axis)
-    turns = [
-        view_turn(views[0].grid, view.grid, about, math.radians(angle - angles[0]))  # type: ignore[arg-type]
-        for view, angle in zip(views, angles, strict=True)
-    ]
+    return [Affine.rotation(about, math.radians(angle - angles_deg[0])) for angle in angles_deg]
+
+
+def centred(views: Sequence[ViewSeries], turns: Sequence[Affine]) -> list[Affine]:
+    """World to view for each view, oriented as `turns` have it, with middles on middles."""
+    first = views[0].grid.centre_um
     return [
-        turn.with_frames(source=WORLD, target=f"view {number}") for number, turn in enumerate(turns)
-    ]
+        Affine.from_linear(
+            turn.linear, translation_um=view.grid.centre_um - turn.linear @ first,
+            source=WORLD, target=f"view {number}",
+        )
+        for number, (view, turn) in enumerate(zip(views, turns, strict=True))
+    ]  # fmt: skip
 
 
 def check_stated(angles_deg: Sequence[float], alternative: str, *, transforms: bool) -> None:
