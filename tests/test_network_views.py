@@ -28,10 +28,10 @@ from pellucid.networks.training import Schedule, SimulatedPairs, held_out_pairs,
 from pellucid.networks.trust import calibration_case, stretched
 from pellucid.networks.view_sampling import (
     count_places,
-    linear_estimate,
     object_psf,
     sampled_view,
     varying_box,
+    wiener_steps,
 )
 from pellucid.networks.views import Views, joint_views
 from pellucid.testing import dot_test
@@ -105,9 +105,13 @@ def test_one_step_of_both_views_is_nearer_to_the_object_than_that_of_either():
     problem, window = example.problem, example.problem.window
     signals = [o.image - o.background for o in problem.observations]
     truth = example.truth[window].numpy()
-    both = linear_estimate(problem, signals)[window].numpy()
+
+    def step(problem, signals):
+        return torch.stack(wiener_steps(problem, signals, window)).mean(dim=0).numpy()
+
+    both = step(problem, signals)
     alone = [
-        linear_estimate(Problem((o,), window), [s])[window].numpy()
+        step(Problem((o,), window), [s])
         for o, s in zip(problem.observations, signals, strict=True)
     ]
     assert ncc(both, truth) > 0.01 + max(ncc(one, truth) for one in alone)
@@ -119,9 +123,9 @@ def test_a_network_answers_where_it_is_asked_and_is_continued_beyond():
     assert [p.stop - p.start for p in part] == [n + 2 * BORDER for n in SHAPE]
     estimate = Network(RestorationNet(Architecture(views=2, width=8))).estimate(problem)
     assert tuple(estimate.shape) == problem.shape
-    # untrained, it is its start
+    # untrained, it is a share of its start
     start = inputs_of(problem, part=part)[1].clamp_min(0)
-    torch.testing.assert_close(estimate[part], start)
+    assert bool((estimate[part] <= 1.01 * start).all())
     assert float(estimate[0].max()) > 0
 
 
@@ -129,10 +133,10 @@ def test_a_network_answers_where_it_is_asked_and_is_continued_beyond():
 def network():
     microscope = dual().microscope(SHAPE)
     supply = SimulatedPairs(
-        microscope.operators, ("nuclei", "points"), BRIGHT, window=microscope.window
+        microscope.operators, ("nuclei", "points", "filaments"), BRIGHT, window=microscope.window
     )
     held_out = held_out_pairs(supply, ("shells",), 1)
-    schedule = Schedule(60, reuse=3, patch=(16, 16, 16), validate_every=60)
+    schedule = Schedule(400, reuse=2, patch=(16, 20, 20), validate_every=200)
     net, training = trained(Architecture(views=2, width=8), supply, held_out, schedule)
     assert training.curve[-1]["held_out"] < training.curve[0]["held_out"]
     return Network(net)
@@ -143,7 +147,7 @@ def test_a_trained_network_beats_its_start_on_other_structures(network):
     window = example.problem.window
     truth = example.truth[window]
     signals = [o.image - o.background for o in example.problem.observations]
-    start = linear_estimate(example.problem, signals)[window].clamp_min(0)
+    start = wiener_steps(example.problem, signals, window)[0].clamp_min(0)
     answer = network.estimate(example.problem)[window]
     assert float((answer - truth).norm()) < 0.95 * float((start - truth).norm())
 
@@ -237,7 +241,7 @@ def test_views_whose_blur_varies_are_solved_and_filtered_place_by_place():
         pairs = zip(example.problem.observations, operators, strict=True)
         told = Problem(tuple(Observation(o.image, a, o.background) for o, a in pairs), window)
         signals = [o.image - o.background for o in told.observations]
-        start = ncc(linear_estimate(told, signals)[window].numpy(), truth)
+        start = ncc(wiener_steps(told, signals, window)[0].numpy(), truth)
         agreement.append((start, ncc(classical(told)[window].numpy(), truth)))
     (start, solved), (start_by_wrong, solved_by_wrong) = agreement
     assert start > 0.005 + start_by_wrong
@@ -314,7 +318,7 @@ def test_recordings_of_arms_become_the_problem_that_networks_are_trained_on():
     for o in problem.observations:
         assert max(o.image.shape) <= 24 + 6
     signals = [o.image - o.background for o in problem.observations]
-    start = linear_estimate(problem, signals)[problem.window].numpy() * gain
+    start = wiener_steps(problem, signals, problem.window)[0].numpy() * gain
     truth = seen.truth[4:28, 4:28, 4:28]
     assert ncc(start, truth) > 0.85
     assert start.mean() == pytest.approx(truth.mean(), rel=0.1)

@@ -246,7 +246,7 @@ def test_model_files_refuse_what_is_not_a_model(tmp_path):
         read_tensors(path)
     card_path = model / "card.json"
     card_path.write_text(json.dumps({**json.loads(card_path.read_text()), "format": "x"}))
-    with pytest.raises(InputError, match="expected the format 'pellucid model 2', got 'x'"):
+    with pytest.raises(InputError, match="expected the format 'pellucid model 3', got 'x'"):
         read_model(model)
 
 

@@ -15,7 +15,7 @@ from pellucid.data.writer import check_output_path
 from pellucid.errors import InputError, OutputError
 
 CARD, WEIGHTS = "card.json", "weights.safetensors"
-FORMAT = "pellucid model 2"
+FORMAT = "pellucid model 3"
 """Raised when networks are made otherwise, so that weights of the old make are refused."""
 
 

@@ -91,13 +91,6 @@ def sampled_view(image: Tensor, operator: LinearOperator, part: Window) -> Tenso
     return resample.forward(image)
 
 
-def linear_estimate(problem: Problem, signals: list[Tensor]) -> Tensor:
-    """Return the mean of the Wiener steps of all views, on the object's whole grid."""
-    z, y, x = (slice(0, n) for n in problem.shape)
-    steps = wiener_steps(problem, signals, (z, y, x))
-    return steps[0] if len(steps) == 1 else torch.stack(steps).mean(dim=0)
-
-
 def flux_of(operator: LinearOperator) -> float:
     """Return the photons of a view's voxel for each of an object's; 1 where they are the same voxels."""
     return float(parts_of(operator)[0].psf.sum()) if is_view(operator) else 1.0
