@@ -34,10 +34,10 @@ SHAPE = (24, 64, 224)
 VOXEL_UM = (0.25, 0.1625, 0.1625)
 SHEET = GaussianSheet(1.2, 488)
 MODEL = Path(__file__).parent / "demo_model"
-"""Trained by `benchmarks/demo_model.py` on filaments and points; shells it never saw."""
+"""Trained by `benchmarks/demo_model.py` on filaments and points; cells it never saw, nor did its calibration."""
 
-KNOWN, UNKNOWN = "filaments", "shells"
-PEAK_PHOTONS, BACKGROUND, SEED = 120.0, 2.0, 11
+KNOWN, UNKNOWN = "filaments", "cells"
+PEAK_PHOTONS, BACKGROUND, SEED = 80.0, 2.0, 11
 CURED = "cured.ome.zarr"
 HEADS = ["", "seconds", f"PSNR, {KNOWN}", f"{UNKNOWN}", f"false structure, {KNOWN}", f"{UNKNOWN}"]
 
@@ -67,7 +67,7 @@ def psf_field() -> PsfField:
 
 def varying_blur(output: Path) -> Part:
     """Restore a recording whose blur varies, of a structure known to the network and of one that is not."""
-    say("recording filaments and shells with a light sheet that is thick at its ends")
+    say(f"recording {KNOWN} and {UNKNOWN} with a light sheet that is thick at its ends")
     truth, image = _recorded(microscope())
     network, field, card = load_network(MODEL)
     assert isinstance(field, PsfField)
@@ -101,7 +101,7 @@ def varying_blur(output: Path) -> Part:
     png = comparison_picture({k: v.numpy() for k, v in shown.items()}, VOXEL_UM)
     sections = [
         Section("Blur that varies, and a structure that the network never saw", rows=rows),
-        Section("Verdict and cure", pictures=[("Left filaments, right shells", png)],
+        Section("Verdict and cure", pictures=[(f"Left {KNOWN}, right {UNKNOWN}", png)],
                 sentences=lines[-3:]),
     ]  # fmt: skip
     return Part(
