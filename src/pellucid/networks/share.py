@@ -49,8 +49,9 @@ class Share:
 
     def of(self, rehearsed: Squares) -> Float64:
         """Return the network's share in every region, 0 to 1; decided by it and its neighbours."""
-        near = (_smooth(v) for v in (rehearsed.plain, rehearsed.answer, rehearsed.product))
-        plain, answer, product = next(near) * self.correction**2, next(near), next(near) * self.correction
+        answer = _smooth(rehearsed.answer)
+        plain = self.correction**2 * _smooth(rehearsed.plain)
+        product = self.correction * _smooth(rehearsed.product)
         apart = plain + answer - 2 * product
         share = (plain - product) / np.maximum(apart, 1e-9 * plain.max() + 1e-30)
         return np.asarray(share.clip(0, 1))
