@@ -107,8 +107,8 @@ def test_tiles_equal_the_volume_in_one_piece(folder, polish):
     assert by_tiles("tiled.ome.zarr", "--polish", polish) == 0
     assert restored("whole.ome.zarr", "--polish", polish) == 0
     largest, most = off("tiled.ome.zarr", "whole.ome.zarr")
-    assert largest < 1e-3
-    assert most < 1e-4
+    assert largest < 2e-3  # features in bfloat16 share out the start
+    assert most < 5e-4
     said = read_record("tiled.ome.zarr")["statistics"]
     assert (said["tiles"], said["volumes"][0]["iterations"]) == (3, int(polish))
     assert sorted(p.name for p in folder.glob("tiled*")) == [

@@ -126,7 +126,8 @@ class RestorationNet(torch.nn.Module):
             fine = fine + look(fine).relu_()
         # Views share the start: the mean of theirs.
         start = padded[:, 1 :: self.architecture.channels].mean(dim=1)
-        speaks = self.judge(fine).float().square()
+        with torch.autocast(fine.device.type, enabled=False):  # rounding would show, times the start
+            speaks = self.judge(fine.float()).square()
         kept = speaks[:, 0] / (speaks[:, 0] + speaks[:, 1]).clamp_min(TINY)
         out = _plus_blocks(start, kept, self.tail(fine), self.block)
         out = nn.leaky_relu(out, LEAK) if self.training else out.relu_()

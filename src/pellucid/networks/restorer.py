@@ -29,8 +29,9 @@ class Network:
     """The answer of a trained network: one Wiener step, or the classical solution, and one pass.
 
     Deterministic on one kind of processor, and independent of what else is in the field beyond `halo`,
-    but for the reach of the Wiener step's ringing. What the network adds to its start is computed in
-    bfloat16 where the processor can, which moves it by some thousandths of itself.
+    but for the reach of the Wiener step's ringing. What the network adds to its start, and
+    what it keeps of it, is computed in bfloat16 where the processor can, which moves the answer by some
+    thousandths.
 
     Parameters
     ----------
