@@ -34,6 +34,9 @@ BEYOND = 6
 """Voxels by which the border voxels of a view are repeated, as of the object: a network is asked about
 4 voxels more than what is wanted."""
 
+ALIKE = 0.03
+"""Share of a PSF's root sum of squares below which that of another place is taken to be the same."""
+
 TILTED = 0.18
 """Share of the longest side of a box below which another side is that of a tilt: views stand within 10
 degrees of where they should."""
@@ -204,16 +207,21 @@ def _made(operators: tuple[LinearOperator, ...], part: Window) -> JointFilters:
         a, b, c = (n // 2 - m for n, m in zip(psf.shape, before, strict=True))
         return transfer_function(torch.from_numpy(psf.copy()).to(like), grid, (a, b, c))
 
-    otfs = [[otf_of(psf) for psf in of_view] for of_view in psfs]
+    # a view's PSF is often the same at several places, where that of another view differs
+    distinct = {id(psf): psf for of_view in psfs for psf in of_view}
+    known = {key: otf_of(psf) for key, psf in distinct.items()}
+    otfs = [[known[id(psf)] for psf in of_view] for of_view in psfs]
     powers = []
     for here in zip(*otfs, strict=True):
         powers.append(sum((h.abs().square_() for h in here[1:]), start=here[0].abs().square_()))
     level = ALPHA * max(float(power.max()) for power in powers)
-    for of_view in otfs:
-        for otf, power in zip(of_view, powers, strict=True):
-            otf.div_(power + level)
+    for power in powers:
+        power += level
+    transfers = [
+        [otf / power for otf, power in zip(of_view, powers, strict=True)] for of_view in otfs
+    ]
     shares = [share.to(like) for _, share in sites]
-    return JointFilters(operators[1:], (before[0], before[1], before[2]), grid, shares, otfs)
+    return JointFilters(operators[1:], (before[0], before[1], before[2]), grid, shares, transfers)
 
 
 def _sites(operators: Sequence[LinearOperator], part: Window) -> list[tuple[Array, Tensor]]:
@@ -238,12 +246,15 @@ def _local_psfs(operator: LinearOperator, places_um: list[Array]) -> list[Array]
     blur, sample = parts_of(operator)
     if not isinstance(blur, VaryingBlur):
         return [object_psf(operator).values] * len(places_um)
-    flux, known, found = flux_of(operator), {}, []
+    flux, found = flux_of(operator), []
+    known: list[tuple[Array, Array]] = []
     for place in places_um:
         z, y, x = sample.world_to_view.apply(place).tolist()
         values = blur.expansion.psf_at((z, y, x))
-        key = values.round(7).tobytes()
-        if key not in known:
-            known[key] = _turned(operator, values).values * (values.sum() / flux)
-        found.append(known[key])
+        alike = ALIKE * float(np.linalg.norm(values))
+        near = [turned for other, turned in known if np.linalg.norm(values - other) < alike]
+        if not near:
+            near = [_turned(operator, values).values * (values.sum() / flux)]
+            known.append((values, near[0]))
+        found.append(near[0])
     return found
