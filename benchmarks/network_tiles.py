@@ -45,8 +45,9 @@ from pellucid.networks.features import classical
 from pellucid.networks.polish import Polished
 from pellucid.networks.structures import Light, simulate
 from pellucid.networks.trust import Trust, as_map
+from pellucid.stages.networks.loading import load_network
 from pellucid.stages.networks.parameters import RestoreParameters, TrainParameters
-from pellucid.stages.networks.restoring import load_network, restore
+from pellucid.stages.networks.restoring import restore
 from pellucid.stages.networks.training import photon_problem, train
 
 VOXEL_UM = (0.3, 0.15, 0.15)

@@ -47,7 +47,7 @@ from pellucid.networks.polish import Polished
 from pellucid.networks.share import Share
 from pellucid.networks.structures import BANK, VOXELS_EACH, simulate
 from pellucid.networks.wiener import places_of
-from pellucid.stages.networks.restoring import load_network
+from pellucid.stages.networks.loading import load_network
 
 SHAPE = (64, 256, 256)
 SPACING_UM = (0.25, 0.1625, 0.1625)

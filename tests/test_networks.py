@@ -10,7 +10,7 @@ from microscopes import LIGHT_SHEET, gaussian_psf
 from pellucid.core.operators import Blur
 from pellucid.core.problem import Problem
 from pellucid.data.model_files import read_model, read_tensors, write_model, write_tensors
-from pellucid.errors import InputError, ParameterError
+from pellucid.errors import InputError, OutputError, ParameterError
 from pellucid.networks.features import (
     BORDER,
     inputs_of,
@@ -225,6 +225,21 @@ def test_a_second_network_starts_from_an_answer_that_agrees_with_the_recording()
     assert left[1] < 0.3 * left[0]
     refining = filled(Architecture(width=8, refining=True), 1)
     assert Network(filled(), (refining,)).estimate(problem).shape == BLUR.domain_shape
+
+
+def test_only_a_model_is_replaced_by_a_model(tmp_path):
+    weights = filled().state_dict()
+    write_model(tmp_path / "m", weights, {"round": 1})
+    with pytest.raises(OutputError, match="exists already"):
+        write_model(tmp_path / "m", weights, {"round": 2})
+    write_model(tmp_path / "m", weights, {"round": 2}, overwrite=True)
+    assert read_model(tmp_path / "m")[1]["round"] == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["m"]
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter.tex").write_text("dear")
+    with pytest.raises(OutputError, match="not a model"):
+        write_model(tmp_path / "thesis", weights, {}, overwrite=True)
+    assert (tmp_path / "thesis" / "chapter.tex").read_text() == "dear"
 
 
 def test_model_files_refuse_what_is_not_a_model(tmp_path):

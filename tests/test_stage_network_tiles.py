@@ -22,8 +22,7 @@ from pellucid.networks.structures import Light, simulate
 from pellucid.stages.deconvolution import tiling_run
 from pellucid.stages.networks import judging
 from pellucid.stages.networks.parameters import RestoreParameters
-from pellucid.stages.networks.restoring import plan_restoring
-from pellucid.stages.networks.tiles import without_tiles
+from pellucid.stages.networks.planning import plan_restoring, without_tiles
 from pellucid.stages.work.resources import resident_bytes
 
 VOXEL = (0.3, 0.15, 0.15)

@@ -28,13 +28,13 @@ from pellucid.networks.share import Share, fallen_back
 from pellucid.networks.structures import specimen
 from pellucid.networks.trust import WRONG, Trust, as_map, scores
 from pellucid.stages.deconvolution.arrays import write
-from pellucid.stages.networks.restoring import load_network
+from pellucid.stages.networks.loading import load_network
 
 SHAPE = (24, 64, 224)
 VOXEL_UM = (0.25, 0.1625, 0.1625)
 SHEET = GaussianSheet(1.2, 488)
 MODEL = Path(__file__).parent / "demo_model"
-"""Trained by `benchmarks/demo_model.py` on filaments and points; cells it never saw, nor did its calibration."""
+"""Trained by `benchmarks/demo_model.py` on filaments and points; it and its calibration saw no cells."""
 
 KNOWN, UNKNOWN = "filaments", "cells"
 PEAK_PHOTONS, BACKGROUND, SEED = 80.0, 2.0, 11

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from pellucid.data.plain_json import plain_json
-from pellucid.data.writer import check_output_path
+from pellucid.data.writer import check_output_path, replace
 from pellucid.errors import InputError, OutputError
 
 CARD, WEIGHTS = "card.json", "weights.safetensors"
@@ -19,11 +19,16 @@ FORMAT = "pellucid model 3"
 """Raised when networks are made otherwise, so that weights of the old make are refused."""
 
 
+def check_model_path(folder: Path, overwrite: bool) -> None:
+    """Raise OutputError unless a model can be written there; only a model is replaced."""
+    check_output_path(folder, overwrite, kind="a model", marks=(CARD, WEIGHTS))
+
+
 def write_model(
     folder: Path, tensors: Mapping[str, Tensor], card: Mapping[str, Any], *, overwrite: bool = False
 ) -> Path:
     """Write weights and card into a new `folder`, whole or not at all; returns it."""
-    check_output_path(folder, overwrite)
+    check_model_path(folder, overwrite)
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
@@ -32,9 +37,7 @@ def write_model(
         checksum = hashlib.blake2b((partial / WEIGHTS).read_bytes(), digest_size=16).hexdigest()
         content = plain_json({"format": FORMAT, **card, "weights_blake2b": checksum})
         (partial / CARD).write_text(json.dumps(content, indent=1, allow_nan=False))
-        if folder.is_dir():
-            shutil.rmtree(folder)
-        os.replace(partial, folder)
+        replace(partial, folder)
     except OSError as error:
         shutil.rmtree(partial, ignore_errors=True)
         raise OutputError(f"{folder}: the model cannot be written ({error.strerror}).") from error

@@ -21,6 +21,9 @@ from pellucid.data.pixels import IntegerScale, check_output_dtype, to_dtype
 from pellucid.data.source import Array
 from pellucid.errors import OutputError, ParameterError, PellucidError, PlanError
 
+ZARR_MARKS = ("zarr.json", ".zgroup")
+"""Files of which a folder of OME-Zarr holds one."""
+
 
 @dataclass(frozen=True)
 class ImageDescription:
@@ -211,18 +214,24 @@ def plain_errors(path: Path) -> Iterator[None]:
         ) from error
 
 
-def check_output_path(path: Path, overwrite: bool) -> None:
-    """Raise OutputError unless `path` can be made anew (or replaced, with `overwrite`)."""
+def check_output_path(
+    path: Path, overwrite: bool, *, kind: str = "an OME-Zarr", marks: tuple[str, ...] = ZARR_MARKS
+) -> None:
+    """Raise OutputError unless `path` can be made anew (or replaced, with `overwrite`).
+
+    Parameters
+    ----------
+    kind, marks : what a folder is that may be replaced, and files of which it then holds one
+    """
     if not path.parent.is_dir():
         raise OutputError(f"{path}: the folder {path.parent} does not exist. Create it first.")
     if path.exists() and not overwrite:
         raise OutputError(f"{path}: exists already. Choose another name, or overwrite=True.")
     for folder in (path, path.with_name(path.name + ".partial")):
-        # Overwriting deletes, so it deletes only what is an image: never a folder of other things.
-        if folder.is_dir() and any(folder.iterdir()) and not (
-            (folder / "zarr.json").is_file() or (folder / ".zgroup").is_file()
-        ):  # fmt: skip
-            raise OutputError(f"{folder}: a folder that is not an OME-Zarr. Choose another name.")
+        # Overwriting deletes, so it deletes only what was made here: never a folder of other things.
+        is_known = any((folder / mark).is_file() for mark in marks)
+        if folder.is_dir() and any(folder.iterdir()) and not is_known:
+            raise OutputError(f"{folder}: a folder that is not {kind}. Choose another name.")
     try:
         with tempfile.TemporaryFile(dir=path.parent):
             pass

@@ -16,10 +16,11 @@ from pellucid.networks.polish import Polished
 from pellucid.networks.team import is_first
 from pellucid.networks.views import Views
 from pellucid.stages.networks import training
+from pellucid.stages.networks.loading import check_card, load_network
 from pellucid.stages.networks.optics import check_spacing, voxels_of
 from pellucid.stages.networks.parameters import TrainParameters
 from pellucid.stages.networks.placing import check_count, check_turned, placed
-from pellucid.stages.networks.restoring import answered, check_card, load_network
+from pellucid.stages.networks.restoring import answered
 from pellucid.stages.networks.view_restoring import views_answered
 from pellucid.stages.screening import screen
 from pellucid.stages.work.resources import resolve_device

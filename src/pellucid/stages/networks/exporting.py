@@ -4,7 +4,6 @@ import contextlib
 import hashlib
 import io
 import logging
-import os
 import shutil
 import warnings
 from pathlib import Path
@@ -14,11 +13,11 @@ import numpy as np
 import torch
 import yaml  # type: ignore[import-untyped]
 
-from pellucid.data.writer import check_output_path
+from pellucid.data.writer import check_output_path, replace
 from pellucid.errors import InputError, OutputError, ParameterError
 from pellucid.networks.model import RestorationNet
+from pellucid.stages.networks.loading import load_network
 from pellucid.stages.networks.parameters import ExportParameters
-from pellucid.stages.networks.restoring import load_network
 
 FORMAT_VERSION = "0.5.4"
 OPSET = 18
@@ -46,7 +45,9 @@ An answer of a network can hold what the specimen does not: `pellucid restore` j
 
 def export(parameters: ExportParameters) -> Path:
     """Write a model as a folder of ONNX weights, tests and a description; returns the folder."""
-    check_output_path(parameters.output, parameters.overwrite)
+    check_output_path(
+        parameters.output, parameters.overwrite, kind="a package", marks=(DESCRIPTION, WEIGHTS)
+    )
     network, _, card = load_network(parameters.model)
     if network.refining:
         raise ParameterError(
@@ -69,9 +70,7 @@ def export(parameters: ExportParameters) -> Path:
         described = _description(partial, network.weights, card, parameters, licence)
         text = yaml.safe_dump(described, sort_keys=False, allow_unicode=True)
         (partial / DESCRIPTION).write_text(text, encoding="utf-8")
-        if parameters.output.is_dir():
-            shutil.rmtree(parameters.output)
-        os.replace(partial, parameters.output)
+        replace(partial, parameters.output)
     except OSError as error:
         raise OutputError(f"{parameters.output}: cannot be written ({error.strerror}).") from error
     finally:

@@ -7,16 +7,13 @@ takes is guarded by a tile's own photons: evidence has no seams to hide, and is 
 """
 
 import base64
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from pellucid.core.accelerated import Accelerated
-from pellucid.core.problem import Problem
 from pellucid.core.tiling import Box, Tile, Tiling
 from pellucid.core.wrongness import REGION, region_edges
 from pellucid.data.manifest import Manifest
@@ -25,27 +22,20 @@ from pellucid.data.record import RunRecord
 from pellucid.data.resumable_zarr import ResumableZarr, write_part
 from pellucid.networks.evidence import SUMS, Squares, logs_of, rehearsal
 from pellucid.networks.features import classical
-from pellucid.networks.polish import Polished
-from pellucid.networks.restorer import Network
 from pellucid.networks.share import Share
 from pellucid.networks.trust import Trust, as_map
 from pellucid.stages.deconvolution.tiling_run import Float32, TileKey
+from pellucid.stages.networks.network_volume import NetworkVolume
 from pellucid.stages.networks.parameters import RestoreParameters
+from pellucid.stages.networks.plan import RestorePlan
 from pellucid.stages.pieces.pieces_run import make_pieces, run_pieces
 from pellucid.stages.pieces.tile_plan import box_shape
 from pellucid.stages.pieces.volume_statistics import Place
 from pellucid.stages.work.engine import Engine
 from pellucid.stages.work.events import OnEvent, ignore
 
-if TYPE_CHECKING:
-    from pellucid.stages.networks.restoring import RestorePlan
-    from pellucid.stages.networks.tiles import NetworkVolume
-
 SQUARES = 3
 """Of every region: mean squared errors of both answers in the rehearsal, and their product."""
-
-LISTED_BYTES, SUMMED_BYTES = 0.1, 0.4
-"""Held for each voxel of a volume: what is listed of its regions, and what follows from it."""
 
 Float64 = npt.NDArray[np.float64]
 
@@ -75,17 +65,6 @@ class Judgement:
         return said
 
 
-def judged_bytes(problem: Problem, restorer: Polished) -> int:
-    """Memory that evidence about an answer takes, beside the images of a recording."""
-    assert isinstance(restorer.network, Network)
-    kept, solving = restorer.network.kept_bytes(problem), Accelerated().peak_bytes(problem)
-    # five volumes of float64 where two are compared; beside all of it the answer, the classical
-    # solution, the rehearsal's object, image and classical solution
-    comparing = 5 * 8 * math.prod(problem.observations[0].image.shape)
-    working = max(restorer.peak_bytes(problem), kept + max(solving, comparing))
-    return working + 5 * 4 * math.prod(problem.shape)
-
-
 def regions_of(tile: Tile, shape: tuple[int, int, int]) -> Box | None:
     """The regions that begin in the core of a tile, in voxels of the volume; None where there are none."""
     box = []
@@ -108,7 +87,7 @@ class JudgedTiles:
     """
 
     tiling: Tiling
-    volumes: Mapping[Place, "NetworkVolume"]
+    volumes: Mapping[Place, NetworkVolume]
     verdict: bool
     cure: bool
 
@@ -151,8 +130,8 @@ class JudgedTiles:
 
 
 def judgements(
-    plan: "RestorePlan",
-    volumes: Mapping[Place, "NetworkVolume"],
+    plan: RestorePlan,
+    volumes: Mapping[Place, NetworkVolume],
     done: Manifest,
     engine: Engine,
     record: RunRecord,

@@ -16,9 +16,8 @@ from pellucid.core.problem import Problem
 from pellucid.core.psf import Psf
 from pellucid.core.psf_field import PsfField
 from pellucid.core.varying_blur import VaryingBlur
-from pellucid.data.model_files import read_tensors, write_model, write_tensors
+from pellucid.data.model_files import check_model_path, read_tensors, write_model, write_tensors
 from pellucid.data.recording import open_recording
-from pellucid.data.writer import check_output_path
 from pellucid.errors import InputError, ParameterError
 from pellucid.networks import team
 from pellucid.networks.evidence import error_of, rehearsal, squares_of
@@ -76,7 +75,7 @@ def train(parameters: TrainParameters, on_look: OnLook = lambda trainer: None) -
 
 
 def _trained(parameters: TrainParameters, device: str, on_look: OnLook) -> Path:
-    check_output_path(parameters.output, parameters.overwrite)
+    check_model_path(parameters.output, parameters.overwrite)
     psf = read_optics(parameters)
     microscopes = microscopes_of(psf, parameters.shape)
     light = Light(parameters.peak_photons, parameters.background_photons)

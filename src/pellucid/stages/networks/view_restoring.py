@@ -25,7 +25,7 @@ from pellucid.errors import OutputError, ParameterError, PellucidError, PlanErro
 from pellucid.networks.polish import Polished
 from pellucid.networks.restorer import Network
 from pellucid.networks.views import Views, boxed, joint_views, unlit
-from pellucid.stages.networks.judging import judged_bytes
+from pellucid.stages.networks.loading import check_card, check_modality, load_network
 from pellucid.stages.networks.parameters import RestoreParameters
 from pellucid.stages.networks.placing import (
     check_views,
@@ -35,15 +35,9 @@ from pellucid.stages.networks.placing import (
     shared_world,
     views_at,
 )
-from pellucid.stages.networks.restoring import (
-    RestorePlan,
-    answer_of,
-    check_card,
-    check_modality,
-    load_network,
-    plan_restoring,
-    run_restoring,
-)
+from pellucid.stages.networks.plan import RestorePlan
+from pellucid.stages.networks.planning import judged_bytes, plan_restoring
+from pellucid.stages.networks.restoring import answer_of, run_restoring
 from pellucid.stages.pieces.piece_choice import gib, tiles_json, workplace_of
 from pellucid.stages.registration.view_series import ViewSeries, open_views
 from pellucid.stages.work.engine import Engine, InProcess

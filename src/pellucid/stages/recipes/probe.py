@@ -37,7 +37,7 @@ from pellucid.stages.deconvolution.planning import FilePlan, Plan
 from pellucid.stages.deconvolution.tiling_run import VolumeTask
 from pellucid.stages.deskewing.deskewing import DeskewPlan
 from pellucid.stages.measuring import MeasurePlan
-from pellucid.stages.networks.restoring import RestorePlan
+from pellucid.stages.networks.plan import RestorePlan
 from pellucid.stages.networks.training import photon_problem
 from pellucid.stages.pieces.tile_plan import tile_peak_bytes
 from pellucid.stages.pieces.volume_statistics import LazyVolume, combined, core_statistics, sampled

@@ -19,6 +19,8 @@ from pellucid.stages.fusion import fusing
 from pellucid.stages.fusion.plan import FusePlan
 from pellucid.stages.fusion.planning import plan_fusion
 from pellucid.stages.networks import restoring as network_restoring
+from pellucid.stages.networks.plan import RestorePlan
+from pellucid.stages.networks.planning import plan_restoring
 from pellucid.stages.parameters import Parameters
 from pellucid.stages.registration import register_files as registering
 from pellucid.stages.stitching import mosaic_deconvolving as mosaic
@@ -184,12 +186,12 @@ def _run_deconvolve(plan: Plan, on_event: OnEvent) -> Ran:
 
 
 def _restore(parameters: Any) -> Work:
-    plan = network_restoring.plan_restoring(parameters)
+    plan = plan_restoring(parameters)
     makes = {parameters.output.expanduser(): plan.image}
     return Work("restore", plan, makes, plan.recording.files, plan.peak_bytes, 0, plan.steps)
 
 
-def _run_restore(plan: network_restoring.RestorePlan, on_event: OnEvent) -> Ran:
+def _run_restore(plan: RestorePlan, on_event: OnEvent) -> Ran:
     with opened_engine(plan.parameters.cluster) as engine:
         stats = network_restoring.run_restoring(plan, on_event, engine)
     output = plan.parameters.output.expanduser()
