@@ -186,7 +186,7 @@ class Schedule:
     patch: tuple[int, int, int] = (32, 48, 48)
     learning_rate: float = 2e-3
     validate_every: int = 100
-    patience: int = 10
+    patience: int = 20
     seed: int = 0
 
     def __post_init__(self) -> None:
