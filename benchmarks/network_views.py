@@ -32,7 +32,7 @@ from pellucid.networks.polish import Polished
 from pellucid.networks.restorer import Network
 from pellucid.networks.structures import Example, Light, simulate
 from pellucid.networks.training import Schedule, SimulatedPairs, held_out_pairs, trained
-from pellucid.networks.view_sampling import linear_estimate, parts_of, sampled_view
+from pellucid.networks.view_sampling import parts_of, sampled_view, wiener_steps
 from pellucid.networks.views import Views
 from pellucid.networks.wiener import _polynomial, wiener_step
 
@@ -109,7 +109,8 @@ def chebyshev(problem: Problem) -> Tensor:
 
 
 def together(problem: Problem) -> Tensor:
-    return linear_estimate(problem, signals_of(problem))
+    everywhere = tuple(slice(0, n) for n in problem.shape)
+    return torch.stack(wiener_steps(problem, signals_of(problem), everywhere)).mean(dim=0)
 
 
 def ways(one: Network, both: Network) -> dict[str, tuple[int, Callable[[Problem], Tensor]]]:

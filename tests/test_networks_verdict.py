@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from microscopes import gaussian_psf
-from pellucid.core.deconvolution import blur_of
 from pellucid.core.operators import Blur
 from pellucid.core.psf import Psf, fwhm_px
 from pellucid.core.wrongness import by_region
@@ -36,6 +35,7 @@ from pellucid.networks.trust import (
     scores,
     stretched,
 )
+from pellucid.networks.views import microscope_of
 from pellucid.networks.wiener import wiener_step
 
 SHAPE = (12, 24, 24)
@@ -142,7 +142,7 @@ class Classical:
 def test_an_answer_blurred_by_a_wider_psf_than_was_told_lacks_fine_structure(kind):
     shape, light = (16, 48, 48), Light((300.0, 300.0), (1.0, 1.0))
     psf = Psf.normalised(gaussian_psf((9, 7, 7), (4.0, 3.0, 3.0)))
-    told, wider = blur_of(psf, shape), blur_of(stretched(psf, (1.5, 1.3, 1.3)), shape)
+    told, wider = (microscope_of(p, shape) for p in (psf, stretched(psf, (1.5, 1.3, 1.3))))
     detail = []
     for really in (told, wider):
         problem = recorded(kind, 4, really, told, light).problem

@@ -134,7 +134,7 @@ def test_verdict_and_cure_of_tiles_are_those_of_the_whole(folder, what):
     assert np.corrcoef(maps[0].ravel(), maps[1].ravel())[0, 1] > 0.98
     assert maps[1].std() > 0.01
     tiled, whole = (read_record(f"{n}.ome.zarr")["statistics"]["volumes"][0] for n in ("tiled", "whole"))
-    assert tiled["network_share"] == pytest.approx(whole["network_share"], abs=0.05)
+    assert tiled["network_share"] == pytest.approx(whole["network_share"], abs=0.1)
     assert tiled["believable"] == pytest.approx(maps[0].mean(), abs=1e-3)
     assert off("tiled.ome.zarr", "whole.ome.zarr")[1] < 0.1  # the classical solution repeats a schedule
     assert read_record("tiled-map.ome.zarr")["command"] == "restore"

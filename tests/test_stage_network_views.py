@@ -92,7 +92,7 @@ def test_views_are_restored_where_a_file_places_them(folder, tmp_path):
     assert 0 <= believable.min() <= believable.max() <= 1
     truth = of_truth(folder, tmp_path / "sharp.ome.tif.pellucid.json")
     inner = (slice(3, -3),) * 3
-    assert ncc(image.read()[inner], truth[inner]) > 0.9
+    assert ncc(image.read()[inner], truth[inner]) > 0.85
     assert not (tmp_path / "sharp_transforms.json").exists()
 
 
@@ -112,7 +112,7 @@ def test_views_are_registered_first_where_nothing_places_them(folder, tmp_path):
     assert found["transforms"][1]["how"] == "registered"
     truth = of_truth(folder, tmp_path / "sharp.ome.zarr.pellucid.json")
     inner = (slice(3, -3),) * 3
-    assert ncc(pellucid.open(out).read()[inner], truth[inner]) > 0.9
+    assert ncc(pellucid.open(out).read()[inner], truth[inner]) > 0.85
     # what it wrote places the views of another run
     again = tmp_path / "again.ome.zarr"
     asked = ["--polish", "1", "--transforms", str(tmp_path / "sharp_transforms.json")]
@@ -233,7 +233,7 @@ def test_views_whose_blur_varies_are_trained_and_restored(folder, tmp_path):
     assert main(["restore", *files, *asked]) == 0
     truth = of_truth(folder, tmp_path / "sharp.tif.pellucid.json")
     inner = (slice(3, -3),) * 3
-    assert ncc(pellucid.open(out).read()[inner], truth[inner]) > 0.9
+    assert ncc(pellucid.open(out).read()[inner], truth[inner]) > 0.85
 
 
 def test_a_recipe_takes_the_transforms_that_restore_takes(folder, tmp_path):
