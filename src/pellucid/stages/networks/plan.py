@@ -1,5 +1,6 @@
 """The plan of a restoration by a model: all that is known before work starts."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,26 +27,21 @@ from pellucid.stages.work.resources import describe_device
 
 
 @dataclass(frozen=True)
-class RestorePlan:
-    """A restoration by a model that can be done, and has not started.
+class NetworkPlan:
+    """What a restoration of one view and one of several have in common.
 
     Parameters
     ----------
-    times, channels : indices that are taken, in the order of the output
-    peak_bytes : of one volume, or of one tile where there are `tiles`
+    peak_bytes : of one volume, or of one tile where volumes are cut
+    available_bytes : that may be used; None where nobody says
     """
 
     parameters: RestoreParameters
     network: Network
-    psf: Psf | PsfField
     card: dict[str, Any]
-    recording: Recording
-    times: tuple[int, ...]
-    channels: tuple[int, ...]
     device: str
     peak_bytes: int
     available_bytes: int | None
-    tiles: TilePlan | None = None
 
     @property
     def restorer(self) -> Polished:
@@ -57,6 +53,50 @@ class RestorePlan:
     def output(self) -> Path:
         """Of the image."""
         return self.parameters.output.expanduser()
+
+    @property
+    def is_judged(self) -> bool:
+        """Whether evidence about the answer is wanted."""
+        return self.parameters.fall_back or self.parameters.verdict is not None
+
+    def writers(self, image: ImageDescription) -> list[ImageWriter]:
+        """The outputs that hold an `image` each, what is restored first, checked and not yet begun."""
+        asked = self.parameters
+        paths = [self.output] if asked.verdict is None else [self.output, asked.verdict]
+        return [create_output(path, image, overwrite=asked.overwrite) for path in paths]
+
+    def said(self, volumes: int, image: ImageDescription, read: Mapping[str, Any]) -> dict[str, Any]:
+        """The plan as JSON types, of `volumes` written as an `image`; what is `read`, by its names."""
+        asked = self.parameters
+        file = {
+            "output": str(self.output), "output_shape_tczyx": image.shape, "output_dtype": image.dtype,
+            "output_bytes": image.size_bytes * (1 + (asked.verdict is not None)),
+            "verdict": asked.verdict, "voxel_um": image.voxel_um, "peak_bytes": self.peak_bytes,
+        }  # fmt: skip
+        said: dict[str, Any] = plain_json({
+            "model": asked.model, "operator": self.card["operator"], "passes": len(self.card["networks"]),
+            "polish": asked.polish, "fall_back": asked.fall_back, "device": describe_device(self.device),
+            "available_bytes": self.available_bytes, "memory_bytes": asked.memory, "volumes": volumes,
+            "files": [{**read, **file}],
+        })  # fmt: skip
+        return said
+
+
+@dataclass(frozen=True)
+class RestorePlan(NetworkPlan):
+    """A restoration by a model that can be done, and has not started.
+
+    Parameters
+    ----------
+    times, channels : indices that are taken, in the order of the output
+    tiles : how volumes are cut; None: not at all
+    """
+
+    psf: Psf | PsfField
+    recording: Recording
+    times: tuple[int, ...]
+    channels: tuple[int, ...]
+    tiles: TilePlan | None = None
 
     @property
     def shape(self) -> tuple[int, int, int, int, int]:
@@ -84,34 +124,15 @@ class RestorePlan:
 
     def to_json(self) -> dict[str, Any]:
         """The plan as JSON types."""
-        asked, recording = self.parameters, self.recording
-        file = {
+        recording = self.recording
+        return self.said(self.total, self.image, {
             "input": str(recording.path),
             "input_shape_tczyx": recording.shape,
             "input_dtype": recording.dtype.name,
-            "output": str(self.output),
-            "output_shape_tczyx": self.shape,
-            "output_dtype": self.image.dtype,
-            "output_bytes": self.image.size_bytes * (1 + (asked.verdict is not None)),
-            "verdict": asked.verdict,
-            "voxel_um": self.image.voxel_um,
             "times": self.times,
             "channels": dict(zip(self.image.names, self.channels, strict=True)),
             **tiles_json(self.tiles),
-            "peak_bytes": self.peak_bytes,
-        }
-        said: dict[str, Any] = plain_json({
-            "model": asked.model, "operator": self.card["operator"], "passes": len(self.card["networks"]),
-            "polish": asked.polish, "fall_back": asked.fall_back, "device": describe_device(self.device),
-            "available_bytes": self.available_bytes, "memory_bytes": asked.memory, "volumes": self.total,
-            "files": [file],
         })  # fmt: skip
-        return said
-
-    @property
-    def is_judged(self) -> bool:
-        """Whether evidence about the answer is wanted."""
-        return self.parameters.fall_back or self.parameters.verdict is not None
 
     @property
     def names(self) -> list[str]:
@@ -127,9 +148,3 @@ class RestorePlan:
     def steps(self) -> int:
         """Number of volumes, or of their tiles, twice where these are judged before."""
         return self.total * (1 if self.tiles is None else len(self.tiles.tiling) * (1 + self.is_judged))
-
-    def writers(self) -> list[ImageWriter]:
-        """The outputs, the image first, checked and not yet begun."""
-        asked = self.parameters
-        paths = [self.output] if asked.verdict is None else [self.output, asked.verdict]
-        return [create_output(path, self.image, overwrite=asked.overwrite) for path in paths]

@@ -88,11 +88,11 @@ def plan_restoring(parameters: RestoreParameters) -> RestorePlan:
         if parameters.verdict.resolve() == parameters.output.resolve():
             raise OutputError(f"{parameters.verdict}: the verdict would replace the image. Name another.")
     plan = RestorePlan(
-        parameters, network, psf, card, recording, times, channels, place.device, 0, place.room_bytes
+        parameters, network, card, place.device, 0, place.room_bytes, psf, recording, times, channels
     )
     plan = _fitted(replace(plan, peak_bytes=_peak_bytes(plan)), place)
     if plan.tiles is None:
-        plan.writers()
+        plan.writers(plan.image)
     else:
         check_output_path(plan.output, parameters.overwrite)
         check_free_space(plan.output.parent, plan.image.size_bytes)

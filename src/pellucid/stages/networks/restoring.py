@@ -1,7 +1,7 @@
 """Restoration of a recording by a model: the answer, its polish, its verdict, its record."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -15,6 +15,7 @@ from pellucid.core.problem import Problem
 from pellucid.core.psf import Psf
 from pellucid.core.psf_field import PsfField
 from pellucid.data.record import RunRecord, fingerprint, write_record
+from pellucid.data.writer import ImageWriter
 from pellucid.errors import PellucidError
 from pellucid.networks.evidence import rehearsal
 from pellucid.networks.features import classical
@@ -26,7 +27,7 @@ from pellucid.stages.networks.plan import RestorePlan
 from pellucid.stages.networks.planning import plan_restoring
 from pellucid.stages.networks.tiles import run_network_tiles
 from pellucid.stages.networks.training import photon_problem
-from pellucid.stages.pieces.volume_statistics import LazyVolume
+from pellucid.stages.pieces.volume_statistics import LazyVolume, Place
 from pellucid.stages.screening import screen
 from pellucid.stages.work.engine import Engine, InProcess
 from pellucid.stages.work.events import (
@@ -39,6 +40,8 @@ from pellucid.stages.work.events import (
 )
 from pellucid.stages.work.resources import failure, return_freed_memory
 from pellucid.stages.work.workplace import opened_engine
+
+Float32 = npt.NDArray[np.float32]
 
 
 def restore(parameters: RestoreParameters) -> dict[str, Any]:
@@ -65,37 +68,68 @@ def run_restoring(
     if plan.tiles is not None:
         run_network_tiles(plan, record, on_event, engine)
         return record.statistics
-    volumes: list[dict[str, Any]] = []
+    volumes = plan.volumes
+
+    def restored(place: Place) -> tuple[list[Float32], dict[str, Any]]:
+        return _restored(plan, volumes[place], on_event)
+
     with ExitStack() as stack:
-        outs = [stack.enter_context(writer) for writer in plan.writers()]
-        for number, (place, volume) in enumerate(plan.volumes.items(), 1):
-            begin = time.perf_counter()
-            try:
-                made, stats = _restored(plan, volume, on_event)
-            except (PellucidError, MemoryError, torch.OutOfMemoryError) as error:
-                why = failure(error, volume.name, plan.device)
-                if all("failed" in one for one in volumes) and number == plan.total:
-                    raise why from error  # nothing was restored, and nothing is written
-                made, stats = [np.full(volume.shape, np.nan, np.float32)] * len(outs), {"failed": str(why)}
-            for out, image in zip(outs, made, strict=True):
-                out.write(*place, image)
-            seconds = time.perf_counter() - begin
-            record.timings_s["restore"] = record.timings_s.get("restore", 0.0) + seconds
-            volumes.append({"t": volume.t, "c": volume.c, "seconds": seconds, **stats})
-            if "failed" in stats:
-                on_event(VolumeFailed(number, plan.total, volume.name, stats["failed"]))
-            else:
-                on_event(VolumeDone(number, plan.total, seconds, volume.name))
-    failed = sum("failed" in one for one in volumes)
-    record.statistics = {"failed_volumes": failed, "volumes": volumes}
+        outs = [stack.enter_context(writer) for writer in plan.writers(plan.image)]
+        names = {place: volume.name for place, volume in volumes.items()}
+        told = each_volume(names, restored, outs, record, on_event, plan.device)
+    for said, volume in zip(told, volumes.values(), strict=True):
+        said |= {"t": volume.t, "c": volume.c}
+    finish(record, told, outs, on_event)
+    return record.statistics
+
+
+def each_volume(
+    names: Mapping[Place, str], restored: Callable[[Place], tuple[list[Float32], dict[str, Any]]],
+    outs: Sequence[ImageWriter], record: RunRecord, on_event: OnEvent, device: str,
+) -> list[dict[str, Any]]:  # fmt: skip
+    """Restore and write volume after volume; returns what is recorded of each.
+
+    One that cannot be restored becomes NaN, and the series goes on; if none can, nothing is written.
+
+    Parameters
+    ----------
+    restored : what is written of a volume, for every output, and what is recorded of it
+    """
+    told: list[dict[str, Any]] = []
+    for number, (place, name) in enumerate(names.items(), 1):
+        begin = time.perf_counter()
+        try:
+            made, stats = restored(place)
+        except (PellucidError, MemoryError, torch.OutOfMemoryError) as error:
+            why = failure(error, name, device)
+            if all("failed" in one for one in told) and number == len(names):
+                raise why from error
+            stats = {"failed": str(why)}
+            made = [np.full(out.image.shape[2:], np.nan, np.float32) for out in outs]
+        for out, image in zip(outs, made, strict=True):
+            out.write(*place, image)
+        seconds = time.perf_counter() - begin
+        record.timings_s["restore"] = record.timings_s.get("restore", 0.0) + seconds
+        told.append({"seconds": seconds, **stats})
+        if "failed" in stats:
+            on_event(VolumeFailed(number, len(names), name, stats["failed"]))
+        else:
+            on_event(VolumeDone(number, len(names), seconds, name))
+    return told
+
+
+def finish(
+    record: RunRecord, told: Sequence[dict[str, Any]], outs: Sequence[ImageWriter], on_event: OnEvent
+) -> None:
+    """Write the record of what was `told` of every volume beside every output."""
+    record.statistics |= {"failed_volumes": sum("failed" in one for one in told), "volumes": told}
     for out in outs:
         on_event(FileDone(out.path, write_record(record, out.path)))
-    return record.statistics
 
 
 def _restored(
     plan: RestorePlan, volume: LazyVolume, on_event: OnEvent
-) -> tuple[list[npt.NDArray[np.float32]], dict[str, Any]]:
+) -> tuple[list[Float32], dict[str, Any]]:
     """What is written of a volume, the image first, and what is recorded of it."""
     counts, asks = volume[:, :, :], plan.parameters.verdict is not None
     screened = screen(counts, volume.name)

@@ -1,8 +1,6 @@
 """Restoration of several views by a model: placed by a file or registered, answered together, written."""
 
 import dataclasses
-import math
-import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -16,12 +14,11 @@ from pellucid.core.fusion import joint_problem
 from pellucid.core.geometry import Grid
 from pellucid.core.transform_series import SeriesRegistration
 from pellucid.core.views import View
-from pellucid.data.output import check_not_input, create_output, stem
-from pellucid.data.plain_json import plain_json
-from pellucid.data.record import RunRecord, fingerprint, write_record
+from pellucid.data.output import check_not_input, stem
+from pellucid.data.record import RunRecord, fingerprint
 from pellucid.data.transform_file import write_transforms
-from pellucid.data.writer import ImageDescription, ImageWriter, check_output_path
-from pellucid.errors import OutputError, ParameterError, PellucidError, PlanError
+from pellucid.data.writer import ImageDescription, check_output_path
+from pellucid.errors import OutputError, ParameterError, PlanError
 from pellucid.networks.polish import Polished
 from pellucid.networks.restorer import Network
 from pellucid.networks.views import Views, boxed, joint_views, unlit
@@ -35,18 +32,24 @@ from pellucid.stages.networks.placing import (
     shared_world,
     views_at,
 )
-from pellucid.stages.networks.plan import RestorePlan
+from pellucid.stages.networks.plan import NetworkPlan, RestorePlan
 from pellucid.stages.networks.planning import judged_bytes, plan_restoring
-from pellucid.stages.networks.restoring import answer_of, run_restoring
+from pellucid.stages.networks.restoring import (
+    Float32,
+    answer_of,
+    each_volume,
+    finish,
+    run_restoring,
+)
 from pellucid.stages.pieces.piece_choice import gib, tiles_json, workplace_of
+from pellucid.stages.pieces.volume_statistics import Place
 from pellucid.stages.registration.view_series import ViewSeries, open_views
 from pellucid.stages.work.engine import Engine, InProcess
-from pellucid.stages.work.events import FileDone, OnEvent, VolumeDone, VolumeFailed, ignore
-from pellucid.stages.work.resources import describe_device, failure
+from pellucid.stages.work.events import OnEvent, ignore
 
 
 @dataclass(frozen=True)
-class ViewsPlan:
+class ViewsPlan(NetworkPlan):
     """A restoration of several views that can be done, and has not started.
 
     Parameters
@@ -55,27 +58,10 @@ class ViewsPlan:
     world : voxels of the result, of the transforms given, or of the model's where none are
     """
 
-    parameters: RestoreParameters
-    network: Network
     optics: Views
-    card: dict[str, Any]
     views: tuple[ViewSeries, ...]
     given: SeriesRegistration | None
     world: Grid
-    device: str
-    peak_bytes: int
-    available_bytes: int | None
-
-    @property
-    def restorer(self) -> Polished:
-        """The network with its polish."""
-        polish = self.parameters.polish
-        return Polished(self.network, None if polish == "auto" else int(polish))
-
-    @property
-    def output(self) -> Path:
-        """Of the image."""
-        return self.parameters.output.expanduser()
 
     @property
     def image(self) -> ImageDescription:
@@ -110,29 +96,14 @@ class ViewsPlan:
 
     def to_json(self) -> dict[str, Any]:
         """The plan as JSON types."""
-        asked, image = self.parameters, self.image
         first = self.views[0]
-        file = {
+        return self.said(self.total, self.image, {
             "input": ", ".join(view.name for view in self.views),
             "input_shape_tczyx": (len(first.times), len(first.channels), *first.shape),
             "input_dtype": first.dtype.name,
-            "output": str(self.output),
-            "output_shape_tczyx": image.shape,
-            "output_dtype": image.dtype,
-            "output_bytes": image.size_bytes * (1 + (asked.verdict is not None)),
-            "verdict": asked.verdict,
-            "voxel_um": image.voxel_um,
-            "transforms": asked.transforms or "registered first",
+            "transforms": self.parameters.transforms or "registered first",
             **tiles_json(None),
-            "peak_bytes": self.peak_bytes,
-        }
-        said: dict[str, Any] = plain_json({
-            "model": asked.model, "operator": self.card["operator"], "passes": len(self.card["networks"]),
-            "polish": asked.polish, "fall_back": asked.fall_back, "device": describe_device(self.device),
-            "available_bytes": self.available_bytes, "memory_bytes": asked.memory, "volumes": self.total,
-            "files": [file],
         })  # fmt: skip
-        return said
 
     def side_outputs(self) -> list[Path]:
         """What is written beside the image: what to believe, and transforms that were found here."""
@@ -188,7 +159,7 @@ def plan_views(
     place = workplace_of(parameters)
     world = shared_world(optics, places(optics, views, given), views)
     plan = ViewsPlan(
-        parameters, network, optics, card, views, given, world, place.device, 0, place.room_bytes
+        parameters, network, card, place.device, 0, place.room_bytes, optics, views, given, world
     )
     plan = dataclasses.replace(plan, peak_bytes=_peak_bytes(plan, world))
     _check_memory(plan, plan.peak_bytes, world)
@@ -211,46 +182,33 @@ def run_views(plan: ViewsPlan, on_event: OnEvent = ignore) -> dict[str, Any]:
     over_time = places(plan.optics, plan.views, found)
     world = shared_world(plan.optics, over_time, plan.views)
     _check_memory(plan, _peak_bytes(plan, world), world)
-    volumes: list[dict[str, Any]] = []
+    def restored(place: Place) -> tuple[list[Float32], dict[str, Any]]:
+        return _answered(plan, world, place, found)
+
     with ExitStack() as stack:
-        outs = [stack.enter_context(writer) for writer in _writers(plan, world)]
-        for number, ((t, c), name) in enumerate(zip(plan.places, plan.names, strict=True), 1):
-            begin = time.perf_counter()
-            try:
-                written, stats = _answered(plan, world, (t, c), found)
-            except (PellucidError, MemoryError, torch.OutOfMemoryError) as error:
-                why = failure(error, name, plan.device)
-                if all("failed" in one for one in volumes) and number == plan.total:
-                    raise why from error  # nothing was restored, and nothing is written
-                written, stats = [torch.full(world.shape, math.nan)] * len(outs), {"failed": str(why)}
-            for out, volume in zip(outs, written, strict=True):
-                out.write(t, c, volume.numpy().astype(np.float32))
-            seconds = time.perf_counter() - begin
-            record.timings_s["restore"] = record.timings_s.get("restore", 0.0) + seconds
-            volumes.append({"t": plan.views[0].times[t], "c": c, "seconds": seconds, **stats})
-            if "failed" in stats:
-                on_event(VolumeFailed(number, plan.total, name, stats["failed"]))
-            else:
-                on_event(VolumeDone(number, plan.total, seconds, name))
-    failed = sum("failed" in one for one in volumes)
-    record.statistics = {"failed_volumes": failed, "volumes": volumes, "world": world.to_dict()}
+        outs = [stack.enter_context(writer) for writer in plan.writers(_image(plan, world))]
+        names = dict(zip(plan.places, plan.names, strict=True))
+        told = each_volume(names, restored, outs, record, on_event, plan.device)
+    for said, (t, c) in zip(told, plan.places, strict=True):
+        said |= {"t": plan.views[0].times[t], "c": c}
+    record.statistics = {"world": world.to_dict()}
     if plan.given is None:
-        grids, names = [view.grid for view in plan.views], [view.name for view in plan.views]
-        write_transforms(plan.side_outputs()[-1], found, grids, names, asked.plain())
-    for out in outs:
-        on_event(FileDone(out.path, write_record(record, out.path)))
+        grids, views = [view.grid for view in plan.views], [view.name for view in plan.views]
+        write_transforms(plan.side_outputs()[-1], found, grids, views, asked.plain())
+    finish(record, told, outs, on_event)
     return record.statistics
 
 
 def _answered(
     plan: ViewsPlan, world: Grid, place: tuple[int, int], found: SeriesRegistration
-) -> tuple[list[torch.Tensor], dict[str, Any]]:
+) -> tuple[list[Float32], dict[str, Any]]:
     views = views_at(plan.views, plan.optics, found, *place)
     image, judged, stats = views_answered(
         views, world, plan.restorer, plan.card, fall_back=plan.parameters.fall_back,
         verdict=plan.parameters.verdict is not None, device=plan.device,
     )  # fmt: skip
-    return [image] if judged is None else [image, judged], stats
+    made = [image] if judged is None else [image, judged]
+    return [part.numpy().astype(np.float32) for part in made], stats
 
 
 def views_answered(
@@ -275,12 +233,6 @@ def _image(plan: ViewsPlan, world: Grid) -> ImageDescription:
     return ImageDescription(shape, "float32", world.spacing_um, first.channels, first.time_step_s)
 
 
-def _writers(plan: ViewsPlan, world: Grid) -> list[ImageWriter]:
-    asked = plan.parameters
-    paths = [plan.output] if asked.verdict is None else [plan.output, asked.verdict]
-    return [create_output(path, _image(plan, world), overwrite=asked.overwrite) for path in paths]
-
-
 def _peak_bytes(plan: ViewsPlan, world: Grid) -> int:
     # tensors without memory carry the shapes through the arithmetic
     transforms = places(plan.optics, plan.views, plan.given)[0]
@@ -290,8 +242,7 @@ def _peak_bytes(plan: ViewsPlan, world: Grid) -> int:
     ]
     problem = joint_problem(hollow, world)
     recorded = sum(int(np.prod(view.shape)) for view in plan.views)
-    judged = plan.parameters.fall_back or plan.parameters.verdict is not None
-    own = judged_bytes(problem, plan.restorer) if judged else plan.restorer.peak_bytes(problem)
+    own = judged_bytes(problem, plan.restorer) if plan.is_judged else plan.restorer.peak_bytes(problem)
     return own + 12 * recorded + 12 * int(np.prod(world.shape))
 
 
