@@ -59,6 +59,12 @@ class RestorePlan:
         return self.parameters.output.expanduser()
 
     @property
+    def outputs(self) -> list[Path]:
+        """The image, and the map of what to believe where that is asked for."""
+        verdict = self.parameters.verdict
+        return [self.output] if verdict is None else [self.output, verdict.expanduser()]
+
+    @property
     def shape(self) -> tuple[int, int, int, int, int]:
         """(t, c, z, y, x) of the output."""
         z, y, x = self.recording.shape[2:]
@@ -130,6 +136,5 @@ class RestorePlan:
 
     def writers(self) -> list[ImageWriter]:
         """The outputs, the image first, checked and not yet begun."""
-        asked = self.parameters
-        paths = [self.output] if asked.verdict is None else [self.output, asked.verdict]
-        return [create_output(path, self.image, overwrite=asked.overwrite) for path in paths]
+        replaces = self.parameters.overwrite
+        return [create_output(path, self.image, overwrite=replaces) for path in self.outputs]
