@@ -69,8 +69,10 @@ def bdv_views(path: Path, root: Element) -> dict[str, list[Element]]:
 
 def named_views(path: Path) -> list[str]:
     """What sets each view of a dataset of several apart, such as "angle 1, tile 0"; else none."""
+    if path.suffix.lower() not in (".xml", ".h5", ".n5"):
+        return []
     described = path.with_suffix(".xml")
-    if path.suffix.lower() not in (".xml", ".h5", ".n5") or not described.is_file():
+    if not described.is_file():
         return []
     views = bdv_views(described, read_bdv(described))
     return list(views) if len(views) > 1 else []
