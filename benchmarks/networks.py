@@ -51,6 +51,7 @@ from pellucid.networks.trust import (
     recorded,
     scores,
 )
+from pellucid.networks.views import Microscope
 from pellucid.stages.networks.parameters import MIXTURE, STOPPING
 
 SHAPE = (32, 64, 64)
@@ -366,7 +367,7 @@ def cases_of(kinds: str, group: str, count: int) -> Iterator[Callable[[], Exampl
         for i in range(count):
             yield partial(calibration_case, psf, SHAPE, Light(), FIRST[0] + i, seen)
         return
-    really, told = (operator(sheet) for sheet in PSFS[group])
+    really, told = (Microscope((o,), o.window) for o in map(operator, PSFS[group]))
     for i in range(count):
         for kind in UNSEEN[kinds]:
             yield partial(recorded, kind, FIRST[1] + i, really, told)

@@ -313,3 +313,19 @@ def test_what_needs_the_whole_is_refused_in_one_sentence_before_work_starts(fold
     architecture = SimpleNamespace(start="classical")
     network = SimpleNamespace(weights=SimpleNamespace(architecture=architecture))
     assert "classical" in without_tiles(SimpleNamespace(**{**parts, "network": network}))
+
+
+def test_a_map_that_exists_is_refused_before_the_tiles_are_made(folder, capsys):
+    pellucid.write("map.ome.zarr", np.ones((4, 4, 4), np.float32), voxel_um=VOXEL)
+    before = pixels("map.ome.zarr")
+    assert by_tiles("out.ome.zarr", "--verdict", "map.ome.zarr") == 1
+    assert "map.ome.zarr: exists already" in capsys.readouterr().err
+    (folder / "other").mkdir()
+    (folder / "other" / "notes.txt").write_text("mine")
+    assert by_tiles("out.ome.zarr", "--verdict", "other/map.ome.zarr", "--dry-run") == 0
+    (folder / "other").rename("other.ome.zarr")
+    assert by_tiles("out.ome.zarr", "--verdict", "other.ome.zarr", "--overwrite") == 1
+    assert "other.ome.zarr: a folder that is not an OME-Zarr" in capsys.readouterr().err
+    assert by_tiles("out.ome.zarr", "--verdict", "nowhere/map.ome.zarr") == 1
+    assert not list(folder.glob("out*"))
+    assert pixels("map.ome.zarr") == before

@@ -55,22 +55,27 @@ class NetworkPlan:
         return self.parameters.output.expanduser()
 
     @property
+    def outputs(self) -> list[Path]:
+        """The image, and the map of what to believe where that is asked for."""
+        verdict = self.parameters.verdict
+        return [self.output] if verdict is None else [self.output, verdict.expanduser()]
+
+    @property
     def is_judged(self) -> bool:
         """Whether evidence about the answer is wanted."""
         return self.parameters.fall_back or self.parameters.verdict is not None
 
     def writers(self, image: ImageDescription) -> list[ImageWriter]:
         """The outputs that hold an `image` each, what is restored first, checked and not yet begun."""
-        asked = self.parameters
-        paths = [self.output] if asked.verdict is None else [self.output, asked.verdict]
-        return [create_output(path, image, overwrite=asked.overwrite) for path in paths]
+        overwrite = self.parameters.overwrite
+        return [create_output(path, image, overwrite=overwrite) for path in self.outputs]
 
     def said(self, volumes: int, image: ImageDescription, read: Mapping[str, Any]) -> dict[str, Any]:
         """The plan as JSON types, of `volumes` written as an `image`; what is `read`, by its names."""
         asked = self.parameters
         file = {
             "output": str(self.output), "output_shape_tczyx": image.shape, "output_dtype": image.dtype,
-            "output_bytes": image.size_bytes * (1 + (asked.verdict is not None)),
+            "output_bytes": image.size_bytes * len(self.outputs),
             "verdict": asked.verdict, "voxel_um": image.voxel_um, "peak_bytes": self.peak_bytes,
         }  # fmt: skip
         said: dict[str, Any] = plain_json({

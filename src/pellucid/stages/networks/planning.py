@@ -81,22 +81,28 @@ def plan_restoring(parameters: RestoreParameters) -> RestorePlan:
     check_spacing(recording.require_voxel_um(), card["voxel_um"], recording.path.name)
     times = chosen(parameters.time, recording.shape[0], "time", recording)
     channels = chosen(parameters.channel, recording.shape[1], "channel", recording)
-    inputs = (recording.path, *recording.files)
-    check_not_input(parameters.output, inputs)
-    if parameters.verdict is not None:
-        check_not_input(parameters.verdict, inputs)
-        if parameters.verdict.resolve() == parameters.output.resolve():
-            raise OutputError(f"{parameters.verdict}: the verdict would replace the image. Name another.")
     plan = RestorePlan(
         parameters, network, card, place.device, 0, place.room_bytes, psf, recording, times, channels
     )
+    for path in plan.outputs:
+        check_not_input(path, (recording.path, *recording.files))
+    if len({path.resolve() for path in plan.outputs}) < len(plan.outputs):
+        raise OutputError(f"{parameters.verdict}: the verdict would replace the image. Name another.")
     plan = _fitted(replace(plan, peak_bytes=_peak_bytes(plan)), place)
     if plan.tiles is None:
         plan.writers(plan.image)
     else:
-        check_output_path(plan.output, parameters.overwrite)
-        check_free_space(plan.output.parent, plan.image.size_bytes)
+        _check_tiled_outputs(plan)
     return plan
+
+
+def _check_tiled_outputs(plan: RestorePlan) -> None:
+    # the map gets its name before the image, so that an interrupted run may have left one of its own
+    asked, image = plan.parameters, plan.image
+    begun = goes_on(plan.output, resume=asked.resume, overwrite=asked.overwrite)
+    for path in plan.outputs:
+        check_output_path(path, asked.overwrite or (begun and path != plan.output))
+        check_free_space(path.parent, image.size_bytes * len(plan.outputs))
 
 
 def _fitted(plan: RestorePlan, place: Workplace) -> RestorePlan:

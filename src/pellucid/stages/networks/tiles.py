@@ -50,8 +50,8 @@ def run_network_tiles(
     PellucidError : reading or writing failed; what is finished stays, and can be gone on with
     """
     assert plan.tiles is not None
-    tiling, verdict = plan.tiles.tiling, plan.parameters.verdict
-    writer = _writer(plan, record, resumed=False)
+    tiling, (output, *maps) = plan.tiles.tiling, plan.outputs
+    writer = _writer(plan, record, output, resumed=False)
     with going_on(writer, "tile"):
         with record.timed("measure"):
             tasks = _prepared(plan, writer.done, engine)
@@ -59,9 +59,9 @@ def run_network_tiles(
         if plan.parameters.fall_back:
             tasks = {p: replace(task, share=judged[p].share) for p, task in tasks.items()}
         lost = make_tiles(tiling, tasks, writer, engine, record, on_event, computing="restore")
-        if verdict is not None:
+        for path in maps:
             # made of what the list holds, and whole before the image is: neither looks finished alone
-            with _writer(plan, record, resumed=len(writer.done) > 0, path=verdict) as mapped:
+            with _writer(plan, record, path, resumed=len(writer.done) > 0) as mapped:
                 make_map(tiling, judged, mapped, engine, record)
     for p, count in lost.items():
         on_event(Warned(
@@ -76,20 +76,17 @@ def run_network_tiles(
             for p, task in tasks.items()
         ],
     }  # fmt: skip
-    for path in (plan.output, verdict):
-        if path is not None:
-            on_event(FileDone(path, write_record(record, path)))
+    for path in plan.outputs:
+        on_event(FileDone(path, write_record(record, path)))
 
 
-def _writer(
-    plan: RestorePlan, record: RunRecord, *, resumed: bool, path: Path | None = None
-) -> ResumableZarr:
+def _writer(plan: RestorePlan, record: RunRecord, path: Path, *, resumed: bool) -> ResumableZarr:
     assert plan.tiles is not None
     asked, tiling = plan.parameters, plan.tiles.tiling
     decides = deciding(asked, WITHOUT_EFFECT)
     head = {**decides, **head_of(record, tiling, plan.device), "step": tiling.step}
     return ResumableZarr(
-        path or plan.output, plan.image, head=head, resume=asked.resume,
+        path, plan.image, head=head, resume=asked.resume,
         shard_chunks=plan.tiles.shard_chunks, attributes={"command": "restore", "config": decides},
         overwrite=asked.overwrite or resumed,
     )  # fmt: skip
