@@ -21,7 +21,8 @@ FORMAT = "pellucid model 3"
 
 def check_model_path(folder: Path, overwrite: bool) -> None:
     """Raise OutputError unless a model can be written there; only a model is replaced."""
-    check_output_path(folder, overwrite, kind="a model", marks=(CARD, WEIGHTS))
+    word = "say overwrite: true in the recipe"
+    check_output_path(folder, overwrite, kind="a model", marks=(CARD, WEIGHTS), word=word)
 
 
 def write_model(
