@@ -268,3 +268,13 @@ def test_model_files_refuse_what_is_not_a_model(tmp_path):
 def test_light_sheet_inputs_have_the_object_s_grid():
     blur = Blur(torch.from_numpy(LIGHT_SHEET.astype(np.float32)), (12, 20, 20))
     assert inputs_of(simulate((blur,), "nuclei", 1).problem).shape == (3, *blur.domain_shape)
+
+
+@pytest.mark.parametrize("header", [640, 896, 1152, 1408])
+def test_weights_whose_header_is_as_long_as_a_pickle_begins_are_no_pickle(tmp_path, header):
+    path, tensors = tmp_path / "weights", {"a": torch.ones(2)}
+    write_tensors(path, tensors, {"note": ""})
+    spare = header - int.from_bytes(path.read_bytes()[:8], "little")
+    write_tensors(path, tensors, {"note": "x" * spare})
+    assert path.read_bytes()[:2] == header.to_bytes(2, "little")
+    assert read_tensors(path)[1]["note"] == "x" * spare

@@ -30,7 +30,7 @@ def trained(folder):
     made = pellucid.train(recipe, on_look=lambda step, error: looks.append((step, error)))
     assert [step for step, _ in looks] == [1, 2]
     assert made.card["metrics"]["held_out_nrmse"] <= min(error for _, error in looks)
-    with pytest.raises(OutputError, match="exists already"):
+    with pytest.raises(OutputError, match=r"exists already.*overwrite: true in the recipe"):
         pellucid.train(recipe)
     with pytest.raises(ParameterError, match="Did you mean 'steps'"):
         pellucid.train({**recipe, "stepps": 3})

@@ -1,5 +1,7 @@
 """Tiles partition the volume, and restoring by tiles is restoring the whole."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -54,6 +56,16 @@ def test_a_plan_fits_and_is_aligned(budget):
         assert bytes_of(read) <= tiling.peak_bytes
         assert all(c.start % a == 0 for c, a in zip(tile.core, (32, 64, 64), strict=True))
     assert budget < 10_000 or len(tiling) == 1
+
+
+def test_two_cores_have_one_neighbour_each_and_fit_where_that_does():
+    shape, halo = (64, 256, 256), (52, 79, 79)
+    asked = {"halo": halo, "reach": (9, 9, 9), "align": (64, 128, 128), "peak_bytes": math.prod}
+    tiling = plan(shape, budget_bytes=64 * 207 * 207, **asked)
+    assert tiling.counts == (1, 2, 2)
+    assert max(math.prod(p.stop - p.start for p in tile.read) for tile in tiling) == tiling.peak_bytes
+    with pytest.raises(PlanError):
+        plan(shape, budget_bytes=64 * 207 * 207 - 1, **asked)
 
 
 def test_a_plan_that_cannot_fit_says_what_it_needs():

@@ -164,8 +164,8 @@ def _core_sizes(size: int, align: int) -> list[int]:
 
 
 def _largest_read(shape: Shape, core: Shape, halo: Shape, step: Shape) -> Shape:
-    z, y, x = (
-        min(n, c if c >= n else c + 2 * h + 2 * (s - 1))
+    z, y, x = (  # a core has no more neighbours than there are
+        min(n, c + min(-(-n // c) - 1, 2) * (h + s - 1))
         for n, c, h, s in zip(shape, core, halo, step, strict=True)
     )
     return z, y, x

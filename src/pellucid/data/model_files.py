@@ -21,7 +21,8 @@ FORMAT = "pellucid model 3"
 
 def check_model_path(folder: Path, overwrite: bool) -> None:
     """Raise OutputError unless a model can be written there; only a model is replaced."""
-    check_output_path(folder, overwrite, kind="a model", marks=(CARD, WEIGHTS))
+    word = "say overwrite: true in the recipe"
+    check_output_path(folder, overwrite, kind="a model", marks=(CARD, WEIGHTS), word=word)
 
 
 def write_model(
@@ -95,4 +96,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 def _is_pickle(path: Path) -> bool:
     # torch.save writes a zip archive around a pickle.
     with path.open("rb") as file:
-        return file.read(2) in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
+        begin = file.read(9)
+    # safetensors begins with the length of its header, which may read like the first bytes of a pickle
+    marks = (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
+    return begin.startswith(marks) and begin[8:] != b"{"

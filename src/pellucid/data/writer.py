@@ -215,18 +215,20 @@ def plain_errors(path: Path) -> Iterator[None]:
 
 
 def check_output_path(
-    path: Path, overwrite: bool, *, kind: str = "an OME-Zarr", marks: tuple[str, ...] = ZARR_MARKS
-) -> None:
+    path: Path, overwrite: bool, *, kind: str = "an OME-Zarr", marks: tuple[str, ...] = ZARR_MARKS,
+    word: str = "overwrite=True",
+) -> None:  # fmt: skip
     """Raise OutputError unless `path` can be made anew (or replaced, with `overwrite`).
 
     Parameters
     ----------
     kind, marks : what a folder is that may be replaced, and files of which it then holds one
+    word : what asks for `overwrite`, in the words of a refusal
     """
     if not path.parent.is_dir():
         raise OutputError(f"{path}: the folder {path.parent} does not exist. Create it first.")
     if path.exists() and not overwrite:
-        raise OutputError(f"{path}: exists already. Choose another name, or overwrite=True.")
+        raise OutputError(f"{path}: exists already. Choose another name, or {word}.")
     for folder in (path, path.with_name(path.name + ".partial")):
         # Overwriting deletes, so it deletes only what was made here: never a folder of other things.
         is_known = any((folder / mark).is_file() for mark in marks)

@@ -114,7 +114,6 @@ class Views:
         assert problem.window is not None
         return Microscope(tuple(o.operator for o in problem.observations), problem.window)
 
-
     def _box_um(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """The box (z, y, x), um of the object, of the views' fields; one point where nothing varies."""
         corners = [np.zeros((0, 3))]

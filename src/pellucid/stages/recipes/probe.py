@@ -38,6 +38,7 @@ from pellucid.stages.deconvolution.tiling_run import VolumeTask
 from pellucid.stages.deskewing.deskewing import DeskewPlan
 from pellucid.stages.measuring import MeasurePlan
 from pellucid.stages.networks.plan import RestorePlan
+from pellucid.stages.networks.restoring import answer_of
 from pellucid.stages.networks.training import photon_problem
 from pellucid.stages.pieces.tile_plan import tile_peak_bytes
 from pellucid.stages.pieces.volume_statistics import LazyVolume, combined, core_statistics, sampled
@@ -296,10 +297,11 @@ def _restore(plan: RestorePlan, piece: Volume | None) -> Probed:
         piece, _ = piece_of(plan.recording, plan.times[0], plan.channels[0])
     image = torch.from_numpy(np.ascontiguousarray(piece, np.float32)).to(plan.device)
     (problem, gain), spent = _timed(lambda: photon_problem(image, plan.psf))
-    answer, more = _timed(lambda: plan.restorer(problem))
+    asks = {"fall_back": plan.parameters.fall_back, "verdict": plan.parameters.verdict is not None}
+    (answer, *_), more = _timed(lambda: answer_of(problem, plan.restorer, plan.card, **asks))
     again = 1.0 if plan.tiles is None else 1.0 + plan.tiles.tiling.halo_share
     share = again * math.prod(plan.shape) / piece.size
-    return Probed((spent + more) * share, answer.image.mul(gain).cpu().numpy())
+    return Probed((spent + more) * share, answer.mul(gain).numpy())
 
 
 def _measure(plan: MeasurePlan, piece: Volume | None) -> Probed:
