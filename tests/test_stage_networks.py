@@ -139,6 +139,18 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(folder, tmp_pat
     assert "the model is for" in capsys.readouterr().err
     assert main([*asked, "--modality", "confocal"]) == 1
     assert "a model for unknown, asked for confocal" in capsys.readouterr().err
+    plane = tmp_path / "plane.tif"
+    pellucid.write(plane, pellucid.open(folder / "raw.tif").read()[5], voxel_um=(1, 0.5, 0.5))
+    flat = ["restore", str(plane), "--model", str(folder / "model"), "-o", str(out), "--dry-run"]
+    assert main([*flat, "--voxel-um", ",".join(map(str, VOXEL))]) == 1
+    assert "model: a model for volumes, and plane.tif holds one plane" in capsys.readouterr().err
+    dark = tmp_path / "dark.tif"
+    pellucid.write(dark, np.zeros((12, 32, 32), np.uint16), voxel_um=VOXEL)
+    asked_dark = ["restore", str(dark), "--model", str(folder / "model"), "-o", str(tmp_path / "d.tif")]
+    assert main([*asked_dark, "--verdict", str(tmp_path / "map.tif"), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)["volumes"][0]
+    assert told["believable"] == 1
+    assert told["doubtful_regions"] == 0
     assert not out.exists()
     assert main(["train", str(recipe(folder))]) == 1
     assert "exists" in capsys.readouterr().err

@@ -51,7 +51,7 @@ def restored_lines(stats: Mapping[str, Any], names: Sequence[str], seconds: floa
         if "network_share" in said:
             parts.append(f"{said['network_share']:.0%} of what the network adds is kept")
         if "believable" in said:
-            parts.append(f"{said['believable']:.1%} believable")
+            parts.append(f"{said['believable']:.1%} of the network's own answer believable")
             parts.append(f"{counted(said['doubtful_regions'], 'region')} not to be believed")
         lines.append(f"{name}: {', '.join(parts)}")
     done = counted(sum("failed" not in said for said in stats["volumes"]), "volume")

@@ -79,6 +79,12 @@ def plan_restoring(parameters: RestoreParameters) -> RestorePlan:
     place = workplace_of(parameters)
     recording = open_recording(parameters.input, voxel_um=parameters.voxel_um)
     check_spacing(recording.require_voxel_um(), card["voxel_um"], recording.path.name)
+    if (recording.shape[2] > 1) != network.weights.architecture.volumetric:
+        kinds = ("volumes", "one plane") if recording.shape[2] == 1 else ("one plane", "volumes")
+        raise InputError(
+            f"{parameters.model.name}: a model for {kinds[0]}, and {recording.path.name} holds {kinds[1]}. "
+            "Use a model for these."
+        )
     times = chosen(parameters.time, recording.shape[0], "time", recording)
     channels = chosen(parameters.channel, recording.shape[1], "channel", recording)
     plan = RestorePlan(

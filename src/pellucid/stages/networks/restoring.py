@@ -137,7 +137,8 @@ def _restored(
         on_event(Warned(sentence))
     if screened.is_empty:
         dark = np.zeros(volume.shape, np.float32)
-        return [dark, dark + 1][: 1 + asks], {"iterations": 0, "warnings": screened.warnings}
+        sure = {"believable": 1.0, "doubtful_regions": 0} if asks else {}
+        return [dark, dark + 1][: 1 + asks], {"iterations": 0, "warnings": screened.warnings, **sure}
     image, judged, stats = answered(
         counts, plan.restorer, plan.psf, plan.card, fall_back=plan.parameters.fall_back, verdict=asks,
         device=plan.device,

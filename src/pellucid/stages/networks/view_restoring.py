@@ -221,7 +221,8 @@ def views_answered(
     """
     if all(float(np.ptp(view.image)) == 0 for view in views):
         judged = torch.ones(world.shape) if verdict else None
-        return torch.zeros(world.shape), judged, {"iterations": 0}
+        sure = {"believable": 1.0, "doubtful_regions": 0} if verdict else {}
+        return torch.zeros(world.shape), judged, {"iterations": 0, **sure}
     problem, seen, gain = joint_views(views, world, device)
     image, judged, stats = answer_of(problem, restorer, card, fall_back=fall_back, verdict=verdict)
     return image.mul_(gain).mul_(seen.cpu()), judged, stats
