@@ -36,7 +36,7 @@ from pellucid.networks.model import Architecture, RestorationNet, count_paramete
 from pellucid.networks.polish import Polished
 from pellucid.networks.restorer import Network
 from pellucid.networks.structures import Example, simulate
-from pellucid.networks.training import Pair, pair_of, relative_error, window_of
+from pellucid.networks.training import Pair, pair_of, relative_error
 
 SHAPE, PATCH = (1, 96, 96), (1, 48, 48)
 """Voxels of a recording and of a training patch; one plane, so that 45 trainings take minutes."""
@@ -242,7 +242,7 @@ def test(estimate: Callable[[Problem], Tensor], structure: str, seed: int) -> Fi
     rows = []
     for i in range(TESTS):
         example = recorded(structure, seed, "test", i)
-        window = window_of(example.problem)
+        window = example.problem.part
         answer, truth = estimate(example.problem)[window].numpy(), example.truth[window].numpy()
         reference = classical(structure, seed, i)[window].numpy()
         rows.append(

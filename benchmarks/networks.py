@@ -41,7 +41,6 @@ from pellucid.networks.training import (
     SimulatedPairs,
     Trainer,
     held_out_pairs,
-    window_of,
 )
 from pellucid.networks.trust import (
     WRONG,
@@ -191,7 +190,7 @@ FIRST = (5000, 37000)
 
 def figures(x: Tensor, example: Example) -> list[float]:
     """PSNR, NCC, wrong regions, false and missing structure of an answer on the object's grid."""
-    window = window_of(example.problem)
+    window = example.problem.part
     image, truth = x[window].numpy(), example.truth[window].numpy()
     off = wrongness(image, truth, resolution_px(example.problem))
     wrong = float(off.exceeds(WRONG).mean())
@@ -250,7 +249,7 @@ def matrix(folder: Path, seeds: int, kinds: list[str]) -> None:
 
 def cured(net: Any, share: Share, problem: Problem) -> Tensor:
     """What `--fall-back` answers, on the object's grid."""
-    x, plain, window = net.estimate(problem), classical(problem), window_of(problem)
+    x, plain, window = net.estimate(problem), classical(problem), problem.part
     part = share.of(rehearsal(problem, plain).squares(net))
     x = x.clone()
     x[window] = fallen_back(x[window], plain[window], part)

@@ -45,7 +45,7 @@ def dual(planes_every=1):
     """Two arms, at nearly a right angle, blurred along their own axes."""
     spacing = (planes_every * UM, UM, UM)
     psf = gaussian((6 * UM, 2.5 * UM, 2.5 * UM), spacing, (13 // planes_every | 1, 7, 7))
-    return Views.of([psf, psf], [Affine.identity(), TURN], (UM, UM, UM))
+    return Views((psf, psf), (Affine.identity(), TURN), (UM, UM, UM))
 
 
 SHAPE = (24, 24, 24)

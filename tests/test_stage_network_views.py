@@ -105,6 +105,14 @@ def test_a_dry_run_says_what_would_become_of_the_views(folder, tmp_path, capsys)
     assert not list(tmp_path.iterdir())
 
 
+def test_an_output_that_cannot_be_is_refused_before_views_are_registered(folder, tmp_path, capsys):
+    assert restoring(folder, tmp_path / "sharp.png", "--dry-run") == 1
+    assert "the suffix chooses the format" in capsys.readouterr().err
+    twice = str(tmp_path / "sharp.tif")
+    assert restoring(folder, tmp_path / "sharp.tif", "--dry-run", "--verdict", twice) == 1
+    assert "the verdict would replace the image" in capsys.readouterr().err
+
+
 def test_views_are_registered_first_where_nothing_places_them(folder, tmp_path):
     out = tmp_path / "sharp.ome.zarr"
     assert restoring(folder, out, "--polish", "1") == 0

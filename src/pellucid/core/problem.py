@@ -103,14 +103,19 @@ class Problem:
         """Shape (z, y, x) of the object."""
         return self.observations[0].operator.domain_shape
 
+    @property
+    def part(self) -> Window:
+        """What of the object is asked for, as slices from its first voxel to its last."""
+        operator, wanted = self.observations[0].operator, self.window
+        if wanted is None and len(self.observations) == 1 and isinstance(operator, Windowed):
+            wanted = operator.window
+        ends = wanted or (slice(None),) * 3
+        z, y, x = (slice(*e.indices(n)[:2]) for e, n in zip(ends, self.shape, strict=True))
+        return z, y, x
+
     def windowed(self, x: Tensor) -> Tensor:
         """Return the part of the object that is asked for."""
-        operator = self.observations[0].operator
-        if self.window is not None:
-            return x[self.window]
-        if len(self.observations) == 1 and isinstance(operator, Windowed):
-            return x[operator.window]
-        return x
+        return x[self.part]
 
 
 @dataclass(frozen=True)

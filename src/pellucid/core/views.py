@@ -78,6 +78,11 @@ class View:
         return float(volume)
 
 
+def hollow(grid: Grid, world_to_view: Affine, psf: Psf | PsfField | None = None) -> View:
+    """Return a view without pixels, to speak of where it is."""
+    return View(np.broadcast_to(np.float32(0), grid.shape), grid, world_to_view, psf)
+
+
 def proposed_world(
     views: Sequence[View], *, cover: Literal["all", "overlap"] = "all", spacing_um: Any = None
 ) -> Grid:

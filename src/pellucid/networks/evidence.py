@@ -39,7 +39,6 @@ from pellucid.core.wrongness import (
 )
 from pellucid.networks.features import classical, recorded_part
 from pellucid.networks.polish import Estimator
-from pellucid.networks.training import window_of
 from pellucid.networks.view_sampling import object_psf
 
 FEATURES = ("error of a rehearsal", "disagreement with the classical solution")
@@ -166,7 +165,7 @@ def rehearsal(problem: Problem, plain: Tensor, seed: int = 1) -> Rehearsal:
 
 def fine_power(problem: Problem, x: Tensor, part: Window | None = None) -> Float64:
     """Return the mean square, region by region, of what is finer than the resolution in an object."""
-    values, coarse = seen_at(x[window_of(problem)], resolution_px(problem), part)
+    values, coarse = seen_at(problem.windowed(x), resolution_px(problem), part)
     return by_region((values - coarse) ** 2)
 
 
@@ -181,9 +180,10 @@ def squares_of(
     problem: Problem, answer: Tensor, plain: Tensor, truth: Tensor, part: Window | None = None
 ) -> Squares:
     """Return the errors of a network's answer and of the classical solution; all on the object's grid."""
-    seen, true = window_of(problem), truth[window_of(problem)]
-    box = part or tuple(slice(None) for _ in range(3))
-    off, other = ((v[seen][box] - true[box]).double().cpu().numpy() for v in (plain, answer))
+    true, box = problem.windowed(truth), part or (slice(None),) * 3
+    off, other = (
+        (problem.windowed(v)[box] - true[box]).double().cpu().numpy() for v in (plain, answer)
+    )
     return Squares(by_region(off**2), by_region(other**2), by_region(off * other))
 
 
@@ -195,8 +195,7 @@ def error_of(problem: Problem, x: Tensor, truth: Tensor) -> Float64:
 
 def moments_of(problem: Problem, x: Tensor, truth: Tensor, part: Window | None = None) -> Float64:
     """Return what `core.wrongness.errors` has to know of every region; both on the object's grid."""
-    window = window_of(problem)
-    return moments(x[window], truth[window], resolution_px(problem), part)
+    return moments(problem.windowed(x), problem.windowed(truth), resolution_px(problem), part)
 
 
 def recorded_again(problem: Problem, x: Tensor, seed: int) -> Problem:

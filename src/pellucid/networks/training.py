@@ -70,16 +70,7 @@ def pair_of(
             "Image and truth must have the same voxels."
         )
     estimate = None if before is None else before.estimate(problem)
-    return Pair(inputs_of(problem, estimate, start), whole, window_of(problem), positions_of(problem))
-
-
-def window_of(problem: Problem) -> Window:
-    """Return the part of the object that is asked for, as slices."""
-    index = torch.arange(math.prod(problem.shape)).reshape(problem.shape)
-    seen = problem.windowed(index)
-    first = np.unravel_index(int(seen.flatten()[0]), problem.shape)
-    z, y, x = (slice(int(a), int(a) + n) for a, n in zip(first, seen.shape, strict=True))
-    return z, y, x
+    return Pair(inputs_of(problem, estimate, start), whole, problem.part, positions_of(problem))
 
 
 @dataclass(frozen=True)

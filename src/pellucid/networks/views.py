@@ -19,7 +19,10 @@ from pellucid.core.operators import LinearOperator
 from pellucid.core.problem import Problem, Window
 from pellucid.core.psf import Psf
 from pellucid.core.psf_field import PsfField
-from pellucid.core.views import LitView, View, brightened, prepared, psfs_of
+from pellucid.core.views import LitView, View, brightened, hollow, prepared, psfs_of
+
+MOST_TURNED_DEG = 10.0
+"""Degrees by which views may stand otherwise than those that a network was trained on."""
 
 
 @dataclass(frozen=True)
@@ -28,10 +31,6 @@ class Microscope:
 
     operators: tuple[LinearOperator, ...]
     window: Window
-
-
-MOST_TURNED_DEG = 10.0
-"""Degrees by which views may stand otherwise than those that a network was trained on."""
 
 
 @dataclass(frozen=True)
@@ -50,23 +49,16 @@ class Views:
     spacing_um: Triple
 
     @classmethod
-    def of(
-        cls, psfs: Sequence[Psf | PsfField], transforms: Sequence[Affine], spacing_um: Triple
-    ) -> "Views":
-        """Return the views that `transforms` place in one world."""
-        return cls(tuple(psfs), tuple(transforms), spacing_um)
-
-    @classmethod
     def turned(
         cls, psfs: Sequence[Psf | PsfField], turns: Sequence[Affine], spacing_um: Triple
     ) -> "Views":
         """Return the views that are turned so, the middles of their fields on each other."""
         middles = [_middle_um(psf) for psf in psfs]
-        placed = [
+        placed = (
             Affine.from_linear(turn.linear, translation_um=middle - turn.linear @ middles[0])
             for turn, middle in zip(turns, middles, strict=True)
-        ]
-        return cls.of(psfs, placed, spacing_um)
+        )
+        return cls(tuple(psfs), tuple(placed), spacing_um)
 
     @property
     def varies(self) -> bool:
@@ -154,7 +146,7 @@ def unlit(grid: Grid, place: Affine, psf: Psf | PsfField, device: str = "cpu") -
     """Return a view, or a part of one, as bright as any other, without an image."""
     # a field counts from the first voxel of the whole view, which is where its frame begins
     whole = Grid(grid.shape, grid.spacing_um, frame=grid.frame)
-    dark = View(np.broadcast_to(np.float32(0), grid.shape), whole, place, psf)
+    dark = hollow(whole, place, psf)
     mean, field = psfs_of(dark)
     return LitView(
         torch.zeros(grid.shape, device=device), grid, place, mean, 1.0, 1.0, 0.0, dark.voxel_um3, 1.0,

@@ -34,7 +34,7 @@ from pellucid.stages.fusion.views import (
     placed_series,
     view_psfs,
 )
-from pellucid.stages.fusion.world import cropped, hollow, world_grid
+from pellucid.stages.fusion.world import cropped, hollow_views, world_grid
 from pellucid.stages.pieces.piece_choice import gib, workplace_of
 from pellucid.stages.registration.pair_registration import STARTS, check_stated
 from pellucid.stages.registration.registering import reference_channels
@@ -67,7 +67,7 @@ def plan_fusion(parameters: FuseParameters) -> FusePlan:
     reference_channels(parameters.reference, views[0].series.channels)
     given = given_transforms(parameters, views)
     over_time = _known_transforms(parameters, views, given)
-    proposed_world(hollow(views, over_time[0]), cover="overlap")
+    proposed_world(hollow_views(views, over_time[0]), cover="overlap")
     world = cropped(parameters, world_grid(parameters, views, over_time))
     known = view_psfs(parameters, views)
     fields = checked_fields(parameters, views, known)

@@ -10,7 +10,7 @@ from scipy.ndimage import gaussian_filter
 from pellucid.core.coverage import recorded
 from pellucid.core.geometry import Affine, Grid
 from pellucid.core.noise import estimate_background
-from pellucid.core.views import View, proposed_world
+from pellucid.core.views import View, hollow, proposed_world
 from pellucid.errors import InputError, ParameterError, PellucidError
 from pellucid.stages.fusion.parameters import FuseParameters
 from pellucid.stages.fusion.plan import FusePlan
@@ -35,7 +35,7 @@ def world_grid(
     over_time : the transforms of the views, at each time point
     """
     spacing = parameters.spacing_um or min(min(view.upright.spacing_um) for view in views)
-    places = [place for transforms in over_time for place in hollow(views, transforms)]
+    places = [place for transforms in over_time for place in hollow_views(views, transforms)]
     try:
         return proposed_world(places, cover=parameters.cover, spacing_um=spacing)
     except InputError:
@@ -47,11 +47,10 @@ def world_grid(
         ) from None
 
 
-def hollow(views: Sequence[PlacedSeries], transforms: Sequence[Affine]) -> list[View]:
+def hollow_views(views: Sequence[PlacedSeries], transforms: Sequence[Affine]) -> list[View]:
     """Views without pixels, to speak of where they are."""
-    empty = np.float32(0)
     return [
-        View(np.broadcast_to(empty, v.recorded.shape), v.recorded, v.to_recorded(transform))
+        hollow(v.recorded, v.to_recorded(transform))
         for v, transform in zip(views, transforms, strict=True)
     ]
 
@@ -91,7 +90,7 @@ def proposed_crop(
     known = sorted(over_time)
     few = np.linspace(0, len(known) - 1, min(len(known), CROP_TIMES)).round().astype(int)
     for t, c in ((known[i], c) for i in np.unique(few) for c in range(plan.shape[1])):
-        for view, seen in zip(plan.views, hollow(plan.views, over_time[t]), strict=True):
+        for view, seen in zip(plan.views, hollow_views(plan.views, over_time[t]), strict=True):
             try:
                 box = lit_box(view.read(t, c))
             except PellucidError:

@@ -26,7 +26,6 @@ from pellucid.networks.share import Share
 from pellucid.networks.trust import Trust, as_map
 from pellucid.stages.deconvolution.tiling_run import Float32, TileKey
 from pellucid.stages.networks.network_volume import NetworkVolume
-from pellucid.stages.networks.parameters import RestoreParameters
 from pellucid.stages.networks.plan import RestorePlan
 from pellucid.stages.pieces.pieces_run import make_pieces, run_pieces
 from pellucid.stages.pieces.tile_plan import box_shape
@@ -54,12 +53,13 @@ class Judgement:
     share: Float64 | None
     limit: float = 0.5
 
-    def statistics(self, asked: RestoreParameters) -> dict[str, Any]:
+    @property
+    def statistics(self) -> dict[str, Any]:
         """What is recorded of a volume."""
         said: dict[str, Any] = {}
-        if asked.fall_back and self.share is not None:
+        if self.share is not None:
             said |= {"network_share": float(self.share.mean())}
-        if asked.verdict is not None and self.believable is not None:
+        if self.believable is not None:
             said |= {"believable": float(self.believable.mean()), "limit": self.limit}
             said |= {"doubtful_regions": int((1 - self.believable > self.limit).sum())}
         return said
@@ -181,9 +181,9 @@ def _put(measured: Float64, tile: Tile, sums: str, tiling: Tiling) -> None:
 
 
 def _judged(card: dict[str, Any], task: JudgedTiles, measured: Float64, *, lit: bool) -> Judgement:
-    grid = measured.shape[1:]
     if not lit:  # what is dark is told rightly
-        return Judgement(np.ones(grid), np.ones(grid))
+        sure = np.ones(measured.shape[1:])
+        return Judgement(sure if task.verdict else None, sure if task.cure else None)
     believable, share, limit = None, None, 0.5
     if task.cure:
         plain, answer, product = measured[-SQUARES:]

@@ -30,13 +30,16 @@ def load_network(folder: Path) -> tuple[Network, Optics, dict[str, Any]]:
         raise InputError(f"{folder.name}: card and weights do not fit. Train the model anew.") from error
 
 
-def check_modality(card: dict[str, Any], asked: RestoreParameters) -> None:
-    """InputError where a model is of another modality than asked for."""
+def check_asked(card: dict[str, Any], asked: RestoreParameters) -> None:
+    """InputError where a model is of another modality than asked for, or lacks what is asked of it."""
     if asked.modality not in (None, card["modality"]):
         raise InputError(
             f"{asked.model.name}: a model for {card['modality']}, asked for {asked.modality}. Choose a "
             "model of that modality."
         )
+    check_card(
+        card, asked.model.name, fall_back=asked.fall_back, verdict=asked.verdict is not None
+    )
 
 
 def check_card(card: dict[str, Any], name: str, *, fall_back: bool, verdict: bool) -> None:

@@ -64,13 +64,20 @@ def _views(parameters: TrainParameters) -> Views:
         float(plane_distances_um(np.asarray(um), place).min())
         for um, place in zip(spacings, turns, strict=True)
     )
-    make = Views.turned if known is None else Views.of
-    return make(psfs, turns, (finest, finest, finest))
+    voxels = (finest, finest, finest)
+    if known is None:
+        return Views.turned(psfs, turns, voxels)
+    return Views(tuple(psfs), tuple(turns), voxels)
 
 
 def _psf(path: Path, parameters: TrainParameters) -> Psf | PsfField:
-    spacing = _spacing(path, parameters.voxel_um)
-    psf = read_psf_field(path) if is_field_file(path) else prepared_psf(path, spacing)
+    psf: Psf | PsfField
+    if is_field_file(path):
+        psf = read_psf_field(path)
+        _agreed(psf.spacing_um, parameters.voxel_um, path.name)
+    else:
+        own = open_recording(path).voxel_um
+        psf = prepared_psf(path, _agreed(own, parameters.voxel_um, path.name))
     return usable_psf(psf, parameters.shape)
 
 
@@ -92,7 +99,7 @@ def _placed(path: Path, spacings: Sequence[Triple]) -> list[Affine]:
     if not _is_ours(path):
         return [Affine.identity(), read_affine(path, spacings)]
     for (name, grid), own in zip(read_views(path), spacings, strict=True):
-        if not np.allclose(grid.spacing_um, own, rtol=0.02):
+        if differ(grid.spacing_um, own):
             raise InputError(
                 f"{path.name}: {name} has voxels of {grid.spacing_um} um, and its PSF of {own} um. Give a "
                 "PSF on the voxels of the view."
@@ -134,9 +141,9 @@ def optics_of(tensors: Mapping[str, Tensor], card: Mapping[str, Any]) -> Optics:
     """What a network is for, of its model's tensors and card; KeyError and the like where they lack it."""
     spacing = as_triple(card["voxel_um"], "voxel_um")
     if "views" in card:
-        psfs = [_psf_of(tensors, place, f"view{v}.") for v, place in enumerate(card["views"])]
-        transforms = [Affine.from_dict(place["world_to_view"]) for place in card["views"]]
-        return Views.of(psfs, transforms, spacing)
+        psfs = (_psf_of(tensors, place, f"view{v}.") for v, place in enumerate(card["views"]))
+        transforms = (Affine.from_dict(place["world_to_view"]) for place in card["views"])
+        return Views(tuple(psfs), tuple(transforms), spacing)
     return _psf_of(tensors, card)
 
 
@@ -152,21 +159,26 @@ def _psf_of(
 
 def check_spacing(own: Any, wanted: tuple[float, float, float], name: str) -> None:
     """Refuse voxels of another size; a file that is silent is taken as it is."""
-    if own is not None and any(abs(a / b - 1) > 0.02 for a, b in zip(own, wanted, strict=True)):
+    if own is not None and differ(own, wanted):
         raise InputError(
             f"{name}: voxels of {tuple(own)} um, the model is for {tuple(wanted)} um. Resample, or "
             "train a model for these voxels."
         )
 
 
-def _spacing(path: Path, stated: Triple | None) -> Triple:
-    own = read_psf_field(path).spacing_um if is_field_file(path) else open_recording(path).voxel_um
+def differ(own: Sequence[float], wanted: Sequence[float]) -> bool:
+    """Whether two voxel sizes are more than 2 % apart along any axis."""
+    return any(abs(a / b - 1) > 0.02 for a, b in zip(own, wanted, strict=True))
+
+
+def _agreed(own: Triple | None, stated: Triple | None, name: str) -> Triple:
+    """The voxels of a PSF, of what its file and the recipe say."""
     spacing = stated or own
     if spacing is None:
         raise ParameterError("voxel_um: neither the recipe nor the PSF states one. Give it.")
-    if own is not None and any(abs(a / b - 1) > 0.02 for a, b in zip(own, spacing, strict=True)):
+    if own is not None and differ(own, spacing):
         raise InputError(
-            f"{path.name}: voxels of {own} um, and the recipe's are {spacing} um. Give a "
+            f"{name}: voxels of {own} um, and the recipe's are {spacing} um. Give a "
             "PSF on the voxels of the images."
         )
     return spacing

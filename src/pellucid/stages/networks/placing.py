@@ -9,7 +9,7 @@ import numpy as np
 from pellucid.core.geometry import Affine, Grid
 from pellucid.core.registration import register
 from pellucid.core.transform_series import WORLD, SeriesRegistration
-from pellucid.core.views import View, proposed_world
+from pellucid.core.views import View, hollow, proposed_world
 from pellucid.errors import InputError
 from pellucid.networks.views import MOST_TURNED_DEG, Views
 from pellucid.stages.networks.optics import check_spacing, voxels_of
@@ -119,13 +119,12 @@ def shared_world(
     optics: Views, over_time: Sequence[Sequence[Affine]], views: Sequence[ViewSeries]
 ) -> Grid:
     """The voxels of the result: what all views show at all time points."""
-    empty = np.float32(0)
-    hollow = [
-        View(np.broadcast_to(empty, view.shape), view.grid, place)
+    empty = [
+        hollow(view.grid, place)
         for transforms in over_time
         for view, place in zip(views, transforms, strict=True)
     ]
-    return proposed_world(hollow, cover="overlap", spacing_um=optics.spacing_um)
+    return proposed_world(empty, cover="overlap", spacing_um=optics.spacing_um)
 
 
 def placed(arrays: Sequence[Any], optics: Views, device: str) -> list[View]:

@@ -1,19 +1,20 @@
 """The plan of a restoration by a model: all that is known before work starts."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pellucid.core.psf import Psf
 from pellucid.core.psf_field import PsfField
-from pellucid.data.output import create_output
+from pellucid.data.output import check_not_input, create_output
 from pellucid.data.plain_json import plain_json
 from pellucid.data.recording import Recording
 from pellucid.data.writer import (
     ImageDescription,
     ImageWriter,
 )
+from pellucid.errors import OutputError
 from pellucid.networks.polish import Polished
 from pellucid.networks.restorer import Network
 from pellucid.stages.networks.parameters import RestoreParameters
@@ -61,9 +62,23 @@ class NetworkPlan:
         return [self.output] if verdict is None else [self.output, verdict.expanduser()]
 
     @property
+    def written(self) -> list[Path]:
+        """All files that are made, but for records."""
+        return self.outputs
+
+    @property
     def is_judged(self) -> bool:
         """Whether evidence about the answer is wanted."""
         return self.parameters.fall_back or self.parameters.verdict is not None
+
+    def check_names(self, read: Iterable[Path]) -> None:
+        """OutputError where an output is one of the files that are `read`, or another output."""
+        for path in self.written:
+            check_not_input(path, read)
+        if len({path.resolve() for path in self.written}) < len(self.written):
+            raise OutputError(
+                f"{self.parameters.verdict}: the verdict would replace the image. Name another."
+            )
 
     def writers(self, image: ImageDescription) -> list[ImageWriter]:
         """The outputs that hold an `image` each, what is restored first, checked and not yet begun."""

@@ -12,18 +12,17 @@ from pellucid.core.fourier import Shape
 from pellucid.core.problem import Observation, Problem
 from pellucid.core.psf_field import PsfExpansion
 from pellucid.core.wrongness import REGION
-from pellucid.data.output import check_not_input
 from pellucid.data.recording import open_recording
 from pellucid.data.resumable_zarr import listed_core
 from pellucid.data.writer import (
     check_free_space,
     check_output_path,
 )
-from pellucid.errors import InputError, OutputError, ParameterError, PlanError
+from pellucid.errors import InputError, ParameterError, PlanError
 from pellucid.networks.polish import Polished
 from pellucid.networks.restorer import Network
 from pellucid.networks.views import Views
-from pellucid.stages.networks.loading import check_card, check_modality, load_network
+from pellucid.stages.networks.loading import check_asked, load_network
 from pellucid.stages.networks.optics import check_spacing
 from pellucid.stages.networks.parameters import RestoreParameters
 from pellucid.stages.networks.plan import RestorePlan
@@ -73,9 +72,7 @@ def plan_restoring(parameters: RestoreParameters) -> RestorePlan:
             + (" and transforms" if parameters.transforms is not None else "")
             + ". Fuse the views (`pellucid fuse`), or train a model for as many."
         )
-    check_modality(card, parameters)
-    asks = {"fall_back": parameters.fall_back, "verdict": parameters.verdict is not None}
-    check_card(card, parameters.model.name, **asks)
+    check_asked(card, parameters)
     place = workplace_of(parameters)
     recording = open_recording(parameters.input, voxel_um=parameters.voxel_um)
     check_spacing(recording.require_voxel_um(), card["voxel_um"], recording.path.name)
@@ -90,10 +87,7 @@ def plan_restoring(parameters: RestoreParameters) -> RestorePlan:
     plan = RestorePlan(
         parameters, network, card, place.device, 0, place.room_bytes, psf, recording, times, channels
     )
-    for path in plan.outputs:
-        check_not_input(path, (recording.path, *recording.files))
-    if len({path.resolve() for path in plan.outputs}) < len(plan.outputs):
-        raise OutputError(f"{parameters.verdict}: the verdict would replace the image. Name another.")
+    plan.check_names((recording.path, *recording.files))
     plan = _fitted(replace(plan, peak_bytes=_peak_bytes(plan)), place)
     if plan.tiles is None:
         plan.writers(plan.image)

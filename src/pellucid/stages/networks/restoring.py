@@ -22,6 +22,7 @@ from pellucid.networks.features import classical
 from pellucid.networks.polish import Polished
 from pellucid.networks.share import Share, fallen_back
 from pellucid.networks.trust import Trust, as_map
+from pellucid.stages.networks.judging import Judgement
 from pellucid.stages.networks.parameters import RestoreParameters
 from pellucid.stages.networks.plan import RestorePlan
 from pellucid.stages.networks.planning import plan_restoring
@@ -166,15 +167,14 @@ def answer_of(
     image, judged = problem.windowed(x).cpu(), None
     if verdict or fall_back:
         plain = classical(problem)
-        evidence = rehearsal(problem, plain)
+        evidence, said = rehearsal(problem, plain), Judgement(None, None)
         if fall_back:
             share = Share.from_dict(card["share"]).of(evidence.squares(restorer.network))
-            stats |= {"network_share": float(share.mean())}
-            image = fallen_back(image, problem.windowed(plain).cpu(), share)
+            image, said = fallen_back(image, problem.windowed(plain).cpu(), share), Judgement(None, share)
         if verdict:
             trust = Trust.from_dict(card["trust"])
             believed = trust.believable(evidence.logs(restorer.network, x))
-            stats |= {"believable": float(believed.mean()), "limit": trust.limit}
-            stats |= {"doubtful_regions": int(trust.doubted(believed).sum())}
+            said = Judgement(believed, said.share, trust.limit)
             judged = as_map(believed, image_shape(image))
+        stats |= said.statistics
     return image, judged, stats

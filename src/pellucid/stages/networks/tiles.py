@@ -72,7 +72,7 @@ def run_network_tiles(
         "device": describe_device(plan.device), "shape_tczyx": plan.shape,
         "peak_bytes_planned": tiling.peak_bytes, **tiles_json(plan.tiles),
         "volumes": [
-            _said(task) | (judged[p].statistics(plan.parameters) if p in judged else {})
+            _said(task) | (judged[p].statistics if p in judged else {})
             for p, task in tasks.items()
         ],
     }  # fmt: skip

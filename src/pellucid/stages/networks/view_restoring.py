@@ -14,15 +14,15 @@ from pellucid.core.fusion import joint_problem
 from pellucid.core.geometry import Grid
 from pellucid.core.transform_series import SeriesRegistration
 from pellucid.core.views import View
-from pellucid.data.output import check_not_input, stem
+from pellucid.data.output import stem
 from pellucid.data.record import RunRecord, fingerprint
 from pellucid.data.transform_file import write_transforms
 from pellucid.data.writer import ImageDescription, check_output_path
-from pellucid.errors import OutputError, ParameterError, PlanError
+from pellucid.errors import ParameterError, PlanError
 from pellucid.networks.polish import Polished
 from pellucid.networks.restorer import Network
 from pellucid.networks.views import Views, boxed, joint_views, unlit
-from pellucid.stages.networks.loading import check_card, check_modality, load_network
+from pellucid.stages.networks.loading import check_asked, load_network
 from pellucid.stages.networks.parameters import RestoreParameters
 from pellucid.stages.networks.placing import (
     check_views,
@@ -105,13 +105,15 @@ class ViewsPlan(NetworkPlan):
             **tiles_json(None),
         })  # fmt: skip
 
-    def side_outputs(self) -> list[Path]:
-        """What is written beside the image: what to believe, and transforms that were found here."""
-        asked = self.parameters
-        paths = [] if asked.verdict is None else [asked.verdict]
-        if self.given is None:
-            paths.append(self.output.with_name(f"{stem(self.output)}_transforms.json"))
-        return paths
+    @property
+    def transforms(self) -> Path:
+        """Where the transforms go that are found here."""
+        return self.output.with_name(f"{stem(self.output)}_transforms.json")
+
+    @property
+    def written(self) -> list[Path]:
+        """All files that are made, but for records."""
+        return self.outputs if self.given is not None else [*self.outputs, self.transforms]
 
 
 def plan_restoration(parameters: RestoreParameters) -> RestorePlan | ViewsPlan:
@@ -145,9 +147,7 @@ def plan_views(
             f"{parameters.model.name}: a model for {len(optics.psfs)} views, and tiles restore one. Leave "
             "out --tile, --cluster and --resume."
         )
-    check_modality(card, parameters)
-    asks = {"fall_back": parameters.fall_back, "verdict": parameters.verdict is not None}
-    check_card(card, parameters.model.name, **asks)
+    check_asked(card, parameters)
     views = open_views(
         (parameters.input, *parameters.views), voxel_um=parameters.voxel_um, time=parameters.time,
         channel=parameters.channel,
@@ -163,11 +163,10 @@ def plan_views(
     )
     plan = dataclasses.replace(plan, peak_bytes=_peak_bytes(plan, world))
     _check_memory(plan, plan.peak_bytes, world)
-    for path in (plan.output, *plan.side_outputs()):
-        check_not_input(path, plan.files)
-        check_output_path(path, parameters.overwrite)
-    if len({path.resolve() for path in (plan.output, *plan.side_outputs())}) <= len(plan.side_outputs()):
-        raise OutputError(f"{parameters.verdict}: the verdict would replace the image. Name another.")
+    plan.check_names(plan.files)
+    plan.writers(plan.image)
+    if given is None:
+        check_output_path(plan.transforms, parameters.overwrite)
     return plan
 
 
@@ -182,6 +181,7 @@ def run_views(plan: ViewsPlan, on_event: OnEvent = ignore) -> dict[str, Any]:
     over_time = places(plan.optics, plan.views, found)
     world = shared_world(plan.optics, over_time, plan.views)
     _check_memory(plan, _peak_bytes(plan, world), world)
+
     def restored(place: Place) -> tuple[list[Float32], dict[str, Any]]:
         return _answered(plan, world, place, found)
 
@@ -194,7 +194,7 @@ def run_views(plan: ViewsPlan, on_event: OnEvent = ignore) -> dict[str, Any]:
     record.statistics = {"world": world.to_dict()}
     if plan.given is None:
         grids, views = [view.grid for view in plan.views], [view.name for view in plan.views]
-        write_transforms(plan.side_outputs()[-1], found, grids, views, asked.plain())
+        write_transforms(plan.transforms, found, grids, views, asked.plain())
     finish(record, told, outs, on_event)
     return record.statistics
 
